@@ -1,0 +1,1 @@
+"""Runs the method on video: media, pipeline, command line."""

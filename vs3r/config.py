@@ -1,0 +1,142 @@
+"""Every setting, once: default, meaning, bounds. Command-line flags are derived from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vs3r.errors import InputError
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with its documentation and its bounds (both inclusive)."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+
+
+def check(config: Any) -> None:
+    """Raise InputError naming the first field of a config dataclass that is out of its bounds."""
+    for spec in fields(config):
+        value, meta = getattr(config, spec.name), spec.metadata
+        if value is None or "doc" not in meta:
+            continue
+        choices, low, high = meta["choices"], meta["low"], meta["high"]
+        if choices is not None and value not in choices:
+            raise InputError(f"{spec.name}: expected one of {', '.join(choices)}; got {value!r}")
+        # `not (a <= b)` also refuses NaN.
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            raise InputError(f"{spec.name}: expected {_interval(low, high)}; got {value}")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"a value from {low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else f"at most {high:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowConfig:
+    """Optical flow at analysis size."""
+
+    backend: str = option("dis", "optical flow method", choices=("dis",))
+    analysis_pixels: int = option(
+        480 * 270, "pixels of the small picture that analysis sees (480x270 for 16:9)", low=64 * 64, high=1920 * 1080
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructConfig:
+    """Camera path and depth."""
+
+    backend: str = option("flow-ba", "reconstruction method", choices=("flow-ba",))
+    hfov_deg: float | None = option(
+        None, "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated", low=5, high=160
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothConfig:
+    """The virtual camera path."""
+
+    smoothness: float = option(
+        0.5, "how steady the virtual camera is: 0 keeps the shake, 1 is nearly a tripod", low=0, high=1
+    )
+    lookahead_frames: int = option(
+        30, "frames that are read ahead before a frame is output; 0 is fully causal", low=0, high=600
+    )
+    min_own_share: float = option(
+        0.7,
+        "the part of every output picture that its own source frame must cover: the virtual camera is kept "
+        "as near to the real one as this asks",
+        low=0,
+        high=1,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderConfig:
+    """Rendering from the virtual camera."""
+
+    camera: str = option(
+        "pinhole",
+        "output camera: pinhole keeps the lens; wide, ultra-wide and tele change its focal length (x0.75, x0.5, x1.5); "
+        "fisheye (Kannala-Brandt), ucm (unified) and double-sphere bend it",
+        choices=("pinhole", "wide", "ultra-wide", "tele", "fisheye", "ucm", "double-sphere"),
+    )
+    fill_window_frames: int = option(
+        30, "how many frames to each side may fill what the frame itself does not see", low=0, high=300
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineConfig:
+    """Repair of what no frame saw."""
+
+    backend: str = option("fill", "how unseen pixels are repaired: fill (inpainting) or none", choices=("fill", "none"))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeConfig:
+    """The output file."""
+
+    codec: str = option(
+        "libx264", "video encoder", choices=("libx264", "libx265", "prores_ks", "dnxhd", "ffv1")
+    )
+    crf: int | None = option(None, "quality of libx264 and libx265, lower is better (18 when not given)", low=0, high=51)
+    preset: str | None = option(None, "speed preset of libx264 and libx265 (medium when not given)")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings of a run."""
+
+    flow: FlowConfig = FlowConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
+    smooth: SmoothConfig = SmoothConfig()
+    render: RenderConfig = RenderConfig()
+    refine: RefineConfig = RefineConfig()
+    encode: EncodeConfig = EncodeConfig()
