@@ -1,0 +1,24 @@
+"""Switches and limits that hold for every test."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-cuda", action="store_true", help="fail, instead of skip, tests that need a GPU without one"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The one place that decides whether a test marked needs_cuda runs."""
+    if item.get_closest_marker("needs_cuda") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if item.config.getoption("--require-cuda"):
+        pytest.fail("needs an NVIDIA GPU, and --require-cuda was given", pytrace=False)
+    pytest.skip("needs an NVIDIA GPU")
