@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -92,7 +94,7 @@ def test_stability_of_known_paths() -> None:
         for x, deg in zip(50 * (1 - np.cos(periods_x * phase)), 5 * np.sin(periods_turn * phase), strict=True):
             cos, sin = np.cos(np.radians(deg)), np.sin(np.radians(deg))
             path.append(np.array([[cos, -sin, x], [sin, cos, 0], [0, 0, 1]]))
-        steps = [np.linalg.inv(a) @ b for a, b in zip(path[:-1], path[1:], strict=True)]
+        steps = [np.linalg.inv(a) @ b for a, b in itertools.pairwise(path)]
         found = features.stability_score(steps)
         assert found is not None
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def measured(clip: list[Picture]) -> DoubleArray:
 def true_motion(path: DoubleArray) -> DoubleArray:
     centre = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2, 1])
     rows = []
-    for before, after in zip(path[:-1], path[1:], strict=True):
+    for before, after in itertools.pairwise(path):
         step = similarity(*after) @ np.linalg.inv(similarity(*before))
         shift = (step @ centre - centre)[:2] * REPORT
         rows.append([shift[0], shift[1], np.degrees(np.arctan2(step[1, 0], step[0, 0]))])

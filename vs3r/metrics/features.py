@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,6 +53,8 @@ class FeatureFinder:
 
     def find(self, grey: Picture) -> Features:
         """Features of a (H, W) grey picture; there may be none."""
+        # OpenCV's type stubs leave out that there may be none.
+        descriptors: Any
         keypoints, descriptors = self._sift.detectAndCompute(grey, None)
         if descriptors is None:
             return Features(points=np.zeros((0, 2), np.float32), descriptors=np.zeros((0, 128), np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -85,7 +86,8 @@ def find_corners(grey: Picture) -> DoubleArray:
         border = np.asarray(cv2.dilate(border, np.ones(_LK_WINDOW, dtype=np.uint8)), dtype=np.uint8)
         allowed[border > 0] = 0
     spacing = max(3.0, max(grey.shape) / 50)
-    corners = cv2.goodFeaturesToTrack(grey, _MAX_CORNERS, 0.003, spacing, mask=allowed, blockSize=5)
+    # OpenCV's type stubs leave out that there may be none.
+    corners: Any = cv2.goodFeaturesToTrack(grey, _MAX_CORNERS, 0.003, spacing, mask=allowed, blockSize=5)
     if corners is None:
         return np.zeros((0, 2))
     return np.asarray(corners, dtype=np.float64).reshape(-1, 2)
