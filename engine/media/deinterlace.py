@@ -1,0 +1,47 @@
+"""Interlaced pictures to progressive ones, one for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+from av.filter.graph import Graph
+from av.video.frame import VideoFrame
+
+
+class Deinterlacer:
+    """FFmpeg's bwdif: a picture goes in, a progressive one of the same time comes out one picture later.
+
+    Pictures that are not flagged as interlaced pass unchanged.
+    """
+
+    def __init__(self, first: VideoFrame, time_base: Fraction, threads: int) -> None:
+        """`first` gives size, format and colour; every picture pushed must agree with it."""
+        self._time_base = time_base
+        self._graph = Graph()
+        self._graph.threads = threads
+        source = self._graph.add(
+            "buffer",
+            f"video_size={first.width}x{first.height}:pix_fmt={first.format.name}"
+            f":time_base={time_base.numerator}/{time_base.denominator}:pixel_aspect=1/1"
+            f":colorspace={first.colorspace}:range={first.color_range}",
+        )
+        bwdif = self._graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+        self._graph.link_nodes(source, bwdif, self._graph.add("buffersink")).configure()
+
+    def push(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
+        """Give one picture (None: no more) and get those that are ready."""
+        self._graph.vpush(frame)
+        while True:
+            try:
+                ready = self._graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+            # The filter halves the time base.
+            scale = (ready.time_base or self._time_base) / self._time_base
+            if ready.pts is not None:
+                ready.pts = int(ready.pts * scale)
+            ready.duration = int(ready.duration * scale)
+            ready.time_base = self._time_base
+            yield ready

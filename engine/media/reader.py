@@ -1,0 +1,343 @@
+"""Decode a video file, one planar frame at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import av.logging
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from vs3r.engine.media.deinterlace import Deinterlacer
+from vs3r.engine.media.formats import Converter, picture_format, planar_name, planes_of
+from vs3r.engine.media.info import ColorTags, MediaInfo, display_matrix, hdr_metadata
+from vs3r.engine.media.timing import Timeline
+from vs3r.errors import MediaError
+from vs3r.types import Frame, PictureFormat
+
+_FULL_RANGE = 2
+_PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
+_BT2020 = 9
+_MAX_READ_ERRORS = 100
+_LOST_METADATA = {"DOVI_RPU_BUFFER": "Dolby Vision", "DYNAMIC_HDR_PLUS": "HDR10+", "DYNAMIC_HDR_VIVID": "HDR Vivid"}
+
+
+def open_input(path: Path) -> InputContainer:
+    """Open a local media file.
+
+    Only the file itself (and files that it names) is read, never the network: a playlist cannot make us fetch.
+
+    Raises:
+        MediaError: it is missing, not a regular file, unreadable, empty, or no media file.
+    """
+    try:
+        mode = os.stat(path)
+        if stat.S_ISDIR(mode.st_mode):
+            raise MediaError(f"expected a video file, got a folder: {path}")
+        if not stat.S_ISREG(mode.st_mode):
+            raise MediaError(f"expected a regular video file, got a device or pipe: {path}")
+        if mode.st_size == 0:
+            raise MediaError(f"expected a video file, got an empty one (0 bytes): {path}")
+        with open(path, "rb"):
+            pass
+        container = av.open(
+            # The prefix keeps names with a colon from being read as addresses.
+            f"file:{os.fspath(path)}",
+            "r",
+            container_options={"protocol_whitelist": "file"},
+            metadata_errors="surrogateescape",
+        )
+    except FileNotFoundError:
+        raise MediaError(f"input file not found: {path}; check the path") from None
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, OSError) and not isinstance(error, av.EOFError):
+            raise MediaError(f"cannot read {path}: {error.strerror}") from None
+        raise MediaError(
+            f"expected a video file, got one that is damaged, cut short or not a video: {path}; "
+            "check that it plays, or copy it again"
+        ) from None
+    except OSError as error:
+        raise MediaError(f"cannot read {path}: {error.strerror}") from None
+    # FFmpeg plays text files as terminal art.
+    if container.format.name == "tty":
+        container.close()
+        raise MediaError(f"expected a video file, got a text file: {path}")
+    return container
+
+
+def main_video(container: InputContainer, path: Path) -> VideoStream:
+    """The video stream to work on: FFmpeg's choice, cover art excluded.
+
+    Raises:
+        MediaError: there is none.
+    """
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
+        kinds = sorted({s.type for s in container.streams if s.type})
+        found = "only a cover picture" if container.streams.video else f"only {', '.join(kinds) or 'nothing'}"
+        raise MediaError(f"expected a file with a video stream, got {found}: {path}")
+    best = container.streams.best("video")
+    stream = next((s for s in videos if best is not None and s.index == best.index), videos[0])
+    if stream.codec_context is None:
+        raise MediaError(f"the video codec of {path} has no decoder here; convert the file to H.264 first")
+    return stream
+
+
+def probe(path: str | os.PathLike[str]) -> MediaInfo:
+    """What VideoReader would deliver; decodes the first frame only.
+
+    Raises:
+        MediaError: the file cannot be used.
+    """
+    with VideoReader(path, threads=1) as reader:
+        return reader.info
+
+
+class VideoReader:
+    """The frames of a file's video stream, in presentation order, once.
+
+    Frames come in the nearest planar format of the source, untouched when the source is planar. Interlaced pictures
+    are deinterlaced one for one. Damaged packets are skipped; pictures that change size or format mid-stream are
+    converted to the first one's. Times are the source's own, repaired as Timeline says. A frame's duration reaches
+    to the next frame; the last one's is what the file says, or else that of the frame before.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int = 2) -> None:
+        """Open the file and decode its first frame.
+
+        Args:
+            path: a local file.
+            threads: decoder threads, at least 1; 0 lets FFmpeg use every core.
+        Raises:
+            MediaError: the file cannot be used.
+        """
+        self._path = Path(path)
+        self._threads = threads
+        self._damaged = 0
+        self._problems: list[str] = []
+        self._converter = Converter()
+        self._container = open_input(self._path)
+        try:
+            self._stream = main_video(self._container, self._path)
+            self._pictures = self._decode()
+            first = next(self._pictures, None)
+            if first is None:
+                raise MediaError(f"expected a video with at least one frame, got none that decodes: {self._path}")
+            self.info = self._describe(first)
+            """What the file is."""
+        except BaseException:
+            self.close()
+            raise
+        self._first: VideoFrame | None = first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file; harmless when repeated."""
+        self._container.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """info.notes and what reading has met since; complete after the last frame."""
+        damaged = (f"{self._damaged} damaged packets could not be decoded and were skipped",) if self._damaged else ()
+        return self.info.notes + tuple(self._problems) + damaged
+
+    def __iter__(self) -> Iterator[Frame]:
+        info = self.info
+        nominal = round(1 / (info.average_rate * info.time_base)) if info.average_rate else 1
+        timeline = Timeline(info.time_base, nominal)
+        waiting: Frame | None = None
+        for picture in self._progressive():
+            # Without a presentation time, the decoding time is FFmpeg's own best guess.
+            time = picture.pts if picture.pts is not None else picture.dts
+            frame = Frame(
+                format=info.format,
+                planes=planes_of(picture, info.format),
+                pts=timeline.place(time, picture.duration),
+                time_base=info.time_base,
+                duration=picture.duration,
+                key_frame=picture.key_frame,
+            )
+            if waiting is not None:
+                nominal = frame.pts - waiting.pts
+                yield replace(waiting, duration=nominal)
+            waiting = frame
+        if waiting is not None:
+            yield waiting if waiting.duration > 0 else replace(waiting, duration=nominal)
+        if timeline.repaired:
+            self._problems.append(f"{timeline.repaired} missing or disordered frame times were repaired")
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        """Every picture that decodes, in presentation order."""
+        for stream in self._container.streams:
+            stream.discard = Discard.default if stream.index == self._stream.index else Discard.all
+        self._stream.codec_context.thread_count = self._threads
+        self._stream.codec_context.thread_type = "AUTO"
+        errors_in_a_row = 0
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                errors_in_a_row += 1
+                if errors_in_a_row > _MAX_READ_ERRORS:
+                    self._problems.append("the file cannot be read to its end: it is damaged or cut short")
+                    return
+                self._damaged += 1
+                packets = self._container.demux(self._stream)
+                continue
+            if packet is None:
+                return
+            errors_in_a_row = 0
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                self._damaged += 1
+
+    def _planar(self) -> Iterator[VideoFrame]:
+        """Pictures in info.format, size and layout."""
+        source = (self.info.source_pix_fmt, self.info.format.width, self.info.format.height)
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield self._convert(first, source)
+        for picture in self._pictures:
+            yield self._convert(picture, source)
+
+    def _convert(self, picture: VideoFrame, source: tuple[str, int, int]) -> VideoFrame:
+        came = (picture.format.name, picture.width, picture.height)
+        if came == source and planar_name(came[0]) in (came[0], came[0].replace("yuvj", "yuv")):
+            return picture
+        if came != source:
+            note = "the picture changes from {}x{} {} to {}x{} {}: scaled to the first".format(
+                *source[1:], source[0], *came[1:], came[0]
+            )
+            if note not in self._problems:
+                self._problems.append(note)
+        return self._converter.convert(picture, self.info.format)
+
+    def _progressive(self) -> Iterator[VideoFrame]:
+        deinterlacer: Deinterlacer | None = None
+        for picture in self._planar():
+            if deinterlacer is None and picture.interlaced_frame:
+                deinterlacer = Deinterlacer(picture, self.info.time_base, self._threads)
+                if not self.info.interlaced:
+                    self._problems.append(_INTERLACED_NOTE)
+            if deinterlacer is None:
+                yield picture
+            else:
+                yield from deinterlacer.push(picture)
+        if deinterlacer is not None:
+            yield from deinterlacer.push(None)
+
+    def _describe(self, first: VideoFrame) -> MediaInfo:
+        stream, container = self._stream, self._container
+        time_base = stream.time_base or first.time_base
+        assert time_base is not None
+        rate = stream.average_rate or stream.guessed_rate or None
+        duration_s = _duration_s(stream, container)
+        frames = stream.frames or (round(duration_s * rate) if duration_s and rate else None)
+        fmt = self._format(first)
+        interlaced = first.interlaced_frame or stream.codec_context.field_order not in _PROGRESSIVE
+        return MediaInfo(
+            path=self._path,
+            format=fmt,
+            source_pix_fmt=first.format.name,
+            codec=stream.codec_context.name,
+            stream_index=stream.index,
+            time_base=time_base,
+            average_rate=rate,
+            frames_estimate=frames,
+            duration_s=duration_s,
+            origin_s=_origin_s(container),
+            rotation_deg=-first.rotation % 360,
+            display_matrix=display_matrix(first),
+            color=_color_tags(container, stream, first, fmt),
+            hdr=hdr_metadata(first),
+            interlaced=interlaced,
+            notes=tuple(_source_notes(first, interlaced)),
+        )
+
+    def _format(self, first: VideoFrame) -> PictureFormat:
+        name = planar_name(first.format.name)
+        color_range = first.color_range or self._stream.codec_context.color_range
+        full = color_range == _FULL_RANGE or "yuvj" in first.format.name or name.startswith("gbr")
+        return picture_format(
+            name,
+            first.width,
+            first.height,
+            full_range=full,
+            sample_aspect=self._stream.sample_aspect_ratio or Fraction(1),
+        )
+
+
+_INTERLACED_NOTE = "the source is interlaced: deinterlaced (bwdif), one frame per frame"
+
+
+def _source_notes(first: VideoFrame, interlaced: bool) -> Iterator[str]:
+    if interlaced:
+        yield _INTERLACED_NOTE
+    kinds = {side.type.name for side in first.side_data}
+    for kind, name in _LOST_METADATA.items():
+        if kind in kinds:
+            yield f"the source's dynamic {name} metadata is dropped: it describes the pictures before stabilization"
+
+
+def _duration_s(stream: VideoStream, container: InputContainer) -> float | None:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _origin_s(container: InputContainer) -> Fraction:
+    # MPEG-TS and its kin count from anywhere; elsewhere a late start is meant.
+    if not container.format.flags & av.format.Flags.ts_discont.value or not container.start_time:
+        return Fraction(0)
+    return Fraction(container.start_time, av.time_base)
+
+
+def _color_tags(container: InputContainer, stream: VideoStream, first: VideoFrame, fmt: PictureFormat) -> ColorTags:
+    context = stream.codec_context
+    return ColorTags(
+        range=_FULL_RANGE if fmt.full_range else first.color_range or context.color_range,
+        primaries=first.color_primaries,
+        transfer=first.color_trc,
+        matrix=first.colorspace,
+        chroma_location=_chroma_location(container, stream, first) if fmt.chroma_shift == (1, 1) else None,
+    )
+
+
+def _chroma_location(container: InputContainer, stream: VideoStream, first: VideoFrame) -> str | None:
+    if stream.codec_context.name in ("mjpeg", "mpeg1video"):
+        return "center"
+    if _BT2020 not in (first.color_primaries, first.colorspace):
+        return None  # unset or "left", which is what an unset one means
+    # PyAV has no accessor; FFmpeg's verbose description of the stream names the location of BT.2020 material,
+    # where "topleft" is usual.
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.VERBOSE)
+    av.logging.set_libav_level(av.logging.VERBOSE)
+    try:
+        text: str = container.dumps_format()  # type: ignore[attr-defined]
+    finally:
+        av.logging.set_libav_level(av.logging.INFO)
+        av.logging.set_level(level)
+    line = re.search(rf"Stream #0:{stream.index}\b.*", text)
+    found = re.search(r"[,(] ?(topleft|top|bottomleft|bottom|center|left)[,)]", line.group()) if line else None
+    return found.group(1) if found else None

@@ -1,0 +1,207 @@
+"""Carry everything but the video from a source file to the output, packet by packet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import AttachmentStream, Discard, Disposition, Stream
+
+from vs3r.engine.media.info import MediaInfo
+from vs3r.engine.media.reader import open_input
+from vs3r.engine.media.timing import Timeline
+
+# Written by every muxer for itself; the source's would be wrong or doubled.
+_OWN_TAGS = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "rotate"}
+_COVER_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+
+
+@dataclass(slots=True, eq=False)
+class _Track:
+    """One copied stream."""
+
+    source: Stream
+    out: Stream
+    timeline: Timeline
+
+
+class Remuxer:
+    """The other streams of a source file, fed to an output as its video advances.
+
+    The source is read a second time, beside the decoder, and only as far as the video has come: memory does not grow
+    with the clip. A stream that the container cannot hold is left out with a note.
+    """
+
+    def __init__(self, info: MediaInfo, container_format: str) -> None:
+        """Decide what can be copied.
+
+        Args:
+            info: the source.
+            container_format: FFmpeg's name of the output's muxer.
+        Raises:
+            MediaError: the source cannot be opened again.
+        """
+        self._info = info
+        self._container_format = container_format
+        self.notes: list[str] = []
+        """What is left out, and why."""
+        self._source: InputContainer = open_input(info.path)
+        self._wanted = [s for s in self._source.streams if s.index != info.stream_index and self._keeps(s)]
+        self._tracks: dict[int, _Track] = {}
+        self._packets: Iterator[Packet[Stream]] = iter(())
+        self._next: Packet[Stream] | None = None
+
+    def close(self) -> None:
+        """Release the source; harmless when repeated."""
+        self._source.close()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The source's tags that describe the content."""
+        return _content_tags(self._source.metadata)
+
+    @property
+    def video_metadata(self) -> dict[str, str]:
+        """The tags of the source's video stream that describe the content."""
+        return _content_tags(self._source.streams[self._info.stream_index].metadata)
+
+    @property
+    def video_disposition(self) -> Disposition:
+        """The flags of the source's video stream."""
+        return self._source.streams[self._info.stream_index].disposition
+
+    def attach(self, out: OutputContainer) -> None:
+        """Add the streams, tags and chapters to an output whose video stream has been added already."""
+        out.metadata.update(self.metadata)
+        self._copy_chapters(out)
+        for stream in self._wanted:
+            if self._is_cover(stream) and self._container_format == "matroska":
+                self._attach_cover(out, stream)
+                continue
+            copy = _add_copy(out, stream)
+            if not isinstance(stream, AttachmentStream):
+                time_base = stream.time_base or Fraction(1, 1000)
+                self._tracks[stream.index] = _Track(stream, copy, Timeline(time_base, 1))
+        for stream in self._source.streams:
+            stream.discard = Discard.default if stream.index in self._tracks else Discard.all
+        if self._tracks:
+            self._packets = self._source.demux([track.source for track in self._tracks.values()])
+            self._advance()
+
+    def mux_until(self, time_s: Fraction | None, out: OutputContainer) -> None:
+        """Write the packets up to a time of the source's clock in seconds (None: all that are left).
+
+        Raises:
+            OSError: the output cannot be written.
+        """
+        while self._next is not None:
+            packet, track = self._next, self._tracks[self._next.stream_index]
+            time_base = packet.time_base
+            when = packet.dts if packet.dts is not None else packet.pts
+            if time_s is not None and when is not None and when * time_base > time_s:
+                return
+            self._mux(packet, track, when, out)
+            self._advance()
+
+    def _mux(self, packet: Packet[Stream], track: _Track, when: int | None, out: OutputContainer) -> None:
+        shift = round(self._info.origin_s / packet.time_base)
+        # Decoding times must grow; the presentation time keeps its distance from them.
+        dts = track.timeline.place(when, packet.duration or 0)
+        if packet.pts is not None and when is not None:
+            packet.pts += dts - when - shift
+        else:
+            packet.pts = dts - shift
+        packet.dts = dts - shift
+        packet.stream = track.out
+        try:
+            out.mux_one(packet)
+        except (av.ArgumentError, av.InvalidDataError):
+            # The muxer refuses this packet, not the file: a broken sound packet must not cost the picture.
+            note = f"{_name(track.source)}: damaged packets were left out"
+            if note not in self.notes:
+                self.notes.append(note)
+
+    def _advance(self) -> None:
+        try:
+            self._next = next((p for p in self._packets if p.size > 0), None)
+        except av.FFmpegError:
+            self._next = None
+            self.notes.append("the other streams (sound, subtitles) end early: the source is damaged there")
+
+    def _keeps(self, stream: Stream) -> bool:
+        """Whether the container holds this stream; notes it otherwise."""
+        if stream.type == "data" and (stream.discard == Discard.all or "timecode" in stream.metadata):
+            return False  # a chapter or time code track: both are written from their metadata
+        if self._is_cover(stream) and self._container_format == "matroska":
+            name = stream.codec_context.name if stream.codec_context else ""
+            kept = name in _COVER_NAMES
+        else:
+            kept = self._muxer_takes(stream)
+        if not kept:
+            self.notes.append(f"{_name(stream)} is left out: the {self._container_format} container cannot hold it")
+        return kept
+
+    def _muxer_takes(self, stream: Stream) -> bool:
+        """Ask the muxer itself, with a header written to memory."""
+        trial = av.open(io.BytesIO(), "w", format=self._container_format)
+        try:
+            _add_copy(trial, stream)
+            trial.start_encoding()
+        except (ValueError, av.FFmpegError):
+            return False
+        finally:
+            # A trailer without any packet may fail; nobody reads it.
+            with contextlib.suppress(ValueError, av.FFmpegError):
+                trial.close()
+        return True
+
+    @staticmethod
+    def _is_cover(stream: Stream) -> bool:
+        return bool(stream.disposition & Disposition.attached_pic)
+
+    def _attach_cover(self, out: OutputContainer, stream: Stream) -> None:
+        # Matroska keeps pictures as attachments in its header, so the one packet is needed at once.
+        with contextlib.closing(open_input(self._info.path)) as source:
+            packet = next((p for p in source.demux(source.streams[stream.index]) if p.size > 0), None)
+            if packet is not None:
+                name, mime = _COVER_NAMES[stream.codec_context.name]
+                out.add_attachment(stream.metadata.get("filename", name), mime, bytes(packet))
+
+    def _copy_chapters(self, out: OutputContainer) -> None:
+        chapters = self._source.chapters()
+        for chapter in chapters:
+            if chapter["time_base"] and self._info.origin_s:
+                shift = round(self._info.origin_s / chapter["time_base"])
+                chapter["start"] -= shift
+                chapter["end"] -= shift
+        out.set_chapters(chapters)
+
+
+def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
+    copy = out.add_stream_from_template(stream, opaque=True)
+    copy.metadata.clear()
+    copy.metadata.update(_content_tags(stream.metadata))
+    copy.disposition = stream.disposition
+    return copy
+
+
+def _content_tags(tags: dict[str, str]) -> dict[str, str]:
+    # Matroska's statistics tags (BPS, NUMBER_OF_FRAMES, DURATION, ...) describe the old encoding.
+    return {
+        key: value
+        for key, value in tags.items()
+        if key.lower() not in _OWN_TAGS and not key.startswith(("_STATISTICS", "BPS", "NUMBER_OF_", "DURATION"))
+    }
+
+
+def _name(stream: Stream) -> str:
+    codec = stream.codec_context.name if stream.codec_context is not None else stream.name
+    language = f", {stream.language}" if stream.language else ""
+    return f"{stream.type or 'unknown'} stream {stream.index} ({codec or 'unknown codec'}{language})"
