@@ -110,8 +110,8 @@ def frame_of(planes: tuple[Plane, ...], fmt: PictureFormat) -> VideoFrame:
 def _view(frame: VideoFrame, index: int, fmt: PictureFormat) -> Plane:
     """A plane's memory, top row first, padding on the right included."""
     plane = frame.planes[index]
-    dtype = np.dtype(np.uint8 if fmt.bit_depth <= 8 else np.uint16)
-    view = np.frombuffer(plane, dtype).reshape(plane.height, abs(plane.line_size) // dtype.itemsize)
+    dtype = np.uint8 if fmt.bit_depth <= 8 else np.uint16
+    view: Plane = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)
     return view[::-1] if plane.line_size < 0 else view
 
 

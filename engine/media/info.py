@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
+from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 
 from vs3r.types import PictureFormat
@@ -76,10 +79,16 @@ class MediaInfo:
     """One-line remarks worth telling the user."""
 
 
+def side_data(frame: VideoFrame) -> dict[str, bytes]:
+    """A decoded frame's side data: FFmpeg's structures by PyAV's names of their kinds."""
+    # PyAV's stub declares a dict of known keys; what it gives is a sequence of buffers.
+    return {side.type.name: bytes(side) for side in cast("Iterable[SideData]", frame.side_data)}
+
+
 def hdr_metadata(frame: VideoFrame) -> HdrMetadata | None:
     """Static HDR metadata of a decoded frame, None when it carries none."""
     mastering = content = None
-    kinds = {side.type.name: bytes(side) for side in frame.side_data}
+    kinds = side_data(frame)
     if (raw := kinds.get("MASTERING_DISPLAY_METADATA")) is not None and len(raw) >= 88:
         mastering = _mastering_display(raw)
     if (raw := kinds.get("CONTENT_LIGHT_LEVEL")) is not None and len(raw) >= 8:
@@ -103,8 +112,8 @@ def _mastering_display(raw: bytes) -> str | None:
 
 def display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
     """The 9 numbers of a decoded frame's display matrix, None when it has none or the identity."""
-    for side in frame.side_data:
-        if side.type.name == "DISPLAYMATRIX":
-            matrix = struct.unpack_from("=9i", bytes(side))
-            return None if matrix == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30) else matrix
-    return None
+    raw = side_data(frame).get("DISPLAYMATRIX")
+    if raw is None or len(raw) < 36:
+        return None
+    matrix = struct.unpack_from("=9i", raw)
+    return None if matrix == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30) else matrix

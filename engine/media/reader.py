@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import av
 import av.logging
+from av.container import Flags as ContainerFlags
 from av.container import InputContainer
+from av.format import Flags as FormatFlags
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vs3r.engine.media.deinterlace import Deinterlacer
 from vs3r.engine.media.formats import Converter, picture_format, planar_name, planes_of
-from vs3r.engine.media.info import ColorTags, MediaInfo, display_matrix, hdr_metadata
+from vs3r.engine.media.info import ColorTags, MediaInfo, display_matrix, hdr_metadata, side_data
 from vs3r.engine.media.timing import Timeline
 from vs3r.errors import MediaError
 from vs3r.types import Frame, PictureFormat
@@ -69,6 +72,8 @@ def open_input(path: Path) -> InputContainer:
         ) from None
     except OSError as error:
         raise MediaError(f"cannot read {path}: {error.strerror}") from None
+    # FFmpeg's guesses at missing times are wrong where B-frames refer to each other; VideoReader makes its own.
+    container.flags &= ~cast("int", ContainerFlags.gen_pts.value)
     # FFmpeg plays text files as terminal art.
     if container.format.name == "tty":
         container.close()
@@ -165,12 +170,10 @@ class VideoReader:
         timeline = Timeline(info.time_base, nominal)
         waiting: Frame | None = None
         for picture in self._progressive():
-            # Without a presentation time, the decoding time is FFmpeg's own best guess.
-            time = picture.pts if picture.pts is not None else picture.dts
             frame = Frame(
                 format=info.format,
                 planes=planes_of(picture, info.format),
-                pts=timeline.place(time, picture.duration),
+                pts=timeline.place(picture.pts, picture.duration),
                 time_base=info.time_base,
                 duration=picture.duration,
                 key_frame=picture.key_frame,
@@ -185,11 +188,17 @@ class VideoReader:
             self._problems.append(f"{timeline.repaired} missing or disordered frame times were repaired")
 
     def _decode(self) -> Iterator[VideoFrame]:
-        """Every picture that decodes, in presentation order."""
+        """Every picture that decodes, in presentation order.
+
+        A file without presentation times (AVI; its first packet tells) has decoding times only. Those are the same
+        set of times in another order, so the pictures, which come sorted, take them in turn.
+        """
         for stream in self._container.streams:
             stream.discard = Discard.default if stream.index == self._stream.index else Discard.all
         self._stream.codec_context.thread_count = self._threads
         self._stream.codec_context.thread_type = "AUTO"
+        times: deque[int] | None = None
+        first = True
         errors_in_a_row = 0
         packets = self._container.demux(self._stream)
         while True:
@@ -206,10 +215,22 @@ class VideoReader:
             if packet is None:
                 return
             errors_in_a_row = 0
+            if packet.dts is not None and packet.size == 0:
+                continue  # "the last picture stays" in AVI; to the decoder it would mean the end
+            if first and packet.pts is None and packet.dts is not None:
+                times = deque()
+            first = False
+            if times is not None and packet.dts is not None:
+                times.append(packet.dts)
             try:
-                yield from packet.decode()
+                pictures = packet.decode()
             except av.FFmpegError:
                 self._damaged += 1
+                continue
+            for picture in pictures:
+                if times:
+                    picture.pts = times.popleft()
+                yield picture
 
     def _planar(self) -> Iterator[VideoFrame]:
         """Pictures in info.format, size and layout."""
@@ -293,7 +314,7 @@ _INTERLACED_NOTE = "the source is interlaced: deinterlaced (bwdif), one frame pe
 def _source_notes(first: VideoFrame, interlaced: bool) -> Iterator[str]:
     if interlaced:
         yield _INTERLACED_NOTE
-    kinds = {side.type.name for side in first.side_data}
+    kinds = side_data(first)
     for kind, name in _LOST_METADATA.items():
         if kind in kinds:
             yield f"the source's dynamic {name} metadata is dropped: it describes the pictures before stabilization"
@@ -307,7 +328,7 @@ def _duration_s(stream: VideoStream, container: InputContainer) -> float | None:
 
 def _origin_s(container: InputContainer) -> Fraction:
     # MPEG-TS and its kin count from anywhere; elsewhere a late start is meant.
-    if not container.format.flags & av.format.Flags.ts_discont.value or not container.start_time:
+    if not container.format.flags & cast("int", FormatFlags.ts_discont.value) or not container.start_time:
         return Fraction(0)
     return Fraction(container.start_time, av.time_base)
 

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import av
 from av.container import InputContainer, OutputContainer
@@ -204,4 +203,4 @@ def _content_tags(tags: dict[str, str]) -> dict[str, str]:
 def _name(stream: Stream) -> str:
     codec = stream.codec_context.name if stream.codec_context is not None else stream.name
     language = f", {stream.language}" if stream.language else ""
-    return f"{stream.type or 'unknown'} stream {stream.index} ({codec or 'unknown codec'}{language})"
+    return f"{stream.type} stream {stream.index} ({codec or 'unknown codec'}{language})"

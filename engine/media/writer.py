@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import av
 from av.container import Flags as ContainerFlags
@@ -90,7 +90,7 @@ class VideoWriter:
             metadata_errors="surrogateescape",
         )
         # Without it Matroska puts random numbers into the file.
-        self._out.flags |= ContainerFlags.bitexact.value
+        self._out.flags |= cast("int", ContainerFlags.bitexact.value)
 
     def __enter__(self) -> Self:
         return self
@@ -200,10 +200,15 @@ class VideoWriter:
             self._out.mux_one(packet)
 
     def _muxer_options(self, muxer: str) -> dict[str, str]:
-        # MP4 and MOV keep tags outside their fixed list (cameras write some) only on request, in another box.
-        if muxer != "matroska" and any(key.startswith("com.") for key in self._remuxer.metadata):
-            return {"movflags": "use_metadata_tags"}
-        return {}
+        if muxer == "matroska":
+            return {}
+        # A late start is stored in this unit; FFmpeg's default of 1 ms would round it.
+        ticks = self._info.time_base.denominator
+        options = {"movie_timescale": str(min(ticks * -(-10_000 // ticks), 1_000_000))}
+        # Tags outside a fixed list (cameras write some) are kept only on request, in another box.
+        if any(key.startswith("com.") for key in self._remuxer.metadata):
+            options["movflags"] = "use_metadata_tags"
+        return options
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
