@@ -53,7 +53,7 @@ class Shot:
     def render(self, index: int) -> View:
         """What the shaking camera recorded in frame `index`, with its noise."""
         view = self._view(self.world_from_cam[index], index)
-        noise = np.random.default_rng(index).normal(0.0, self.grain, view.rgb.shape)
+        noise = np.random.default_rng(index).standard_normal(view.rgb.shape, np.float32) * np.float32(self.grain)
         rgb = np.clip(np.rint(view.rgb + noise), 0, 255).astype(np.uint8)
         return View(rgb=rgb, depth=view.depth, object_id=view.object_id, moving=view.moving)
 

@@ -15,10 +15,17 @@ Colour = tuple[float, float, float]
 
 
 def noise(height: int, width: int, seed: int, *, slope: float = 1.0, longest: int = 256) -> F32:
-    """(H, W) tileable noise of zero mean and unit deviation whose amplitude falls as 1 / frequency**slope.
+    """(H, W) tileable noise, zero mean and unit deviation, whose amplitude falls as 1 / frequency**slope.
 
     longest: wavelengths above this many pixels are left out, so that a repeated tile does not show its pattern.
     """
+    # Any part of an endless pattern is as good as another: a few patterns, shifted at random, serve for all seeds.
+    shift = np.random.default_rng(seed).integers(0, (height, width)).tolist()
+    return np.roll(_noise(height, width, seed % 4, slope, longest), shift, axis=(0, 1))
+
+
+@functools.cache
+def _noise(height: int, width: int, seed: int, slope: float, longest: int) -> F32:
     rng = np.random.default_rng(seed)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     frequency = np.maximum(np.hypot(fy, fx), 1.0 / longest)
