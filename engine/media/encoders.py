@@ -21,6 +21,9 @@ _DEFAULT_PRESET = "medium"
 _PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
 )  # fmt: skip
+MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""FFmpeg's muxer for each file ending that can be written."""
+_MIN_SIZE = {"libx265": (16, 16), "dnxhd": (256, 120)}
 _LIMITED, _FULL = 1, 2
 _RGB_MATRIX, _UNSPECIFIED, _BT709 = 0, 2, 1
 
@@ -75,14 +78,18 @@ def check_container(config: EncodeConfig, muxer: str) -> None:
     """
     if config.preset is not None and config.preset not in _PRESETS:
         raise InputError(f"preset: expected one of {', '.join(_PRESETS)}; got {config.preset!r}")
-    trial = av.open(io.BytesIO(), "w", format=muxer)
-    try:
-        trial.add_stream(config.codec)
-    except ValueError:
-        better = ".mkv" if config.codec == "ffv1" else ".mov or .mkv"
-        raise MediaError(f"{config.codec} does not go into {muxer}; name the output {better}") from None
-    finally:
-        trial.close()
+    if not _goes_into(config.codec, muxer):
+        better = " or ".join(ending for ending, other in MUXERS.items() if _goes_into(config.codec, other))
+        raise MediaError(f"{config.codec} does not go into {muxer}; name the output {better}")
+
+
+def _goes_into(codec: str, muxer: str) -> bool:
+    with av.open(io.BytesIO(), "w", format=muxer) as trial:
+        try:
+            trial.add_stream(codec)
+        except ValueError:
+            return False
+    return True
 
 
 def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, threads: int) -> EncoderPlan:
@@ -91,6 +98,11 @@ def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, thre
     Raises:
         MediaError: the encoder takes nothing like it.
     """
+    width, height = _MIN_SIZE.get(config.codec, (1, 1))
+    if fmt.width < width or fmt.height < height:
+        raise MediaError(
+            f"{config.codec} needs at least {width}x{height} pixels, got {fmt.width}x{fmt.height}; choose another codec"
+        )
     pix_fmt, notes = encoder_pix_fmt(config.codec, fmt)
     color = info.color
     source_range = color_range = _FULL if fmt.full_range else color.range

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from fractions import Fraction
+from typing import cast
 
 import numpy as np
 from av.codec.codec import Codec, PixFmtLoss, find_best_pix_fmt_of_list
@@ -111,7 +112,7 @@ def _view(frame: VideoFrame, index: int, fmt: PictureFormat) -> Plane:
     """A plane's memory, top row first, padding on the right included."""
     plane = frame.planes[index]
     dtype = np.uint8 if fmt.bit_depth <= 8 else np.uint16
-    view: Plane = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)
+    view = cast("Plane", np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1))
     return view[::-1] if plane.line_size < 0 else view
 
 
@@ -122,8 +123,10 @@ def encoder_pix_fmt(codec: str, fmt: PictureFormat) -> tuple[str, list[str]]:
     such pictures go to a format with full chroma instead of losing a row or a column.
     """
     offered = [f.name for f in Codec(codec, "w").video_formats or []]
-    # The yuvj* aliases would only hide the range, which is tagged separately; float formats are never better.
-    usable = [n for n in offered if not n.startswith(("yuvj", "nv")) and "f16" not in n and "f32" not in n]
+    # The yuvj* aliases would only hide the range, which is tagged separately; float formats are never better; x265
+    # announces alpha also where it was built without.
+    unwanted = ("yuvj", "nv", "yuva") if codec == "libx265" else ("yuvj", "nv")
+    usable = [n for n in offered if not n.startswith(unwanted) and "f16" not in n and "f32" not in n]
     if fmt.pix_fmt in usable and _size_fits(codec, fmt.pix_fmt, fmt):
         return fmt.pix_fmt, []
     fitting = [n for n in usable if _size_fits(codec, n, fmt)]

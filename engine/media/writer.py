@@ -20,15 +20,13 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from vs3r.config import EncodeConfig
-from vs3r.engine.media.encoders import EncoderPlan, check_container, plan_encoder
+from vs3r.engine.media.encoders import MUXERS, EncoderPlan, check_container, plan_encoder
 from vs3r.engine.media.formats import Converter, frame_of
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import VideoReader, probe
 from vs3r.engine.media.remux import Remuxer
 from vs3r.errors import MediaError, OutputError, ShapeError
 from vs3r.types import Frame
-
-_MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
 class VideoWriter:
@@ -67,7 +65,7 @@ class VideoWriter:
             like = like.info
         self._info = like if isinstance(like, MediaInfo) else probe(like)
         self._path = _checked_target(Path(path), self._info.path)
-        muxer = _MUXERS[self._path.suffix.lower()]
+        muxer = MUXERS[self._path.suffix.lower()]
         check_container(self._config, muxer)
         self._remuxer = Remuxer(self._info, muxer)
         self._converter = Converter()
@@ -232,11 +230,11 @@ def _checked_target(path: Path, source: Path) -> Path:
     Raises:
         OutputError: it has the wrong ending, is not a regular file, is the source, or its folder is missing.
     """
-    if path.suffix.lower() not in _MUXERS:
-        raise OutputError(f"expected an output name ending in {', '.join(_MUXERS)}, got {path.name!r}")
+    if path.suffix.lower() not in MUXERS:
+        raise OutputError(f"expected an output name ending in {', '.join(MUXERS)}, got {path.name!r}")
     path = Path(os.path.realpath(path))
-    if path.suffix.lower() not in _MUXERS:
-        raise OutputError(f"expected a link to a name ending in {', '.join(_MUXERS)}, got one to {path}")
+    if path.suffix.lower() not in MUXERS:
+        raise OutputError(f"expected a link to a name ending in {', '.join(MUXERS)}, got one to {path}")
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
