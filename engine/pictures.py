@@ -9,10 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import av.container
 import numpy as np
+from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from vs3r.engine.media.reader import main_video, open_input
 from vs3r.errors import MediaError
 from vs3r.metrics import Picture
 
@@ -28,7 +29,7 @@ class TimedPicture:
 
 
 def read_pictures(path: str | Path) -> Iterator[TimedPicture]:
-    """Decode the first video stream of a file, one picture at a time; all have the size of the first.
+    """Decode the main video stream of a file, one picture at a time; all have the size of the first.
 
     Raises:
         MediaError: the file cannot be opened or decoded, or has no video stream or no picture.
@@ -48,11 +49,11 @@ def read_pictures(path: str | Path) -> Iterator[TimedPicture]:
             upright = np.rot90(picture, round(frame.rotation / 90) % 4)
             yield TimedPicture(picture=np.ascontiguousarray(upright, dtype=np.uint8), pts_s=at - first)
         if first is None:
-            raise MediaError(f"{path}: expected at least one picture; the video stream is empty or cannot be decoded")
+            raise MediaError(f"expected at least one picture, the video stream holds none: {path}")
 
 
 def count_pictures(path: str | Path) -> int:
-    """Number of coded pictures in the first video stream, without decoding them.
+    """Number of coded pictures in the main video stream, without decoding them.
 
     Raises:
         MediaError: as read_pictures.
@@ -62,14 +63,12 @@ def count_pictures(path: str | Path) -> int:
 
 
 @contextmanager
-def _video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
+def _video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError(f"{path}: expected a video; the file has no video stream")
-            stream = container.streams.video[0]
+        with open_input(Path(path)) as container:
+            stream = main_video(container, Path(path))
             stream.thread_type = "AUTO"
             yield container, stream
-    except (av.FFmpegError, OSError) as error:
+    except av.FFmpegError as error:
         reason = error.strerror or type(error).__name__
-        raise MediaError(f"{path}: expected a readable video; {reason}. Check the path, or repair the file") from None
+        raise MediaError(f"expected a video that plays to its end; {reason}: {path}; copy or repair it") from None

@@ -6,7 +6,7 @@ only two neighbouring pictures and a few numbers per frame. Every result is the 
 
 from __future__ import annotations
 
-from vs3r.metrics.evaluate import ClipMetrics, Evaluation, evaluate, measure_clip
+from vs3r.metrics.evaluate import ClipMetrics, Evaluation, evaluate, measure_clip, sharpness_ratio
 from vs3r.metrics.motion import GlobalMotion, Jitter, jitter, jitter_ratio
 from vs3r.metrics.picture import Picture, border_mask
 
@@ -21,4 +21,5 @@ __all__ = [
     "jitter",
     "jitter_ratio",
     "measure_clip",
+    "sharpness_ratio",
 ]

@@ -15,7 +15,7 @@ from vs3r.metrics.picture import Picture, border_mask, check_picture, sharpness_
 from vs3r.types import DoubleArray
 
 _PERCEPTUAL_STEP = 5
-_QUICK_STEP = 5
+_QUICK_STEP = 10
 _PERCEPTUAL_MIN_MEAN = 5.0
 
 Perceptual = Callable[[Picture, Picture], float]
@@ -219,7 +219,7 @@ def evaluate(
         valid_shares: per frame, the share of the output that the renderer knows to be seen by the camera, in [0, 1];
             without it the share is estimated from black borders.
         perceptual: LPIPS of two aligned pictures, called on every 5th pair; without it lpips is None.
-        quick: leave out Stability, ESE and WE, and take Cropping and the sharpness from every 5th pair only.
+        quick: leave out Stability, ESE and WE, and take Cropping and the sharpness from every 10th pair only.
     Raises:
         ShapeError: no pair at all, or a picture of the wrong shape or dtype.
     """
@@ -250,9 +250,26 @@ def evaluate(
         valid_share_min=float(min(shares)),
         valid_is_estimated=valid_shares is None,
         jitter_ratio=jitter_ratio(output_metrics.motion, input_metrics.motion),
-        sharpness_ratio=_sharpness_ratio(compared.sharpness),
+        sharpness_ratio=_ratio_of_means(compared.sharpness),
         lpips=_mean(compared.distances),
     )
+
+
+def sharpness_ratio(pairs: Iterable[tuple[Picture, Picture]]) -> float | None:
+    """Only the sharpness ratio of the pairs given, see Evaluation.sharpness_ratio; pairs need not be neighbours.
+
+    Args:
+        pairs: (source picture, output picture) as for evaluate.
+    Raises:
+        ShapeError: a picture of the wrong shape or dtype.
+    """
+    finder, compared = features.FeatureFinder(), _PairState(None)
+    for index, (source, output) in enumerate(pairs):
+        check_picture(source)
+        check_picture(output)
+        output = _resize_like(output, source)
+        compared.push(index, (source, finder.find(to_grey(source))), (output, finder.find(to_grey(output))))
+    return _ratio_of_means(compared.sharpness)
 
 
 def _resize_like(picture: Picture, like: Picture) -> Picture:
@@ -277,7 +294,7 @@ def _aligned_distance(
     return perceptual(np.where(mask, source, black), np.where(mask, aligned, black).astype(np.uint8))
 
 
-def _sharpness_ratio(pairs: list[tuple[float, float]]) -> float | None:
+def _ratio_of_means(pairs: list[tuple[float, float]]) -> float | None:
     """Ratio of the means, so that sharp frames decide and frames without any detail do not divide by zero."""
     total = np.array(pairs, dtype=np.float64).reshape(-1, 2).sum(axis=0)
     return float(total[1] / total[0]) if total[0] > 0 else None

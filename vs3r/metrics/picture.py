@@ -46,10 +46,11 @@ def border_mask(grey: Picture) -> Mask:
 
     A scene that is really black at its edge looks the same; compare with the source's own estimate.
     """
-    dark = (grey <= _BLACK_MAX).astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(dark, connectivity=4)
-    if count <= 1:
+    edge = min(grey[0].min(), grey[-1].min(), grey[:, 0].min(), grey[:, -1].min())
+    if edge > _BLACK_MAX:
         return np.zeros(grey.shape, dtype=np.uint8)
+    dark = (grey <= _BLACK_MAX).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(dark, connectivity=4)
     height, width = grey.shape
     left, top, box_w, box_h, area = (stats[:, column] for column in range(5))
     touches = (left == 0) | (top == 0) | (left + box_w == width) | (top + box_h == height)
