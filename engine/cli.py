@@ -1,0 +1,256 @@
+"""The command line: `vs3r COMMAND ...`.
+
+Results go to standard output; progress, remarks and errors to standard error. An error is one line "vs3r: error: ..."
+and exit code 1, an interrupt exit code 130. Everything heavy is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from vs3r import __version__
+from vs3r.engine.options import config_from, config_options
+from vs3r.engine.talk import Talk
+from vs3r.errors import InputError, OutputError, Vs3rError
+
+if TYPE_CHECKING:
+    from vs3r.engine.files import RunReport
+    from vs3r.engine.progress import ProgressCallback
+
+_INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Entry point of the `vs3r` program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    debug = "--debug" in args
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with cli.make_context("vs3r", [a for a in args if a != "--debug"]) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", code=_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone, `vs3r doctor | head` for one; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except Vs3rError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(str(error))
+    except MemoryError:
+        return _fail("out of memory; use a smaller video, or less of --fill-window-frames and --lookahead-frames")
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        kind = type(error).__name__
+        return _fail(f"this is a bug in vs3r ({kind}: {error}); please report it; rerun with --debug for details")
+    return 0
+
+
+def _fail(message: str, *, code: int = 1) -> int:
+    line = " ".join(message.split())
+    print(f"vs3r: error: {line}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Polite termination cleans up as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def talk_options(command: Any) -> Any:
+    """Adds --json and --quiet."""
+    command = click.option("--quiet", "-q", is_flag=True, help="print nothing but errors")(command)
+    return click.option("--json", "as_json", is_flag=True, help="print one JSON object a line, for programs")(command)
+
+
+overwrite_option = click.option("--overwrite", "-y", is_flag=True, help="replace an output file that exists")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="vs3r")
+def cli() -> None:
+    """Stabilize shaky video without cropping it.
+
+    vs3r stabilize shaky.mp4 steady.mp4
+
+    With --debug, an error is printed with its full origin.
+    """
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@config_options("smooth", "render", "refine", "flow", "reconstruct", "encode")
+@overwrite_option
+@talk_options
+def stabilize(source: str, target: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Stabilize the video IN and write it to OUT (.mp4, .mov or .mkv).
+
+    Sound, subtitles, times, rotation, aspect ratio and colour tags are kept.
+    """
+    talk, config = Talk(as_json=as_json, quiet=quiet), config_from(values)
+    check_target(target, overwrite, source)
+    from vs3r.engine.files import stabilize_file
+
+    with talk.progress() as progress:
+        report = stabilize_file(source, target, config, progress=progress)
+    _tell_report(talk, report)
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.option("--output", "-o", "target", required=True, metavar="OUT.vs3r", help="the track file to write")
+@config_options("flow", "reconstruct")
+@overwrite_option
+@talk_options
+def analyze(source: str, target: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Recover the camera path and depth of the video IN, for `vs3r render --track`."""
+    talk, config = Talk(as_json=as_json, quiet=quiet), config_from(values)
+    check_target(target, overwrite, source)
+    if not target.endswith(".vs3r"):
+        raise InputError(f"expected an output name that ends in .vs3r, got {target}")
+    from vs3r.engine.files import analyze_file
+    from vs3r.engine.track_file import save_track
+
+    with talk.progress() as progress:
+        track = analyze_file(source, config, progress=progress)
+    save_track(track, target)
+    segments = int(track.segment[-1]) + 1
+    cuts = "" if segments == 1 else f", {segments} scenes"
+    talk.event("result", f"{target}: {len(track)} frames{cuts}", output=target, frames=len(track), scenes=segments)
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option("--track", "track_path", required=True, metavar="IN.vs3r", help="the track that vs3r analyze made of IN")
+@config_options("smooth", "render", "refine", "encode")
+@overwrite_option
+@talk_options
+def render(
+    source: str, target: str, track_path: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any
+) -> None:
+    """Render the video IN along the smoothed path of a track, without analyzing it again.
+
+    The whole path is known, so --lookahead-frames has no effect here.
+    """
+    talk, config = Talk(as_json=as_json, quiet=quiet), config_from(values)
+    check_target(target, overwrite, source, track_path)
+    from vs3r.engine.files import render_file
+    from vs3r.engine.track_file import load_track
+
+    track = load_track(track_path)
+    with talk.progress() as progress:
+        report = render_file(source, target, track, config, progress=progress)
+    _tell_report(talk, report)
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.argument("result", metavar="OUT")
+@click.option("--quick", is_flag=True, help="leave out the slow measurements")
+@click.option("--plot", metavar="PATH.png", help="also draw the camera path of both (needs matplotlib)")
+@overwrite_option
+@talk_options
+def evaluate(
+    source: str, result: str, quick: bool, plot: str | None, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
+    """Measure the stabilized video OUT against its source IN."""
+    talk = Talk(as_json=as_json, quiet=quiet)
+    if plot is not None:
+        check_target(plot, overwrite, source, result)
+    from vs3r.engine.evaluate import evaluate_files
+    from vs3r.engine.report import evaluation_table, plot_motion
+
+    with talk.progress() as progress:
+        evaluation = evaluate_files(source, result, quick=quick, progress=_counter(progress, source))
+    if plot is not None:
+        plot_motion(source, evaluation, plot)
+        talk.note(f"the camera path is drawn in {plot}")
+    talk.event("result", evaluation_table(evaluation), **evaluation.summary())
+
+
+@cli.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--output", "-o", "target", required=True, metavar="OUT", help="the video to write (.mp4, .mov or .mkv)")
+@overwrite_option
+@talk_options
+def compare(a: str, b: str, target: str, overwrite: bool, as_json: bool, quiet: bool) -> None:
+    """Show the videos A and B side by side in one."""
+    talk = Talk(as_json=as_json, quiet=quiet)
+    check_target(target, overwrite, a, b)
+    from vs3r.engine.compare import compare_files
+
+    with talk.progress() as progress:
+        compare_files(a, b, target, progress=_counter(progress, a))
+    talk.event("result", f"{target}: {a} and {b} side by side", output=target)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object, for programs")
+def doctor(as_json: bool) -> None:
+    """Say what can run on this machine, and why something cannot."""
+    from vs3r.engine.doctor import examine, report_table
+
+    findings = examine()
+    Talk(as_json=as_json, quiet=False).event(
+        "doctor", report_table(findings), findings=[dataclasses.asdict(finding) for finding in findings]
+    )
+
+
+def check_target(target: str, overwrite: bool, *inputs: str) -> None:
+    """Refuse a target that is an input, or that exists and may not be replaced.
+
+    Raises:
+        OutputError: what to do instead.
+    """
+    path = Path(target)
+    for source in inputs:
+        if path == Path(source) or (path.exists() and Path(source).exists() and path.samefile(source)):
+            raise OutputError(f"the output {target} is the input; give another name")
+    if path.is_dir():
+        raise OutputError(f"expected an output file, got a folder: {target}")
+    if path.exists() and not overwrite:
+        raise OutputError(f"the output {target} exists; give another name, or --overwrite to replace it")
+
+
+def _counter(callback: ProgressCallback | None, source: str) -> Callable[[int], None]:
+    """For work that only counts pictures."""
+    from vs3r.engine.media import probe
+    from vs3r.engine.progress import Meter
+
+    meter = Meter(callback, probe(source).frames_estimate)
+    return lambda _done: meter.tick()
+
+
+def _tell_report(talk: Talk, report: RunReport) -> None:
+    for note in report.notes:
+        talk.note(note)
+    text = (
+        f"{report.output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "
+        f"{100 * report.valid_share:.2f} % of the picture from the source, the rest repaired"
+    )
+    data = dataclasses.asdict(report) | {"output": str(report.output), "fps": report.fps}
+    talk.event("result", text, **data)
