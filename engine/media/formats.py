@@ -147,6 +147,8 @@ def _size_fits(codec: str, name: str, fmt: PictureFormat) -> bool:
 
 
 def _loss_notes(codec: str, fmt: PictureFormat, best: str, loss: PixFmtLoss) -> list[str]:
+    if planar_name(best) == fmt.pix_fmt:
+        return []  # the same samples in another order
     lost = []
     if loss & PixFmtLoss.ALPHA:
         lost.append("the alpha channel is dropped")

@@ -90,7 +90,13 @@ def main_video(container: InputContainer, path: Path) -> VideoStream:
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         kinds = sorted({s.type for s in container.streams if s.type})
-        found = "only a cover picture" if container.streams.video else f"only {', '.join(kinds) or 'nothing'}"
+        found = (
+            "only a cover picture"
+            if container.streams.video
+            else f"only {', '.join(kinds)}"
+            if kinds
+            else "no stream at all"
+        )
         raise MediaError(f"expected a file with a video stream, got {found}: {path}")
     best = container.streams.best("video")
     stream = next((s for s in videos if best is not None and s.index == best.index), videos[0])

@@ -10,12 +10,13 @@ from pathlib import Path
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from vs3r.engine.media.formats import frame_of, picture_format
+from vs3r.engine.media.formats import encoder_pix_fmt, frame_of, picture_format
 from vs3r.types import Frame, PictureFormat, Plane
 
 AUDIO_RATE = 48_000
@@ -97,8 +98,8 @@ def moving_planes(fmt: PictureFormat, index: int) -> tuple[Plane, ...]:
 def random_planes(fmt: PictureFormat, seed: int) -> tuple[Plane, ...]:
     """Noise over all values of the format."""
     rng = np.random.default_rng(seed)
-    dtype = np.uint8 if fmt.bit_depth <= 8 else np.uint16
-    return tuple(rng.integers(0, 1 << fmt.bit_depth, fmt.plane_shape(i), dtype=dtype) for i in range(fmt.num_planes))
+    noise = [rng.integers(0, 1 << fmt.bit_depth, fmt.plane_shape(i)) for i in range(fmt.num_planes)]
+    return tuple(n.astype(np.uint8) if fmt.bit_depth <= 8 else n.astype(np.uint16) for n in noise)
 
 
 def flat_planes(fmt: PictureFormat, luma: int) -> tuple[Plane, ...]:
@@ -148,6 +149,7 @@ def write_clip(path: Path, clip: Clip | None = None, *, noise: bool = False) -> 
         out.mux(video.encode(None))
         seconds = float((frames[-1].pts + frames[-1].duration) * clip.time_base)
         if audio is not None:
+            assert isinstance(audio, AudioStream)
             for sound in _sound(clip, seconds):
                 packets += audio.encode(sound)
             packets += audio.encode(None)
@@ -166,7 +168,8 @@ def _add_video(out: OutputContainer, clip: Clip) -> VideoStream:
     video = out.add_stream(clip.codec, rate=clip.rate, options=clip.options, time_base=clip.time_base)
     assert isinstance(video, VideoStream)
     context = video.codec_context
-    context.width, context.height, context.pix_fmt = clip.width, clip.height, clip.pix_fmt
+    context.width, context.height = clip.width, clip.height
+    context.pix_fmt = encoder_pix_fmt(clip.codec, clip.format)[0]
     context.thread_count = 1
     context.sample_aspect_ratio = clip.sample_aspect
     context.color_range, context.color_primaries, context.color_trc, context.colorspace = clip.color
@@ -194,4 +197,4 @@ def _sound(clip: Clip, seconds: float) -> list[AudioFrame]:
 def _deepened(planes: list[Plane], fmt: PictureFormat) -> tuple[Plane, ...]:
     if fmt.bit_depth <= 8:
         return tuple(planes)
-    return tuple(plane.astype(np.uint16) << (fmt.bit_depth - 8) for plane in planes)
+    return tuple((plane * (1 << (fmt.bit_depth - 8))).astype(np.uint16) for plane in (p.astype(int) for p in planes))
