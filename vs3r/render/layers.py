@@ -1,0 +1,156 @@
+"""Layers: a source picture with its map into the target view, and how layers are put over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+
+from vs3r.render.nodes import CellRect, NodeGrid, expand
+from vs3r.render.pullpush import f32
+from vs3r.render.warp import BackwardMap
+from vs3r.types import FloatArray, Frame, PictureFormat, Plane
+
+OWN_MARGIN_PX = -1.0
+"""The frame itself may be stretched over its border by this much, rather than call neighbours for a hair's breadth."""
+FILL_MARGIN_PX = 1.25
+"""A neighbour is not used nearer to its border: bicubic footprint, and the ragged edges that encoders leave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """One source in the target view, by nodes."""
+
+    frame: Frame
+    """The source picture."""
+    map: BackwardMap
+    """Where to look in it."""
+    opacity: FloatArray
+    """(rows + 2, cols + 2) in [0, 1], beside the ramp at the source's border: 0 where it must not be seen."""
+    margin_px: float
+    """Distance from the source's border at which it begins to show, luma pixels."""
+    offsets: tuple[FloatArray, ...] = ()
+    """Per plane, (rows + 2, cols + 2) added to its values; empty adds nothing."""
+
+
+def inside_px(x: FloatArray, y: FloatArray, size: tuple[float, float]) -> FloatArray:
+    """Distance of positions to the border of a picture of size (width, height), positive inside."""
+    return f32(np.minimum(np.minimum(x, np.float32(size[0]) - x), np.minimum(y, np.float32(size[1]) - y)))
+
+
+def smoothstep(x: FloatArray) -> FloatArray:
+    """0 up to x = 0, 1 from x = 1, smooth between."""
+    t = np.clip(x, 0.0, 1.0)
+    return f32(t * t * (3.0 - 2.0 * t))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneView:
+    """One plane of the pictures and its scale against luma."""
+
+    number: int
+    """Index of the plane."""
+    shape: tuple[int, int]
+    """Rows and columns."""
+    step_y: int
+    """Pixels per cell, down."""
+    step_x: int
+    """Pixels per cell, across."""
+    scale_y: float
+    """Luma pixels per pixel, down."""
+    scale_x: float
+    """Luma pixels per pixel, across."""
+
+    def positions(self, layer: Layer, rect: CellRect) -> tuple[FloatArray, FloatArray]:
+        """Backward map of a rectangle in OpenCV's convention (first centre at 0) of this plane."""
+        rows, cols = rect.pixels(self.step_y, self.step_x, self.shape)
+        size = rows.stop - rows.start, cols.stop - cols.start
+        x = layer.map.x * np.float32(1 / self.scale_x) - np.float32(0.5)
+        y = layer.map.y * np.float32(1 / self.scale_y) - np.float32(0.5)
+        return (
+            expand(x, rect, self.step_y, self.step_x)[: size[0], : size[1]],
+            expand(y, rect, self.step_y, self.step_x)[: size[0], : size[1]],
+        )
+
+    def alpha(self, layer: Layer, x: FloatArray, y: FloatArray, rect: CellRect, feather_px: float) -> FloatArray:
+        """Opacity of a layer at plane positions (OpenCV's convention): ramps up inside the source's border."""
+        depth = inside_px(
+            (x + np.float32(0.5)) * np.float32(self.scale_x),
+            (y + np.float32(0.5)) * np.float32(self.scale_y),
+            (self.shape[1] * self.scale_x, self.shape[0] * self.scale_y),
+        ) - np.float32(layer.margin_px * self.scale_x)
+        ramp = smoothstep(depth * np.float32(1.0 / feather_px))
+        # Where only this layer sees anything it must show, however faint: the sum of the weights is normalised later.
+        ramp = np.where(depth > 0, np.maximum(ramp, np.float32(1e-3)), np.float32(0.0))
+        opacity = expand(layer.opacity, rect, self.step_y, self.step_x)[: x.shape[0], : x.shape[1]]
+        return f32(ramp * opacity)
+
+
+def plane_views(fmt: PictureFormat, grid: NodeGrid) -> list[PlaneView]:
+    """The planes of a format."""
+    views = []
+    for number in range(fmt.num_planes):
+        chroma = number in (1, 2) and fmt.num_planes >= 3
+        sx, sy = fmt.chroma_shift if chroma else (0, 0)
+        views.append(
+            PlaneView(
+                number=number,
+                shape=fmt.plane_shape(number),
+                step_y=grid.cell_px >> sy,
+                step_x=grid.cell_px >> sx,
+                scale_y=float(1 << sy),
+                scale_x=float(1 << sx),
+            )
+        )
+    return views
+
+
+def sample(plane: Plane, x: FloatArray, y: FloatArray) -> Plane:
+    """Bicubic samples; the border is repeated outward."""
+    return cast("Plane", cv2.remap(plane, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+
+
+def compose(
+    layers: Sequence[Layer],
+    view: PlaneView,
+    rect: CellRect,
+    *,
+    keep: FloatArray,
+    feather_px: float,
+    empty: float,
+) -> FloatArray:
+    """Front-to-back composition of the layers on a rectangle of one plane.
+
+    Args:
+        layers: the frame itself first.
+        view: the plane.
+        rect: the rectangle.
+        keep: (rows + 2, cols + 2) where the first layer stays alone, ramp or not: 1 far from anything to fill.
+        feather_px: width of the ramps at the borders of sources, luma pixels.
+        empty: value where no layer shows.
+    """
+    total: FloatArray | None = None
+    through: FloatArray | None = None
+    for number, layer in enumerate(layers):
+        x, y = view.positions(layer, rect)
+        alpha = view.alpha(layer, x, y, rect, feather_px)
+        if number == 0:
+            alpha = np.maximum(alpha, expand(keep, rect, view.step_y, view.step_x)[: x.shape[0], : x.shape[1]])
+        elif not alpha.any():
+            continue
+        colour = sample(layer.frame.planes[view.number], x, y).astype(np.float32)
+        if layer.offsets:
+            shift = expand(layer.offsets[view.number], rect, view.step_y, view.step_x)
+            colour += shift[: x.shape[0], : x.shape[1]]
+        if total is None or through is None:
+            total, through = colour * alpha, 1.0 - alpha
+        else:
+            total += colour * (alpha * through)
+            through *= 1.0 - alpha
+    assert total is not None and through is not None
+    weight = 1.0 - through
+    seen = weight > 1e-6
+    return f32(np.where(seen, total / np.where(seen, weight, 1.0), empty))

@@ -1,0 +1,105 @@
+"""The coarse grid that backward maps are computed on, and how it is brought to the size of a plane.
+
+A map from one camera to another is smooth, so it is evaluated at one node per cell of `cell_px` luma pixels and
+interpolated linearly, which keeps affine maps exact. Around the picture lies one ring of nodes more, so that the outer
+half cells are interpolated too instead of held. A cell is a whole number of pixels in every plane, and planes are
+treated as co-located grids of cells. (Chroma that is sited left is thus mapped half a luma pixel beside its place, in
+source and target alike; what remains is half a pixel times the map's departure from a shift: 0.03 px for 3 degrees of
+roll.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vs3r.types import DoubleArray, FloatArray, PictureFormat
+
+SMALL_SIDE = 480
+"""About the longer side of the small pictures in which sources are aligned and matched in exposure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGrid:
+    """Cells of cell_px x cell_px luma pixels that cover the picture; a node at the centre of each, and a ring more."""
+
+    width: int
+    """Of the picture, in luma pixels."""
+    height: int
+    """Of the picture, in luma pixels."""
+    small_factor: int
+    """Luma pixels per pixel of the small pictures, >= 2."""
+    cell_px: int
+    """A multiple of small_factor and of 4 (so of every chroma subsampling)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of cells, without the ring."""
+        return -(-self.height // self.cell_px), -(-self.width // self.cell_px)
+
+    @property
+    def small_shape(self) -> tuple[int, int]:
+        """Rows and columns of the small pictures of the target; the last may reach over the edge."""
+        rows, cols = self.shape
+        per_cell = self.cell_px // self.small_factor
+        return rows * per_cell, cols * per_cell
+
+    def points(self) -> DoubleArray:
+        """(rows + 2, cols + 2, 2) pixel positions of the nodes, ring included."""
+        rows, cols = self.shape
+        x = (np.arange(-1, cols + 1) + 0.5) * self.cell_px
+        y = (np.arange(-1, rows + 1) + 0.5) * self.cell_px
+        return np.stack(np.meshgrid(x, y), -1)
+
+
+def make_grid(fmt: PictureFormat) -> NodeGrid:
+    """The grid for pictures of a format: cells of 16 px at 1080p, 12 at 720p, 8 below."""
+    small = max(2, round(max(fmt.width, fmt.height) / SMALL_SIDE))
+    cell = small * 4
+    return NodeGrid(width=fmt.width, height=fmt.height, small_factor=small, cell_px=cell)
+
+
+@dataclass(frozen=True, slots=True)
+class CellRect:
+    """A rectangle of cells: rows top to bottom, columns left to right, ends exclusive."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def pixels(self, step_y: int, step_x: int, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """Its pixels in a plane of the given shape that has step_y x step_x pixels per cell."""
+        return (
+            slice(self.top * step_y, min(self.bottom * step_y, shape[0])),
+            slice(self.left * step_x, min(self.right * step_x, shape[1])),
+        )
+
+
+def expand(field: FloatArray, rect: CellRect, step_y: int, step_x: int) -> FloatArray:
+    """Interpolate a node field (rows + 2, cols + 2) to the pixels of a rectangle of cells."""
+    part = field[rect.top : rect.bottom + 2, rect.left : rect.right + 2]
+    rows, cols = part.shape[0] * step_y, part.shape[1] * step_x
+    big = cv2.resize(part, (cols, rows), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(big[step_y : rows - step_y, step_x : cols - step_x], dtype=np.float32)
+
+
+def tiles(needed: np.ndarray[tuple[int, int], np.dtype[np.bool_]], tile: int) -> list[CellRect]:
+    """Cover the needed cells with bands `tile` cells high, each cut into runs of needed tiles."""
+    rows, cols = needed.shape
+    rects: list[CellRect] = []
+    for top in range(0, rows, tile):
+        bottom = min(top + tile, rows)
+        band = np.logical_or.reduce(needed[top:bottom], axis=0)
+        starts = range(0, cols, tile)
+        hit = [bool(band[left : left + tile].any()) for left in starts]
+        begin: int | None = None
+        for i, now in enumerate([*hit, False]):
+            if now and begin is None:
+                begin = i
+            elif not now and begin is not None:
+                rects.append(CellRect(top, bottom, begin * tile, min(i * tile, cols)))
+                begin = None
+    return rects

@@ -1,0 +1,201 @@
+"""The warp renderer: the frame itself through its backward map, the rest from its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from vs3r.cameras import OutputCamera, make_output_camera
+from vs3r.config import RenderConfig
+from vs3r.errors import InputError
+from vs3r.render.layers import (
+    FILL_MARGIN_PX,
+    OWN_MARGIN_PX,
+    Layer,
+    PlaneView,
+    compose,
+    inside_px,
+    plane_views,
+    sample,
+)
+from vs3r.render.nodes import CellRect, make_grid, tiles
+from vs3r.render.pullpush import f32
+from vs3r.render.select import choose_sources, fill_opacity
+from vs3r.render.warp import SourceFrame, backward_map, calm_inv_depth, sample_cells
+from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
+
+FEATHER = 0.015
+"""Width of the blend at seams, of the longer side."""
+STILL_PX = 0.02
+"""A picture that moves nowhere by more than this is passed on as it is: no resampling, no loss."""
+TILE_CELLS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Target:
+    """The view to be rendered, by nodes."""
+
+    camera: OutputCamera
+    """The output camera."""
+    cam_from_world: DoubleArray
+    """(4, 4) its pose."""
+    rays: DoubleArray
+    """(rows + 2, cols + 2, 3) unit rays of the nodes in camera axes."""
+    visible: FloatArray
+    """(rows + 2, cols + 2) 1 where the camera model sees anything at all."""
+
+
+class WarpRenderer:
+    """Renders frames from virtual cameras. Holds no state: a result depends on the arguments of render alone."""
+
+    def __init__(self, fmt: PictureFormat, config: RenderConfig) -> None:
+        """
+        Args:
+            fmt: the format of every source and of the output.
+            config: output camera and fill window.
+        """
+        self._format = fmt
+        self._config = config
+        self._size = fmt.width, fmt.height
+        self._grid = make_grid(fmt)
+        self._views = plane_views(fmt, self._grid)
+        self._nodes = self._grid.points()
+        self._feather_px = max(4.0, FEATHER * max(self._size))
+        half = self._grid.cell_px // 2
+        self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
+
+    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame]) -> RenderedFrame:
+        """Render frame `index` as the camera sees it.
+
+        Args:
+            index: the frame whose time is shown.
+            camera: smoothed camera of that time.
+            sources: by frame number: the frame itself, and those that may fill what it does not see. Frames farther
+                away than config.fill_window_frames or of another segment are not used.
+        Raises:
+            InputError: the frame itself is missing, or a frame has another format.
+        """
+        own = self._check(index, sources)
+        target = self._target(camera)
+        base = self._own_layer(target, own)
+        if self._is_still(base):
+            valid = np.full(self._valid_shape, 255, np.uint8)
+            return RenderedFrame(frame=own.frame, valid=valid, own_share=1.0, valid_share=1.0)
+        own_share = self._share(base)
+        layers = [base]
+        keep = np.ones_like(base.opacity)
+        if own_share.min() < 1.0:
+            keep = self._keep(own_share)
+            layers += self._fillers(index, target, sources, own_share)
+        share = np.maximum.reduce([own_share, *(self._share(layer) for layer in layers[1:])])
+        rects = tiles(keep[1:-1, 1:-1] < 1.0, TILE_CELLS)
+        planes = tuple(self._plane(view, layers, rects, keep) for view in self._views)
+        return RenderedFrame(
+            frame=replace(own.frame, planes=planes),
+            valid=np.rint(share * 255.0).astype(np.uint8),
+            own_share=float(own_share.mean()),
+            valid_share=float(share.mean()),
+        )
+
+    def _check(self, index: int, sources: Mapping[int, SourceFrame]) -> SourceFrame:
+        if index not in sources:
+            raise InputError(f"render: expected frame {index} among the sources; got frames {sorted(sources)}")
+        for number, source in sources.items():
+            if source.frame.format != self._format:
+                raise InputError(f"render: expected frames of {self._format}; frame {number} is {source.frame.format}")
+        return sources[index]
+
+    def _target(self, camera: VirtualCamera) -> Target:
+        model = make_output_camera(self._config.camera, camera.K)
+        rays, visible = model.unproject(self._nodes)
+        return Target(camera=model, cam_from_world=camera.cam_from_world, rays=rays, visible=visible.astype(np.float32))
+
+    def _own_layer(self, target: Target, own: SourceFrame) -> Layer:
+        geometry = own.geometry
+        at = backward_map(target.rays, target.cam_from_world, geometry, calm_inv_depth(geometry), self._size)
+        return Layer(frame=own.frame, map=at, opacity=target.visible * at.front, margin_px=OWN_MARGIN_PX)
+
+    def _is_still(self, base: Layer) -> bool:
+        moved = max(
+            float(np.abs(base.map.x - self._nodes[..., 0]).max()), float(np.abs(base.map.y - self._nodes[..., 1]).max())
+        )
+        return moved < STILL_PX and bool(base.opacity.min() > 0)
+
+    def _share(self, layer: Layer) -> FloatArray:
+        """(Vh, Vw) share of each cell that the layer covers; 1 only where all of it is covered."""
+        rows, cols = self._valid_shape
+        cell = self._grid.cell_px
+        px = np.linspace(0, self._size[0], cols + 1, dtype=np.float32) / cell + 0.5
+        py = np.linspace(0, self._size[1], rows + 1, dtype=np.float32) / cell + 0.5
+        at = np.meshgrid(px, py)
+        x, y, opacity = (f32(cv2.remap(f, *at, cv2.INTER_LINEAR)) for f in (layer.map.x, layer.map.y, layer.opacity))
+        depth = inside_px(x, y, self._size) - layer.margin_px
+        # Ramps over half a cell outside the border, so that the mean over corners is about the covered share.
+        corner = np.clip(1.0 + depth * np.float32(4.0 / cell), 0.0, 1.0) * (opacity > 0.5)
+        mean = (corner[:-1, :-1] + corner[1:, :-1] + corner[:-1, 1:] + corner[1:, 1:]) * 0.25
+        return np.asarray(mean, dtype=np.float32)
+
+    def _keep(self, own_share: FloatArray) -> FloatArray:
+        """Node field: 0 beside the hole, rising to 1 two feathers away, where the frame itself stays untouched."""
+        covered = (own_share >= 1.0).astype(np.uint8)
+        if not covered.any():
+            return np.zeros(self._nodes.shape[:2], np.float32)
+        distance = cv2.distanceTransform(covered, cv2.DIST_L2, 3) * np.float32(self._grid.cell_px / 2)
+        keep = np.clip(distance / np.float32(self._feather_px) - 1.0, 0.0, 1.0)
+        x, y = np.ascontiguousarray(np.moveaxis(self._nodes, -1, 0), dtype=np.float32)
+        return sample_cells(np.asarray(keep, dtype=np.float32), x, y, self._size)
+
+    def _fillers(
+        self, index: int, target: Target, sources: Mapping[int, SourceFrame], own_share: FloatArray
+    ) -> list[Layer]:
+        rows, cols = np.nonzero(own_share < 1.0)
+        scale = np.array([self._size[0] / own_share.shape[1], self._size[1] / own_share.shape[0]])
+        rays, visible = target.camera.unproject((np.stack([cols, rows], -1) + 0.5) * scale)
+        if not visible.any():
+            return []
+        chosen = choose_sources(
+            index,
+            rays[visible],
+            target.cam_from_world,
+            sources,
+            window=self._config.fill_window_frames,
+            hole_share=float((own_share < 1.0).mean()),
+        )
+        return [self._fill_layer(target, sources[number], abs(number - index)) for number in chosen]
+
+    def _fill_layer(self, target: Target, source: SourceFrame, distance: int) -> Layer:
+        geometry = source.geometry
+        at = backward_map(target.rays, target.cam_from_world, geometry, calm_inv_depth(geometry), self._size)
+        opacity = target.visible * fill_opacity(source, at, distance)
+        return Layer(frame=source.frame, map=at, opacity=opacity, margin_px=FILL_MARGIN_PX)
+
+    def _plane(self, view: PlaneView, layers: Sequence[Layer], rects: Sequence[CellRect], keep: FloatArray) -> Plane:
+        """One plane: the frame itself everywhere, in bands whose maps stay in the cache, then the composed parts."""
+        base = layers[0]
+        source = base.frame.planes[view.number]
+        out = np.empty_like(source)
+        rows, cols = self._grid.shape
+        for top in range(0, rows, TILE_CELLS):
+            band = CellRect(top, min(top + TILE_CELLS, rows), 0, cols)
+            out[band.pixels(view.step_y, view.step_x, view.shape)] = sample(source, *view.positions(base, band))
+        peak = (1 << self._format.bit_depth) - 1
+        if peak < np.iinfo(out.dtype).max:
+            np.minimum(out, out.dtype.type(peak), out=out)
+        for rect in rects:
+            mixed = compose(
+                layers, view, rect, keep=keep, feather_px=self._feather_px, empty=empty_value(self._format, view.number)
+            )
+            out[rect.pixels(view.step_y, view.step_x, view.shape)] = np.clip(np.rint(mixed), 0, peak)
+        return out
+
+
+def empty_value(fmt: PictureFormat, plane: int) -> float:
+    """Black: what a plane holds where no source shows anything. Alpha is opaque."""
+    if fmt.num_planes in (2, 4) and plane == fmt.num_planes - 1:
+        return float((1 << fmt.bit_depth) - 1)
+    if plane in (1, 2) and not fmt.is_rgb:
+        return float(1 << (fmt.bit_depth - 1))
+    return 0.0 if fmt.full_range or fmt.is_rgb else float(16 << (fmt.bit_depth - 8))

@@ -1,0 +1,95 @@
+"""Which neighbours fill what the frame itself does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vs3r.render.layers import FILL_MARGIN_PX, inside_px
+from vs3r.render.warp import BackwardMap, SourceFrame, backward_map, calm_inv_depth, sample_cells
+from vs3r.types import DoubleArray, FloatArray
+
+GRID_FRAMES = 4
+"""Farther neighbours are every so many-th frame of the clip, so that consecutive outputs draw on the same ones."""
+NEAR_FRAMES = 3
+"""All frames this near are candidates."""
+FADE_FRAMES = 12.0
+"""A source e times farther in time than this must show e times as much to be chosen."""
+MAX_SOURCES = 6
+WORTH = 3e-4
+"""A source must show at least this share of the picture that no chosen one shows."""
+DYNAMIC_REACH_FRAMES = 4
+"""Moving things may fill only from frames this near; from farther away they would be ghosts."""
+MAX_POINTS = 900
+
+
+def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> list[int]:
+    """Frame numbers that may fill frame `index`, nearest first, the past before the future."""
+    segment = sources[index].geometry.segment
+    near = [
+        number
+        for number, source in sources.items()
+        if number != index
+        and abs(number - index) <= window
+        and source.geometry.segment == segment
+        and (abs(number - index) <= NEAR_FRAMES or number % GRID_FRAMES == 0)
+    ]
+    return sorted(near, key=lambda number: (abs(number - index), number))
+
+
+def fill_opacity(source: SourceFrame, at: BackwardMap, distance: int) -> FloatArray:
+    """Where a neighbour `distance` frames away may show: in front, settled, and no moving things unless it is near."""
+    opacity = at.front * at.settled
+    dynamic = source.geometry.dynamic
+    if distance > DYNAMIC_REACH_FRAMES and dynamic.any():
+        size = source.frame.format.width, source.frame.format.height
+        moving = sample_cells(np.ascontiguousarray(dynamic, dtype=np.float32), at.x, at.y, size)
+        opacity = opacity * np.clip((0.6 - moving) * 5.0, 0.0, 1.0).astype(np.float32)
+    return opacity
+
+
+def choose_sources(
+    index: int,
+    rays: DoubleArray,
+    cam_from_world: DoubleArray,
+    sources: Mapping[int, SourceFrame],
+    *,
+    window: int,
+    hole_share: float,
+) -> list[int]:
+    """Greedy cover of the hole: each time the source that shows most new of it, nearer ones preferred.
+
+    Args:
+        index: the frame that is rendered.
+        rays: (N, 3) rays of the virtual camera into the hole, evenly spread.
+        cam_from_world: (4, 4) virtual camera.
+        sources: by frame number.
+        window: how many frames away a source may be.
+        hole_share: share of the picture that is hole.
+    Returns:
+        Frame numbers in the order in which they were chosen.
+    """
+    step = max(1, len(rays) // MAX_POINTS)
+    points = rays[::step]
+    fmt = sources[index].frame.format
+    size = fmt.width, fmt.height
+    numbers = candidates(index, sources, window)
+    shows = np.zeros((len(numbers), len(points)), np.bool_)
+    for row, number in enumerate(numbers):
+        source = sources[number]
+        at = backward_map(points[None], cam_from_world, source.geometry, calm_inv_depth(source.geometry), size)
+        inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
+        shows[row] = (inside & (fill_opacity(source, at, abs(number - index)) > 0.5))[0]
+    preference = np.array([np.exp(-abs(number - index) / FADE_FRAMES) for number in numbers])
+    chosen: list[int] = []
+    missing = np.ones(len(points), np.bool_)
+    while numbers and len(chosen) < MAX_SOURCES:
+        gain = (shows & missing).sum(axis=1)
+        gain[gain * hole_share < WORTH * len(points)] = 0
+        best = int(np.argmax(gain * preference))
+        if gain[best] == 0:
+            break
+        chosen.append(numbers[best])
+        missing &= ~shows[best]
+    return chosen
