@@ -32,13 +32,13 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Entry point of the `vs3r` program."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(args: list[str]) -> int:
     """Run one command line; returns the exit code."""
     debug = "--debug" in args
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         with cli.make_context("vs3r", [a for a in args if a != "--debug"]) as context:
             cli.invoke(context)

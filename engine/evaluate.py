@@ -35,8 +35,7 @@ def evaluate_files(
 ) -> Evaluation:
     """Evaluate a stabilized file against its source, see vs3r.metrics.evaluate.
 
-    Pictures are paired by number where both files have as many, else by time. An output of another size is scaled to
-    the source's.
+    An output of another size is scaled to the source's. Pictures are paired as in pair_files.
 
     Args:
         quick: leave out the slow measurements.
@@ -46,9 +45,17 @@ def evaluate_files(
         MediaError: a file cannot be read.
     """
     same_count = count_pictures(in_path) == count_pictures(out_path)
-    pairs = pair_by_number(in_path, out_path) if same_count else pair_by_time(in_path, out_path)
-    pictures = ((before.picture, after.picture) for before, after in pairs)
+    pictures = ((before.picture, after.picture) for before, after in pair_files(in_path, out_path))
     return evaluate(_counted(pictures, progress), quick=quick, source=source if same_count else None)
+
+
+def pair_files(a: str | Path, b: str | Path) -> Iterator[tuple[TimedPicture, TimedPicture]]:
+    """Pictures of the same moment in two files: by number where both files have as many, else by time.
+
+    Raises:
+        MediaError: a file cannot be read.
+    """
+    return pair_by_number(a, b) if count_pictures(a) == count_pictures(b) else pair_by_time(a, b)
 
 
 def pair_by_number(a: str | Path, b: str | Path) -> Iterator[tuple[TimedPicture, TimedPicture]]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.video.stream import VideoStream
+from av.video.reformatter import Interpolation
 
-from vs3r.engine.media.reader import main_video, open_input
+from vs3r.engine.media.formats import frame_of
+from vs3r.engine.media.reader import VideoReader, main_video, open_input
 from vs3r.errors import MediaError
 from vs3r.metrics import Picture
+
+_LIMITED, _FULL = 1, 2  # AVColorRange
+# Without it every picture comes out a grey level darker.
+_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,30 +29,36 @@ class TimedPicture:
     """(H, W, 3) BGR, turned upright as a player would show it."""
     pts_s: Fraction
     """Presentation time in seconds from the first picture."""
+    pts: int
+    """Presentation time in units of the file's time base, see MediaInfo.time_base."""
+    duration: int
+    """Length in the same units."""
 
 
 def read_pictures(path: str | Path) -> Iterator[TimedPicture]:
-    """Decode the main video stream of a file, one picture at a time; all have the size of the first.
+    """Decode a file's main video stream, one picture at a time; all have the size of the first.
 
     Raises:
-        MediaError: the file cannot be opened or decoded, or has no video stream or no picture.
+        MediaError: the file cannot be opened, or holds no video that decodes.
     """
-    with _video(path) as (container, stream):
-        first: Fraction | None = None
-        size: tuple[int, int] | None = None
-        for number, frame in enumerate(container.decode(stream)):
-            base = frame.time_base or Fraction(1)
-            rate = stream.average_rate or Fraction(30)
-            at = frame.pts * base if frame.pts is not None else (first or 0) + number / rate
-            if first is None:
-                first, size = at, (frame.width, frame.height)
-            assert size is not None
-            picture = frame.to_ndarray(format="bgr24", width=size[0], height=size[1])
-            # PyAV's rotation is counter-clockwise, as numpy's.
-            upright = np.rot90(picture, round(frame.rotation / 90) % 4)
-            yield TimedPicture(picture=np.ascontiguousarray(upright, dtype=np.uint8), pts_s=at - first)
-        if first is None:
-            raise MediaError(f"expected at least one picture, the video stream holds none: {path}")
+    with VideoReader(path) as reader:
+        # Clockwise in the file, counter-clockwise in numpy.
+        turns = -round(reader.info.rotation_deg / 90) % 4
+        matrix = reader.info.color.matrix
+        first_s: Fraction | None = None
+        for frame in reader:
+            at_s = frame.pts * frame.time_base
+            first_s = at_s if first_s is None else first_s
+            picture = frame_of(frame.planes, frame.format)
+            if not frame.format.is_rgb:
+                picture.color_range, picture.colorspace = _FULL if frame.format.full_range else _LIMITED, matrix
+            upright = np.rot90(picture.to_ndarray(format="bgr24", interpolation=_EXACT), turns)
+            yield TimedPicture(
+                picture=np.ascontiguousarray(upright, dtype=np.uint8),
+                pts_s=at_s - first_s,
+                pts=frame.pts,
+                duration=frame.duration,
+            )
 
 
 def count_pictures(path: str | Path) -> int:
@@ -58,17 +67,9 @@ def count_pictures(path: str | Path) -> int:
     Raises:
         MediaError: as read_pictures.
     """
-    with _video(path) as (container, stream):
-        return sum(packet.size > 0 for packet in container.demux(stream))
-
-
-@contextmanager
-def _video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    path = Path(path)
     try:
-        with open_input(Path(path)) as container:
-            stream = main_video(container, Path(path))
-            stream.thread_type = "AUTO"
-            yield container, stream
+        with open_input(path) as container:
+            return sum(packet.size > 0 for packet in container.demux(main_video(container, path)))
     except av.FFmpegError as error:
-        reason = error.strerror or type(error).__name__
-        raise MediaError(f"expected a video that plays to its end; {reason}: {path}; copy or repair it") from None
+        raise MediaError(f"expected a video that can be read to its end, got {error.strerror}: {path}") from None

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track
 
@@ -28,7 +28,7 @@ from vs3r.refine import make_refiner
 from vs3r.render import SourceFrame, WarpRenderer
 from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
 
-AnalysisItem = SourceFrame | SmoothedFrame
+AnalysisItem: TypeAlias = SourceFrame | SmoothedFrame
 """What Analysis hands to Rendering: a frame whose geometry is final, or a frame's smoothed camera."""
 
 
@@ -155,7 +155,9 @@ class Rendering:
         self._renderer = renderer
         self._refiner = refiner
         self._window = window
-        self.reset()
+        self._sources: dict[int, SourceFrame] = {}
+        self._waiting: deque[SmoothedFrame] = deque()
+        self._newest: SourceFrame | None = None
 
     def push(self, item: AnalysisItem) -> list[StabilizedFrame]:
         """Take a source or a camera; return the pictures whose sources are now complete."""
@@ -172,9 +174,9 @@ class Rendering:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._sources: dict[int, SourceFrame] = {}
-        self._waiting: deque[SmoothedFrame] = deque()
-        self._newest: SourceFrame | None = None
+        self._sources.clear()
+        self._waiting.clear()
+        self._newest = None
 
     @property
     def held(self) -> int:

@@ -58,8 +58,8 @@ class Talk:
 
 
 def _seldom(every_s: float, show: ProgressCallback) -> ProgressCallback:
-    """Let through one report every so often."""
-    last_s = 0.0
+    """Let through the first report and then one every so often."""
+    last_s = -every_s
 
     def callback(now: Progress) -> None:
         nonlocal last_s
