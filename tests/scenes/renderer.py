@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ class Texture:
     def __init__(self, picture: U8, *, wrap: bool = True) -> None:
         """
         Args:
-            picture: (H, W, 3) RGB or (H, W, 4) RGBA, sides powers of two. Alpha above 127 is opaque, the rest is cut out.
+            picture: (H, W, 3) RGB or (H, W, 4) RGBA, sides powers of two. What has alpha below 128 is cut out.
             wrap: the picture tiles; otherwise its border is repeated.
         """
         height, width = picture.shape[:2]
@@ -109,7 +109,8 @@ def _pyramid(picture: U8) -> list[U8]:
             mean = cv2.resize(weight, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], 1)
             fine = np.concatenate([colour.reshape(size[1], size[0], 3) / mean, mean - 0.5], axis=2)
         else:
-            fine = cv2.resize(fine, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], 3)
+            half = np.asarray(cv2.resize(fine, size, interpolation=cv2.INTER_AREA), np.float32)
+            fine = half.reshape(size[1], size[0], 3)
         levels.append(np.clip(np.rint(fine), 0, 255).astype(np.uint8))
     return levels
 
@@ -267,7 +268,7 @@ class _Placed:
 
     @property
     def corners(self) -> F64:
-        return self.corner + np.array([0 * self.edge_u, self.edge_u, self.edge_u + self.edge_v, self.edge_v])
+        return np.stack([np.zeros(3), self.edge_u, self.edge_u + self.edge_v, self.edge_v]) + self.corner
 
     def extent(self, rays: Rays) -> _Extent:
         """The rows and columns of rays that may meet the quad's front; none where it is seen from behind."""
@@ -294,25 +295,19 @@ class _Placed:
         stride = 8 if min(shape) >= 64 else 1  # it varies slowly
         depth, u, v = self.hit(rays, rows, cols, stride)
         over = rays.dot(self.normal, rows, cols, stride)
-        x = rays.x[cols][::stride].astype(np.float32)[None]
-        column_step = np.float32(rays.x[1] - rays.x[0])
         relative = self.corner - rays.origin[rows][::stride]
         gradients = []
-        for edge, at, repeat, texels in (
-            (self.edge_u, u, self.quad.repeat[0], self.texture.width),
-            (self.edge_v, v, self.quad.repeat[1], self.texture.height),
+        steps = (rays.step[rows][::stride] * (rays.x[1] - rays.x[0]), rays.row_step[rows][::stride])
+        for edge, at, texels in (
+            (self.edge_u, u, self.quad.repeat[0] * self.texture.width),
+            (self.edge_v, v, self.quad.repeat[1] * self.texture.height),
         ):
             dual = edge / (edge @ edge)
-            inner = at + (relative @ dual).astype(np.float32)[:, None]  # depth * direction . dual
-            for turn in (0, 1):
-                if turn == 0:
-                    change = rays.step[rows][::stride] * float(column_step)
-                    along, across = (change @ dual)[:, None] + 0 * x, (change @ self.normal)[:, None] + 0 * x
-                else:
-                    change = rays.row_step[rows][::stride]
-                    along, across = (change @ dual)[:, None] + 0 * x, (change @ self.normal)[:, None] + 0 * x
+            inner = at + (relative @ dual).astype(np.float32)[:, None]  # depth * (direction . dual)
+            for step in steps:  # to the next column, to the next row
+                along, across = ((step @ axis).astype(np.float32)[:, None] for axis in (dual, self.normal))
                 with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                    slope = repeat * texels * (depth * along - inner * across / over)
+                    slope = np.float32(texels) * (depth * along - inner * across / over)
                 gradients.append(np.nan_to_num(slope, nan=1e6, posinf=1e6, neginf=-1e6).clip(-1e6, 1e6))
         return _footprint(*gradients, shape=shape)
 
@@ -326,7 +321,7 @@ class _Footprint:
 
 
 def _footprint(ux: F32, uy: F32, vx: F32, vy: F32, *, shape: tuple[int, int]) -> _Footprint:
-    """Mipmap level and, where the texture is seen at a slant, the direction (in texels) along which to take more taps."""
+    """Mipmap level and, for a texture seen at a slant, the direction (in texels) along which to take more taps."""
     length_x, length_y = np.hypot(ux, vx), np.hypot(uy, vy)
     wide = length_x > length_y
     major = np.maximum(np.maximum(length_x, length_y), 1e-6)
@@ -336,7 +331,8 @@ def _footprint(ux: F32, uy: F32, vx: F32, vy: F32, *, shape: tuple[int, int]) ->
     lod = np.log2(np.maximum(np.maximum(minor, major / taps), 1e-6))
 
     def full(values: F64 | F32) -> F32:
-        return cv2.resize(values.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+        size = (shape[1], shape[0])
+        return np.asarray(cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), np.float32)
 
     return _Footprint(
         lod=full(lod), taps=taps, along_u=full(np.where(wide, ux, uy)), along_v=full(np.where(wide, vx, vy))
@@ -351,7 +347,7 @@ class Scene:
     """Everything but the sky."""
     sky: Texture
     """Seen where nothing else is: longitude over the width (0 is backwards), latitude from the zenith down."""
-    samples: int = field(default=2)
+    samples: int = 2
     """Rays per pixel in each direction."""
 
     def render(self, cam_from_world: F64, K: F64, width: int, height: int, time_s: float) -> View:
@@ -403,8 +399,8 @@ class Scene:
 
     def _sky_colour(self, rays: Rays, rows: slice, cols: slice) -> U8:
         x, y, z = (rays.dot(axis, rows, cols) for axis in np.eye(3))
-        u = np.arctan2(x, z) / (2 * np.pi) + 0.5
-        v = np.arctan2(y, np.hypot(x, z)) / np.pi + 0.5
+        u = np.asarray(np.arctan2(x, z) / (2 * np.pi) + 0.5, np.float32)
+        v = np.asarray(np.arctan2(y, np.hypot(x, z)) / np.pi + 0.5, np.float32)
         texels = float(np.linalg.norm(rays.row_step[0])) * self.sky.height / np.pi
         return self.sky.rgb(u, v, np.full_like(u, np.log2(max(texels, 1e-6))))
 

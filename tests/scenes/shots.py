@@ -62,7 +62,7 @@ class Shot:
         return self._view(self.stable_world_from_cam[index], index)
 
     def _view(self, world_from_cam: F64, index: int) -> View:
-        cam_from_world = np.linalg.inv(world_from_cam)
+        cam_from_world = np.asarray(np.linalg.inv(world_from_cam), np.float64)
         return self.scene.render(cam_from_world, self.K[index], self.width, self.height, self.time_s(index))
 
 
@@ -196,18 +196,14 @@ def _quick_rotation() -> Shot:
     t = _times(100)
     yaw = -35 + 75 * _ease(t, 0.5, 1.5) - 60 * _ease(t, 1.8, 2.8)
     position = (0.1 * np.sin(t), -1.6, 0.15 * t)
-    path = _Path(
-        time_s=t, yaw=yaw, position=position, shake_deg=(1.3, 1.2, 1.2), shake_m=(0.01, 0.01, 0.01), seed=400
-    )
+    path = _Path(time_s=t, yaw=yaw, position=position, shake_deg=(1.3, 1.2, 1.2), shake_m=(0.01, 0.01, 0.01), seed=400)
     return _shot("quick_rotation", worlds.square(), path)
 
 
 def _zoom() -> Shot:
     t = _times(90)
     hfov = HFOV_DEG - 30 * _ease(t, 0.4, 1.5) + 22 * _ease(t, 1.8, 2.7)
-    path = _Path(
-        time_s=t, yaw=3 * np.sin(0.7 * t), shake_deg=(0.9, 0.8, 0.5), shake_m=(0.008, 0.008, 0.006), seed=500
-    )
+    path = _Path(time_s=t, yaw=3 * np.sin(0.7 * t), shake_deg=(0.9, 0.8, 0.5), shake_m=(0.008, 0.008, 0.006), seed=500)
     return _shot("zoom", worlds.square(), path, hfov_deg=hfov)
 
 

@@ -173,7 +173,7 @@ def _shop_row(wall: F32, rng: np.random.Generator, top: int, bottom: int, column
         origin = (x0 + 8, sign - (sign - top) // 4)
         _write(wall, word, origin, scale, (238.0, 230.0, 205.0))
         glass = wall[sign + 6 : bottom - 24, x0 + 6 : x1 - 6]
-        goods = noise(*glass.shape[:2], int(rng.integers(1 << 30)), slope=1.6)
+        goods = noise(glass.shape[0], glass.shape[1], int(rng.integers(1 << 30)), slope=1.6)
         glass[:] = _tint(goods, (22.0, 26.0, 30.0), (120.0, 110.0, 95.0))
         for _ in range(16):  # things in the window
             x, y = int(rng.integers(x0 + 12, x1 - 30)), int(rng.integers((sign + bottom) // 2, bottom - 60))
@@ -244,7 +244,18 @@ def car_side(colour: Colour) -> Texture:
     rgb = np.zeros((height, width, 3), np.float32)
     alpha = np.zeros((height, width), np.float32)
     rgb[:] = np.linspace(1.12, 0.72, height)[:, None, None] * np.array(colour)
-    body = [(4, 205), (8, 130), (40, 112), (130, 100), (190, 28), (215, 20), (360, 20), (385, 28), (440, 98), (500, 112)]
+    body = [
+        (4, 205),
+        (8, 130),
+        (40, 112),
+        (130, 100),
+        (190, 28),
+        (215, 20),
+        (360, 20),
+        (385, 28),
+        (440, 98),
+        (500, 112),
+    ]
     outline = np.array([*body, (508, 150), (506, 205)], np.int32)
     cv2.fillPoly(alpha, [outline], 255.0, cv2.LINE_AA)
     for shape in ([(148, 98), (198, 36), (280, 34), (280, 98)], [(292, 98), (292, 34), (368, 36), (420, 98)]):
@@ -274,9 +285,13 @@ def car_end(colour: Colour, *, lamps: Colour = (190.0, 30.0, 30.0)) -> Texture:
     rgb = np.zeros((size, size, 3), np.float32)
     alpha = np.zeros((size, size), np.float32)
     rgb[:] = np.linspace(1.1, 0.7, size)[:, None, None] * np.array(colour)
-    outline = np.array([(14, 215), (10, 120), (44, 24), (70, 18), (186, 18), (212, 24), (246, 120), (242, 215)], np.int32)
+    outline = np.array(
+        [(14, 215), (10, 120), (44, 24), (70, 18), (186, 18), (212, 24), (246, 120), (242, 215)], np.int32
+    )
     cv2.fillPoly(alpha, [outline], 255.0, cv2.LINE_AA)
-    cv2.fillPoly(rgb, [np.array([(40, 100), (62, 34), (194, 34), (216, 100)], np.int32)], [38.0, 46.0, 54.0], cv2.LINE_AA)
+    cv2.fillPoly(
+        rgb, [np.array([(40, 100), (62, 34), (194, 34), (216, 100)], np.int32)], [38.0, 46.0, 54.0], cv2.LINE_AA
+    )
     cv2.rectangle(rgb, (12, 186), (244, 215), [45.0, 45.0, 47.0], -1)
     cv2.rectangle(rgb, (88, 140), (168, 166), [232.0, 232.0, 224.0], -1)
     _write(rgb, "VS 3R", (92, 161), 0.75, (20.0, 20.0, 30.0))
@@ -315,7 +330,9 @@ def _walker_frame(
     bob = 4 * math.cos(2 * phase)
     hip, shoulder = np.array([128.0, 268 + bob]), np.array([130.0, 112 + bob])
 
-    def limb(start: npt.NDArray[np.float64], angle: float, length: float, thick: int, colour: Colour) -> npt.NDArray[np.float64]:
+    def limb(
+        start: npt.NDArray[np.float64], angle: float, length: float, thick: int, colour: Colour
+    ) -> npt.NDArray[np.float64]:
         end = start + length * np.array([math.sin(angle), math.cos(angle)])
         a, b = start.astype(int).tolist(), end.astype(int).tolist()
         cv2.line(rgb, a, b, list(colour), thick, cv2.LINE_AA)
@@ -338,7 +355,7 @@ def _walker_frame(
     leg(phase + math.pi, 0.7)
     arm(phase, 0.7)
     leg(phase, 1.0)
-    torso = np.array([[98, 104], [160, 104], [164, 190], [156, 284], [98, 284], [92, 190]]) + [0, int(round(bob))]
+    torso = np.array([[98, 104], [160, 104], [164, 190], [156, 284], [98, 284], [92, 190]]) + [0, round(bob)]
     cv2.fillPoly(alpha, [torso.astype(np.int32)], 255.0, cv2.LINE_AA)
     patterned = (np.array(shirt) * plaid[..., None]).astype(np.float32) + np.zeros_like(rgb)
     mask = np.zeros((512, 256), np.float32)

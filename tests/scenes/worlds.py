@@ -51,19 +51,24 @@ def ground(low: Point, high: Point, texture: Texture, tile: float, *, level: flo
 
 
 def box(
-    centre: Point, size: tuple[float, float, float], texture: Texture, *, yaw_deg: float = 0.0, tile: float = 1.0, **kind: Any
+    centre: Point,
+    size: tuple[float, float, float],
+    texture: Texture,
+    *,
+    yaw_deg: float = 0.0,
+    tile: float = 1.0,
+    **kind: Any,
 ) -> list[Quad]:
-    """A box on the ground: centre (x, z), size (x, height, z), four sides and a top (only where yaw is 0)."""
+    """A box on the ground: centre (x, z), size (x, height, z), four sides and a top."""
     turn = np.deg2rad(yaw_deg)
     right, forward = np.array([np.cos(turn), -np.sin(turn)]), np.array([np.sin(turn), np.cos(turn)])
     a, b = right * size[0] / 2, forward * size[2] / 2
-    feet = [tuple(np.array(centre) + offset) for offset in (-a - b, a - b, a + b, -a + b)]
-    sides = [
-        wall(feet[k], feet[(k + 1) % 4], size[1], texture, tile=(tile, tile), **kind) for k in range(4)  # type: ignore[arg-type]
-    ]
+    corners = (np.array(centre) + offset for offset in (-a - b, a - b, a + b, -a + b))
+    feet = [(float(x), float(z)) for x, z in corners]
+    sides = [wall(feet[k], feet[(k + 1) % 4], size[1], texture, tile=(tile, tile), **kind) for k in range(4)]
     base = float(kind.pop("base", 0.0))
     top = Quad(
-        corner=(float(feet[3][0]), -size[1] - base, float(feet[3][1])),
+        corner=(feet[3][0], -size[1] - base, feet[3][1]),
         edge_u=(2 * float(a[0]), 0.0, 2 * float(a[1])),
         edge_v=(-2 * float(b[0]), 0.0, -2 * float(b[1])),
         textures=(texture,),
@@ -134,10 +139,10 @@ def _crates(seed: int, count: int, *, first_id: int) -> list[Quad]:
     out: list[Quad] = []
     for number in range(count):
         angle, distance = 2 * np.pi * (number + rng.uniform(0, 0.6)) / count, rng.uniform(3.5, 9.5)
-        size = tuple(rng.uniform(0.5, 1.5, 3) * np.array([1.0, 1.2, 1.0]))
+        width, height, depth = (rng.uniform(0.5, 1.5, 3) * np.array([1.0, 1.2, 1.0])).tolist()
         out += box(
             (float(distance * np.sin(angle)), float(distance * np.cos(angle))),
-            size,  # type: ignore[arg-type]
+            (width, height, depth),
             tx.lettering(20 + number % 5) if number % 3 else tx.bricks(40 + number % 3, (120.0, 105.0, 95.0)),
             yaw_deg=float(rng.uniform(0, 90)),
             tile=float(rng.uniform(1.0, 2.0)),
@@ -184,43 +189,63 @@ def crowd() -> Scene:
     rng = np.random.default_rng(12)
     people = []
     for number in range(16):
-        right = 1 if number % 2 else -1
-        speed, z = rng.uniform(0.8, 1.5), 3.4 + 0.45 * number
-        at = -right * (rng.uniform(-0.5, 1.0) * 0.64 * z)
+        z, speed = 2.9 + 0.36 * number, float(rng.uniform(0.5, 1.3)) * (1 if number % 2 else -1)
+        halfway_x = 0.62 * z * ((number * 5 % 16) / 7.5 - 1)  # spread over the picture after 1.5 s
         people.append(
             walker(
-                (at - right * 0.6, z),
-                (right * speed, rng.uniform(-0.15, 0.15)),
-                80 + number,
+                (halfway_x - 1.5 * speed, z),
+                (speed, float(rng.uniform(-0.12, 0.12))),
+                80 + number % 8,
                 object_id=100 + number,
                 height=float(rng.uniform(1.6, 1.9)),
             )
         )
-    return Scene(quads=[*square().quads, *people], sky=tx.sky(7))
+    standing = [quad for quad in square().quads if not 20 <= quad.object_id < 60 or quad.corner[2] > 8.0]
+    return Scene(quads=[*standing, *people], sky=tx.sky(7))
 
 
 def _car(at: Point, colour: tx.Colour, *, object_id: int) -> list[Quad]:
     """A car parked along the street, nose ahead: cut-out sides and ends around a dark body, 1.75 x 1.45 x 4.3 m."""
     x0, x1, z0, z1 = at[0] - 0.87, at[0] + 0.87, at[1], at[1] + 4.3
-    kind = {"object_id": object_id}
-    side, back = tx.car_side(colour), tx.car_end(colour)
     front = tx.car_end(colour, lamps=(235.0, 232.0, 215.0))
-    paint = tx.mottled(950, tuple(0.9 * c for c in colour), tuple(1.1 * c for c in colour), size=256)  # type: ignore[arg-type]
+    paint = tx.mottled(950, _scaled(colour, 0.9), _scaled(colour, 1.1), size=256)
     roof = Quad(
-        corner=(x0 + 0.18, -1.36, z0 + 3.05), edge_u=(x1 - x0 - 0.36, 0, 0), edge_v=(0, 0, -1.35), textures=(paint,), **kind  # type: ignore[arg-type]
+        corner=(x0 + 0.24, -1.345, z0 + 2.95),
+        edge_u=(x1 - x0 - 0.48, 0, 0),
+        edge_v=(0, 0, -1.15),
+        textures=(paint,),
+        object_id=object_id,
     )
     hood = Quad(
-        corner=(x0 + 0.04, -0.8, z1), edge_u=(x1 - x0 - 0.08, 0, 0), edge_v=(0, -0.12, -1.1), textures=(paint,), **kind  # type: ignore[arg-type]
+        corner=(x0 + 0.04, -0.8, z1 - 0.1),
+        edge_u=(x1 - x0 - 0.08, 0, 0),
+        edge_v=(0, -0.12, -1.1),
+        textures=(paint,),
+        object_id=object_id,
     )
-    return [
-        # The near face's picture runs from rear to nose, so that one seen from the left is mirrored.
-        Quad(corner=(x1, -1.45, z0), edge_u=(0, 0, 4.3), edge_v=(0, 1.45, 0), textures=(side,), two_sided=True, gain=0.9, **kind),  # type: ignore[arg-type]
-        Quad(corner=(x0, -1.45, z0), edge_u=(0, 0, 4.3), edge_v=(0, 1.45, 0), textures=(side,), two_sided=True, gain=0.75, **kind),  # type: ignore[arg-type]
-        wall((x0, z0 + 0.1), (x1, z0 + 0.1), 1.45, back, **kind),
-        wall((x1, z1 - 0.1), (x0, z1 - 0.1), 1.45, front, **kind),
-        roof,
-        hood,
+    # The picture of a side runs from rear to nose, so one that is seen from the left stands mirrored.
+    sides = [
+        Quad(
+            corner=(x, -1.45, z0),
+            edge_u=(0, 0, 4.3),
+            edge_v=(0, 1.45, 0),
+            textures=(tx.car_side(colour),),
+            two_sided=True,
+            gain=gain,
+            object_id=object_id,
+        )
+        for x, gain in ((x0, 0.75), (x1, 0.9))
     ]
+    ends = [
+        wall((x0, z0 + 0.1), (x1, z0 + 0.1), 1.45, tx.car_end(colour), object_id=object_id),
+        wall((x1, z1 - 0.1), (x0, z1 - 0.1), 1.45, front, object_id=object_id),
+    ]
+    return [*sides, *ends, roof, hood]
+
+
+def _scaled(colour: tx.Colour, factor: float) -> tx.Colour:
+    red, green, blue = colour
+    return red * factor, green * factor, blue * factor
 
 
 @functools.cache
@@ -242,8 +267,15 @@ def street() -> Scene:
         side = -1 if number % 2 else 1
         quads += tree((side * 4.6, z), 130 + number, height=5.6, object_id=60 + number)
         quads += _lamp((-side * 4.5, z + 2.0), -side, object_id=70 + number)
-    colours = [(158.0, 36.0, 38.0), (52.0, 74.0, 128.0), (205.0, 205.0, 202.0), (62.0, 92.0, 74.0), (186.0, 150.0, 60.0)]
-    for number, (x, z) in enumerate([(-3.0, 5.5), (3.0, 9.0), (-3.0, 12.5), (3.0, 18.0), (-3.0, 21.0), (3.0, 27.0), (-3.0, 33.0)]):
+    colours = [
+        (158.0, 36.0, 38.0),
+        (52.0, 74.0, 128.0),
+        (205.0, 205.0, 202.0),
+        (62.0, 92.0, 74.0),
+        (186.0, 150.0, 60.0),
+    ]
+    parked = [(-3.0, 5.5), (3.0, 9.0), (-3.0, 12.5), (3.0, 18.0), (-3.0, 21.0), (3.0, 27.0), (-3.0, 33.0)]
+    for number, (x, z) in enumerate(parked):
         quads += _car((x, z), colours[number % 5], object_id=40 + number)
     quads += box((5.6, 11.0), (0.7, 0.9, 0.5), tx.lettering(22), object_id=80)
     quads += box((-5.2, 9.2), (0.5, 1.1, 0.5), tx.lettering(23), object_id=81)
@@ -257,7 +289,13 @@ def street() -> Scene:
 
 
 def _houses(rng: np.random.Generator) -> list[Quad]:
-    colours = [(204.0, 184.0, 146.0), (164.0, 92.0, 74.0), (176.0, 182.0, 184.0), (214.0, 198.0, 178.0), (150.0, 116.0, 92.0)]
+    colours = [
+        (204.0, 184.0, 146.0),
+        (164.0, 92.0, 74.0),
+        (176.0, 182.0, 184.0),
+        (214.0, 198.0, 178.0),
+        (150.0, 116.0, 92.0),
+    ]
     out: list[Quad] = []
     for side in (-1, 1):
         z = -20.0
@@ -274,13 +312,14 @@ def _houses(rng: np.random.Generator) -> list[Quad]:
             ends = [(x, z), (x, z + length)]
             if side > 0:
                 ends.reverse()
-            out.append(wall(ends[0], ends[1], height, front, object_id=10 + number + (13 if side > 0 else 0)))
+            object_id = 10 + number + (13 if side > 0 else 0)
+            out.append(wall(ends[0], ends[1], height, front, object_id=object_id))
             gable = tx.bricks(320 + number % 3)
             for at, turned in ((z, False), (z + length, True)):
                 feet = [(x, at), (x + side * 6.0, at)]
                 if (side > 0) == turned:
                     feet.reverse()
-                out.append(wall(feet[0], feet[1], height, gable, tile=(4.0, 4.0), object_id=10 + number + (13 if side > 0 else 0)))
+                out.append(wall(feet[0], feet[1], height, gable, tile=(4.0, 4.0), object_id=object_id))
             z += length
     far = tx.facade(350, floors=4, columns=6, colour=colours[0])
     out.append(wall((-9.0, 78.0), (9.0, 78.0), 14.0, far, object_id=36))
