@@ -57,7 +57,7 @@ class Smoother(Protocol):
 class Renderer(Protocol):
     """Draws a frame from a virtual camera; see vs3r.render.WarpRenderer."""
 
-    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame]) -> RenderedFrame: ...
+    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame], /) -> RenderedFrame: ...
 
 
 Refiner = Callable[[RenderedFrame], Frame]

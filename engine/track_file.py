@@ -8,6 +8,7 @@ is a sound track or a TrackError.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -26,6 +27,8 @@ from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat
 FORMAT = "vs3r-track"
 VERSION = 1
 
+_HEADER = "vs3r"
+_MAX_HEADER = 1000
 _MAX_BYTES = 8 << 30
 _MAX_SIDE_PX = 1 << 16
 _MAX_CELLS = 1 << 18
@@ -104,7 +107,8 @@ def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
     # A name of our own beside the target, so that the rename stays on one disk.
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
     try:
-        save_file(tensors, temporary, metadata=header)
+        # One entry: safetensors writes several in random order, and a file should depend on the track only.
+        save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -130,7 +134,7 @@ def load_track(path: str | os.PathLike[str]) -> CameraTrack:
         if size > _MAX_BYTES:
             raise TrackError(f"{path}: expected a .vs3r track of at most {_MAX_BYTES >> 30} GiB, got {size >> 30} GiB")
         with safe_open(path, framework="np") as file:
-            header = _checked_header(path, file.metadata() or {})
+            header = _checked_header(path, (file.metadata() or {}).get(_HEADER, ""))
             _check_layout(path, file)
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
     except OSError as error:
@@ -177,9 +181,15 @@ def _foreign(expected: str, came: str) -> TrackError:
     )
 
 
-def _checked_header(path: Path, header: dict[str, str]) -> dict[str, Any]:
-    if header.get("format") != FORMAT:
+def _checked_header(path: Path, text: str) -> dict[str, Any]:
+    try:
+        # The length bounds the parser's work, and its recursion.
+        header = json.loads(text) if len(text) <= _MAX_HEADER else None
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise TrackError(f"{path}: expected a .vs3r track file, got another safetensors file")
+    header = {name: str(value) for name, value in header.items()}
     version = header.get("version", "")[:20]
     if version != str(VERSION):
         raise TrackError(

@@ -1,4 +1,4 @@
-"""Stand-ins for the stages of the method, to test the pipeline around them: known delays, recorded calls, no pictures."""
+"""Stand-ins for the stages of the method, to test the pipeline around them: known delays, recorded calls."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 import numpy as np
+from vs3r.smooth import SmoothedFrame
 
 from vs3r.render import SourceFrame
-from vs3r.smooth import SmoothedFrame
 from vs3r.types import Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
 
 FMT = PictureFormat(
@@ -43,7 +43,7 @@ class BatchReconstructor:
         self._cuts = cuts
         self.reset()
 
-    def push(self, frame: Frame) -> list[FrameGeometry]:
+    def push(self, _frame: Frame, /) -> list[FrameGeometry]:
         self._pushed += 1
         return self._return(self._batch * (self._pushed // self._batch))
 
@@ -93,7 +93,7 @@ class RecordingRenderer:
     def __init__(self) -> None:
         self.calls: list[tuple[int, tuple[int, ...]]] = []
 
-    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame]) -> RenderedFrame:
+    def render(self, index: int, _camera: VirtualCamera, sources: Mapping[int, SourceFrame], /) -> RenderedFrame:
         assert all(source.geometry.index == i for i, source in sources.items())
         self.calls.append((index, tuple(sorted(sources))))
         valid = np.full((4, 4), 255, np.uint8)

@@ -25,9 +25,7 @@ class Run:
     """The two stages with stand-ins inside."""
 
     def __init__(self, *, batch: int, lookahead: int, fill: int, cuts: tuple[int, ...] = ()) -> None:
-        config = Config(
-            smooth=SmoothConfig(lookahead_frames=lookahead), render=RenderConfig(fill_window_frames=fill)
-        )
+        config = Config(smooth=SmoothConfig(lookahead_frames=lookahead), render=RenderConfig(fill_window_frames=fill))
         self.renderer = RecordingRenderer()
         self.analysis = Analysis(BatchReconstructor(batch, cuts), LookaheadSmoother(lookahead))
         self.rendering = Rendering(self.renderer, take_picture, SourceWindow.of_stream(config))

@@ -1,0 +1,214 @@
+"""Track files: nothing is lost on the way, and nothing that is not a track is taken for one."""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+from dataclasses import fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.engine.fakes import FMT, make_frame, make_geometry
+from vs3r.engine.track_file import TrackBuilder, load_track, save_track
+from vs3r.errors import OutputError, TrackError
+from vs3r.types import CameraTrack
+
+
+def make_track(count: int = 5) -> CameraTrack:
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(-1, 1, count)
+    pose = np.tile(np.eye(4), (count, 1, 1))
+    pose[:, 0, 0] = pose[:, 1, 1] = np.cos(angle)
+    pose[:, 1, 0], pose[:, 0, 1] = np.sin(angle), -np.sin(angle)
+    pose[:, :3, 3] = rng.normal(size=(count, 3))
+    return CameraTrack(
+        width=64,
+        height=48,
+        sample_aspect=Fraction(16, 15),
+        time_base=Fraction(1001, 30000),
+        pts=np.cumsum(rng.integers(1, 9, count)).astype(np.int64) - 20,
+        segment=np.sort(rng.integers(0, 2, count)).astype(np.int32),
+        K=np.tile([[60.5, 0, 32], [0, 60.5, 24], [0, 0, 1]], (count, 1, 1)),
+        cam_from_world=pose,
+        inv_depth=rng.uniform(0.1, 2, (count, 3, 4)).astype(np.float16),
+        dynamic=rng.integers(0, 256, (count, 6, 8)).astype(np.uint8),
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    track = make_track()
+    save_track(track, tmp_path / "a.vs3r")
+    save_track(track, tmp_path / "b.vs3r")
+    assert (tmp_path / "a.vs3r").read_bytes() == (tmp_path / "b.vs3r").read_bytes()
+    loaded = load_track(tmp_path / "a.vs3r")
+    for spec in fields(CameraTrack):
+        before, after = getattr(track, spec.name), getattr(loaded, spec.name)
+        assert np.array_equal(before, after), spec.name
+        assert getattr(before, "dtype", None) == getattr(after, "dtype", None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.vs3r", "b.vs3r"]
+
+
+def test_builder_keeps_geometry_and_clips_what_half_precision_cannot_hold() -> None:
+    builder = TrackBuilder(FMT, Fraction(1, 25))
+    rows = [make_geometry(i, segment=i // 2) for i in range(4)]
+    rows[1] = replace(rows[1], inv_depth=np.array([[1e-9, 1e9], [0.5, 0.25]], np.float32))
+    rows[2] = replace(rows[2], dynamic=np.array([[0, 0.5], [1, 0.2]], np.float32).repeat(2, 0).repeat(2, 1))
+    for i in range(4):
+        builder.add_frame(make_frame(i))
+    builder.add_geometry(rows[:3])
+    builder.add_geometry(rows[3:])
+    track = builder.finish()
+    assert track.pts.tolist() == [0, 1, 2, 3]
+    assert track.segment.tolist() == [0, 0, 1, 1]
+    assert (track.inv_depth > 0).all()
+    assert np.isfinite(track.inv_depth).all()
+    assert track.frame(1).inv_depth[1].tolist() == [0.5, 0.25]
+    assert np.abs(track.frame(2).dynamic - rows[2].dynamic).max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.9, 0.999])
+def test_truncated(tmp_path: Path, share: float) -> None:
+    whole = tmp_path / "whole.vs3r"
+    save_track(make_track(), whole)
+    cut = tmp_path / "cut.vs3r"
+    cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    with pytest.raises(TrackError, match="cut short or not a track"):
+        load_track(cut)
+
+
+def test_not_a_track(tmp_path: Path) -> None:
+    with pytest.raises(TrackError, match="cannot read the track"):
+        load_track(tmp_path / "missing.vs3r")
+    with pytest.raises(TrackError, match=r"expected a .vs3r track file, got a folder"):
+        load_track(tmp_path)
+    text = tmp_path / "text.vs3r"
+    text.write_text("hello\n" * 100)
+    with pytest.raises(TrackError, match="not a track"):
+        load_track(text)
+    foreign = tmp_path / "foreign.vs3r"
+    save_file({"weight": np.zeros(3)}, foreign)
+    with pytest.raises(TrackError, match="another safetensors file"):
+        load_track(foreign)
+
+
+def test_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.vs3r"
+    header = json.dumps({"pts": {"dtype": "I64", "shape": [1 << 40], "data_offsets": [0, 1 << 43]}}).encode()
+    bomb.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(TrackError, match="not a track"):
+        load_track(bomb)
+    bomb.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+    with pytest.raises(TrackError, match="not a track"):
+        load_track(bomb)
+
+
+def altered(tmp_path: Path, *, header: dict[str, Any] | None = None, **arrays: Any) -> Path:
+    """A file with some of the header or the arrays replaced; None leaves one out."""
+    track = make_track()
+    names = ("pts", "segment", "K", "cam_from_world", "inv_depth", "dynamic")
+    tensors = {name: getattr(track, name) for name in names} | arrays
+    text = {
+        "format": "vs3r-track",
+        "version": "1",
+        "width": "64",
+        "height": "48",
+        "sample_aspect": "16/15",
+        "time_base": "1001/30000",
+    }
+    path = tmp_path / "altered.vs3r"
+    kept = {name: np.ascontiguousarray(array) for name, array in tensors.items() if array is not None}
+    save_file(kept, path, metadata={"vs3r": json.dumps(text | (header or {}))})
+    return path
+
+
+def test_unaltered_loads(tmp_path: Path) -> None:
+    assert len(load_track(altered(tmp_path))) == 5
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ({"version": "2"}, "expected a track of version 1, got version '2'"),
+        ({"version": ""}, "expected a track of version 1"),
+        ({"format": "other"}, "another safetensors file"),
+        ({"width": "0"}, "width is '0'"),
+        ({"width": "-5"}, "width is '-5'"),
+        ({"height": "9" * 300}, "height is '99999999999999999999'"),
+        ({"height": "9" * 5000}, "another safetensors file"),
+        ({"height": [[[]]]}, r"height is '\[\[\[\]\]\]'"),
+        ({"time_base": "1/0"}, "time_base is '1/0'"),
+        ({"time_base": "nan"}, "time_base is 'nan'"),
+        ({"sample_aspect": "0/1"}, "sample_aspect is '0/1'"),
+        ({"sample_aspect": "__import__('os')"}, "sample_aspect is"),
+    ],
+)
+def test_wrong_header(tmp_path: Path, header: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TrackError, match=complaint) as caught:
+        load_track(altered(tmp_path, header=header))
+    assert len(str(caught.value)) < 300
+
+
+def with_value(array: Any, index: Any, value: float) -> Any:
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+TRACK = make_track()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"pts": None}, "missing or unknown arrays"),
+        ({"extra": np.zeros(3)}, "missing or unknown arrays"),
+        ({"pts": TRACK.pts.astype(np.int32)}, "pts is I32"),
+        ({"K": TRACK.K.astype(np.float32)}, "K is F32"),
+        ({"K": TRACK.K[:, :2]}, "K is F64"),
+        ({"inv_depth": TRACK.inv_depth[0]}, "inv_depth is F16"),
+        ({"segment": TRACK.segment[:3]}, "segment has the shape"),
+        ({"inv_depth": np.zeros((5, 0, 4), np.float16)}, "inv_depth has the shape"),
+        ({"dynamic": np.zeros((5, 2000, 200), np.uint8)}, "dynamic has the shape"),
+        ({"pts": TRACK.pts[::-1]}, "times do not increase"),
+        ({"segment": TRACK.segment[::-1]}, "segments are out of order"),
+        ({"segment": TRACK.segment - 1}, "segments are out of order"),
+        ({"K": with_value(TRACK.K, (2, 0, 0), np.nan)}, "not finite"),
+        ({"K": with_value(TRACK.K, (2, 1, 1), -4)}, "camera matrix"),
+        ({"cam_from_world": with_value(TRACK.cam_from_world, (1, 0, 3), np.inf)}, "not finite"),
+        ({"cam_from_world": TRACK.cam_from_world * 1.1}, "not a rigid motion"),
+        ({"cam_from_world": TRACK.cam_from_world * [[[1], [1], [-1], [1]]]}, "not a rigid motion"),
+        ({"inv_depth": with_value(TRACK.inv_depth, (0, 0, 0), 0)}, "inverse depth is not positive"),
+        ({"inv_depth": with_value(TRACK.inv_depth, (0, 0, 0), np.nan)}, "not finite"),
+    ],
+)
+def test_wrong_arrays(tmp_path: Path, arrays: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TrackError, match=complaint):
+        load_track(altered(tmp_path, **arrays))
+
+
+def test_unwritable(tmp_path: Path) -> None:
+    for target in (tmp_path / "no" / "folder.vs3r", tmp_path):
+        with pytest.raises(OutputError):
+            save_track(make_track(), target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.vs3r"
+    save_track(make_track(), target)
+    before = target.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot write the track"):
+            save_track(make_track(500), target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
