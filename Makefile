@@ -15,6 +15,8 @@ TEST_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STREET := $(DEMO_DIR)/street.mp4
+SHAKY := $(or $(CLIP),$(STREET))
 SOURCES := vs3r engine kernels benchmarks tests
 
 .PHONY: help install demo test lint types format clean
@@ -34,9 +36,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)
-	@mkdir -p $(DEMO_DIR)
-	@$(BIN)/python -m benchmarks.demo --out $(DEMO_DIR) $(if $(CLIP),--clip '$(CLIP)')
+# The shaky clip of the demo, rendered once.
+$(STREET): | $(STAMP)
+	@mkdir -p $(@D)
+	@echo 'no CLIP given: rendering a shaky walk through a street (a minute or two)'
+	@$(BIN)/python -m benchmarks.demo_scene $(@D)/unfinished.mp4
+	@mv $(@D)/unfinished.mp4 $@
+
+demo: $(STAMP) $(if $(CLIP),,$(STREET))
+	@mkdir -p '$(DEMO_DIR)'
+	@echo 'stabilizing $(SHAKY)'
+	@$(BIN)/vs3r stabilize '$(SHAKY)' '$(DEMO_DIR)/steady.mp4' --overwrite
+	@$(BIN)/vs3r compare '$(SHAKY)' '$(DEMO_DIR)/steady.mp4' --output '$(DEMO_DIR)/side_by_side.mp4' --overwrite
+	@$(BIN)/vs3r evaluate '$(SHAKY)' '$(DEMO_DIR)/steady.mp4' --quick --plot '$(DEMO_DIR)/path.png' --overwrite
+	@echo
+	@echo 'shaky         $(SHAKY)'
+	@echo 'steady        $(DEMO_DIR)/steady.mp4'
+	@echo 'side by side  $(DEMO_DIR)/side_by_side.mp4'
+	@echo 'camera path   $(DEMO_DIR)/path.png'
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
