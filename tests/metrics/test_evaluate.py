@@ -12,7 +12,7 @@ import pytest
 
 from tests.metrics.scenes import HEIGHT, WIDTH, blur, shake, shaken_clip, similarity, texture, view
 from vs3r.errors import ShapeError
-from vs3r.metrics import ClipMetrics, Evaluation, Jitter, Picture, border_mask, evaluate, measure_clip
+from vs3r.metrics import ClipMetrics, Evaluation, Jitter, Picture, border_mask, evaluate, measure_clip, sharpness_ratio
 from vs3r.metrics.picture import sharpness_pair, to_grey
 
 COUNT = 8
@@ -96,6 +96,14 @@ def test_blur_lowers_sharpness(steady: list[Picture], sigma: float) -> None:
         np.mean([cv2.Laplacian(to_grey(p), cv2.CV_32F)[inner].var() for p in clip]) for clip in (steady, blurred)
     )
     assert found.sharpness_ratio == pytest.approx(after / before, rel=0.05)
+
+
+def test_sharpness_alone(steady: list[Picture]) -> None:
+    blurred = [blur(p, 1.0) for p in steady]
+    assert sharpness_ratio(zip(steady[::7], blurred[::7], strict=True)) == pytest.approx(
+        quick(steady[::7], blurred[::7]).sharpness_ratio, rel=0.05
+    )
+    assert sharpness_ratio([]) is None
 
 
 def test_sharpness_ignores_what_only_one_shows() -> None:

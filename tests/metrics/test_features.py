@@ -28,6 +28,13 @@ def test_matches_equal_brute_force() -> None:
     np.testing.assert_array_equal(np.hstack([found.a, found.b]), np.array(wanted, dtype=np.float32))
 
 
+def test_strongest_features_are_kept() -> None:
+    grey = to_grey(view(texture(), similarity(0, 0)))
+    every, few = features.FeatureFinder().find(grey), features.FeatureFinder(limit=100).find(grey)
+    assert len(few.points) == 100 < len(every.points) < features.PAPER_FEATURES
+    assert {tuple(point) for point in few.points.tolist()} <= {tuple(point) for point in every.points.tolist()}
+
+
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.25])
 def test_homography_is_the_true_one(scale: float) -> None:
     found = features.homography(features.match(find(0, 0), find(10, -6, 1.5, scale)))

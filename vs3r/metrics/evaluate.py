@@ -193,7 +193,7 @@ def measure_clip(pictures: Iterable[Picture], *, quick: bool = False) -> ClipMet
     Raises:
         ShapeError: no picture at all, or one of the wrong shape or dtype.
     """
-    state = _ClipState(features.FeatureFinder(), quick)
+    state = _ClipState(_finder(quick), quick)
     for picture in pictures:
         check_picture(picture)
         state.push(picture)
@@ -223,7 +223,7 @@ def evaluate(
     Raises:
         ShapeError: no pair at all, or a picture of the wrong shape or dtype.
     """
-    finder = features.FeatureFinder()
+    finder = _finder(quick)
     before, after = _ClipState(finder, quick), _ClipState(finder, quick)
     compared = _PairState(perceptual)
     for index, (input_picture, output_picture) in enumerate(pairs):
@@ -263,13 +263,17 @@ def sharpness_ratio(pairs: Iterable[tuple[Picture, Picture]]) -> float | None:
     Raises:
         ShapeError: a picture of the wrong shape or dtype.
     """
-    finder, compared = features.FeatureFinder(), _PairState(None)
+    finder, compared = _finder(quick=True), _PairState(None)
     for index, (source, output) in enumerate(pairs):
         check_picture(source)
         check_picture(output)
         output = _resize_like(output, source)
         compared.push(index, (source, finder.find(to_grey(source))), (output, finder.find(to_grey(output))))
     return _ratio_of_means(compared.sharpness)
+
+
+def _finder(quick: bool) -> features.FeatureFinder:
+    return features.FeatureFinder(features.QUICK_FEATURES if quick else features.PAPER_FEATURES)
 
 
 def _resize_like(picture: Picture, like: Picture) -> Picture:
