@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -113,44 +112,64 @@ def sample(plane: Plane, x: FloatArray, y: FloatArray) -> Plane:
     return cast("Plane", cv2.remap(plane, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
-def compose(
-    layers: Sequence[Layer],
-    view: PlaneView,
-    rect: CellRect,
-    *,
-    keep: FloatArray,
-    feather_px: float,
-    empty: float,
-) -> FloatArray:
-    """Front-to-back composition of the layers on a rectangle of one plane.
+class Canvas:
+    """Front-to-back composition of layers on a rectangle of one plane.
 
-    Args:
-        layers: the frame itself first.
-        view: the plane.
-        rect: the rectangle.
-        keep: (rows + 2, cols + 2) where the first layer stays alone, ramp or not: 1 far from anything to fill.
-        feather_px: width of the ramps at the borders of sources, luma pixels.
-        empty: value where no layer shows.
+    Where several layers show, their weights ramp; where one shows alone, it shows fully, however faint: the sum is
+    divided by the sum of the weights.
     """
-    total: FloatArray | None = None
-    through: FloatArray | None = None
-    for number, layer in enumerate(layers):
-        x, y = view.positions(layer, rect)
-        alpha = view.alpha(layer, x, y, rect, feather_px)
-        if number == 0:
-            alpha = np.maximum(alpha, expand(keep, rect, view.step_y, view.step_x)[: x.shape[0], : x.shape[1]])
+
+    def __init__(self, view: PlaneView, rect: CellRect, *, keep: FloatArray, feather_px: float) -> None:
+        """
+        Args:
+            view: the plane.
+            rect: the rectangle.
+            keep: (rows + 2, cols + 2) where the first layer stays alone, ramp or not: 1 far from anything to fill.
+            feather_px: width of the ramps at the borders of sources, luma pixels.
+        """
+        self._view, self._rect, self._keep, self._feather_px = view, rect, keep, feather_px
+        rows, cols = rect.pixels(view.step_y, view.step_x, view.shape)
+        self._total = np.zeros((rows.stop - rows.start, cols.stop - cols.start), np.float32)
+        self._through = np.ones_like(self._total)
+        self._empty = True
+
+    def add(self, layer: Layer, plane: Plane) -> None:
+        """Put a layer behind those that are there; `plane` is its source's picture of this view."""
+        if not (self._empty or (self._shows(layer) and self._through.max() > 1e-3)):
+            return
+        x, y = self._view.positions(layer, self._rect)
+        alpha = self._view.alpha(layer, x, y, self._rect, self._feather_px)
+        if self._empty:
+            alpha = np.maximum(alpha, self._field(self._keep))
+            self._empty = False
         elif not alpha.any():
-            continue
-        colour = sample(layer.frame.planes[view.number], x, y).astype(np.float32)
+            return
+        colour = f32(sample(plane, x, y))
         if layer.offsets:
-            shift = expand(layer.offsets[view.number], rect, view.step_y, view.step_x)
-            colour += shift[: x.shape[0], : x.shape[1]]
-        if total is None or through is None:
-            total, through = colour * alpha, 1.0 - alpha
-        else:
-            total += colour * (alpha * through)
-            through *= 1.0 - alpha
-    assert total is not None and through is not None
-    weight = 1.0 - through
-    seen = weight > 1e-6
-    return f32(np.where(seen, total / np.where(seen, weight, 1.0), empty))
+            colour += self._field(layer.offsets[self._view.number])
+        self._total += colour * (alpha * self._through)
+        self._through *= 1.0 - alpha
+
+    def _shows(self, layer: Layer) -> bool:
+        """A quick test on the nodes, with a cell of slack: can the layer show anything here?"""
+        rect, view = self._rect, self._view
+        part = slice(rect.top, rect.bottom + 2), slice(rect.left, rect.right + 2)
+        size = view.shape[1] * view.scale_x, view.shape[0] * view.scale_y
+        depth = inside_px(layer.map.x[part], layer.map.y[part], size)
+        slack = view.step_x * view.scale_x
+        return bool(((depth > -slack) & (layer.opacity[part] > 0)).any())
+
+    @property
+    def weight(self) -> FloatArray:
+        """How much there is, in [0, 1]."""
+        return f32(1.0 - self._through)
+
+    def picture(self, empty: float) -> FloatArray:
+        """The composition; `empty` where no layer shows."""
+        weight = self.weight
+        seen = weight > 1e-6
+        return f32(np.where(seen, self._total / np.where(seen, weight, 1.0), empty))
+
+    def _field(self, field: FloatArray) -> FloatArray:
+        rows, cols = self._total.shape
+        return expand(field, self._rect, self._view.step_y, self._view.step_x)[:rows, :cols]

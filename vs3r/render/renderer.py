@@ -11,12 +11,13 @@ import numpy as np
 from vs3r.cameras import OutputCamera, make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.errors import InputError
+from vs3r.render.fuse import Fusion
 from vs3r.render.layers import (
     FILL_MARGIN_PX,
     OWN_MARGIN_PX,
+    Canvas,
     Layer,
     PlaneView,
-    compose,
     inside_px,
     plane_views,
     sample,
@@ -89,7 +90,7 @@ class WarpRenderer:
         keep = np.ones_like(base.opacity)
         if own_share.min() < 1.0:
             keep = self._keep(own_share)
-            layers += self._fillers(index, target, sources, own_share)
+            layers += self._fillers(index, target, sources, base, own_share, keep)
         share = np.maximum.reduce([own_share, *(self._share(layer) for layer in layers[1:])])
         rects = tiles(keep[1:-1, 1:-1] < 1.0, TILE_CELLS)
         planes = tuple(self._plane(view, layers, rects, keep) for view in self._views)
@@ -149,7 +150,13 @@ class WarpRenderer:
         return sample_cells(np.asarray(keep, dtype=np.float32), x, y, self._size)
 
     def _fillers(
-        self, index: int, target: Target, sources: Mapping[int, SourceFrame], own_share: FloatArray
+        self,
+        index: int,
+        target: Target,
+        sources: Mapping[int, SourceFrame],
+        base: Layer,
+        own_share: FloatArray,
+        keep: FloatArray,
     ) -> list[Layer]:
         rows, cols = np.nonzero(own_share < 1.0)
         scale = np.array([self._size[0] / own_share.shape[1], self._size[1] / own_share.shape[0]])
@@ -164,7 +171,14 @@ class WarpRenderer:
             window=self._config.fill_window_frames,
             hole_share=float((own_share < 1.0).mean()),
         )
-        return [self._fill_layer(target, sources[number], abs(number - index)) for number in chosen]
+        fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
+        fusion.add(base)
+        layers = []
+        for number in chosen:
+            layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index)))
+            fusion.add(layer)
+            layers.append(layer)
+        return layers
 
     def _fill_layer(self, target: Target, source: SourceFrame, distance: int) -> Layer:
         geometry = source.geometry
@@ -185,9 +199,10 @@ class WarpRenderer:
         if peak < np.iinfo(out.dtype).max:
             np.minimum(out, out.dtype.type(peak), out=out)
         for rect in rects:
-            mixed = compose(
-                layers, view, rect, keep=keep, feather_px=self._feather_px, empty=empty_value(self._format, view.number)
-            )
+            canvas = Canvas(view, rect, keep=keep, feather_px=self._feather_px)
+            for layer in layers:
+                canvas.add(layer, layer.frame.planes[view.number])
+            mixed = canvas.picture(empty_value(self._format, view.number))
             out[rect.pixels(view.step_y, view.step_x, view.shape)] = np.clip(np.rint(mixed), 0, peak)
         return out
 

@@ -1,0 +1,209 @@
+"""Fitting a neighbour to the picture so far: small shifts, so that lines go on across the seam, and brightness.
+
+Depth and pose of frames far apart disagree by a pixel or a few. Where neighbour and picture overlap, the shift between
+them and the difference in brightness are measured; into the part that only the neighbour shows, both are extended
+smoothly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import cv2
+import numpy as np
+
+from vs3r.render.layers import Canvas, Layer, PlaneView, sample
+from vs3r.render.nodes import CellRect, NodeGrid
+from vs3r.render.pullpush import f32, pull_push
+from vs3r.render.warp import BackwardMap
+from vs3r.types import FloatArray, PictureFormat, Plane
+
+MAX_SHIFT = 0.03
+"""Largest shift, of the longer side; what asks for more is not trusted."""
+MAX_OFFSET = 0.15
+"""Largest change of a sample, of the full range."""
+SHIFT_SMOOTH = 0.02
+"""Width of the Gaussian over which shifts are averaged, of the longer side."""
+OFFSET_SMOOTH = 0.025
+"""Likewise for brightness."""
+REACH = 0.12
+"""How far around the part to be filled shifts are measured, of the longer side."""
+MIN_SIDE = 48
+"""Small pictures below this are not aligned: the flow needs room for its patches."""
+
+
+class Fusion:
+    """The picture so far, small, and the fitting of the next layer to it."""
+
+    def __init__(self, grid: NodeGrid, fmt: PictureFormat, *, keep: FloatArray, feather_px: float) -> None:
+        """
+        Args:
+            grid: the nodes.
+            fmt: the pictures' format.
+            keep: (rows + 2, cols + 2) see Canvas.
+            feather_px: see Canvas.
+        """
+        self._grid, self._format = grid, fmt
+        rows, cols = grid.shape
+        self._rect = CellRect(0, rows, 0, cols)
+        per_cell = grid.cell_px // grid.small_factor
+        shape = -(-grid.height // grid.small_factor), -(-grid.width // grid.small_factor)
+        self._small = self._view(0, shape, per_cell)
+        self._cells = [self._view(number, grid.shape, 1) for number in range(fmt.num_planes)]
+        self._shift_canvas = Canvas(self._small, self._rect, keep=keep, feather_px=feather_px)
+        self._offset_canvases = [Canvas(v, self._rect, keep=keep, feather_px=feather_px) for v in self._cells]
+        self._feather_px = feather_px
+
+    def _view(self, number: int, shape: tuple[int, int], step: int) -> PlaneView:
+        return PlaneView(
+            number=number,
+            shape=shape,
+            step_y=step,
+            step_x=step,
+            scale_y=self._grid.height / shape[0],
+            scale_x=self._grid.width / shape[1],
+        )
+
+    def add(self, layer: Layer) -> None:
+        """Put a layer behind the picture so far."""
+        self._shift_canvas.add(layer, shrink(layer.frame.planes[0], self._small))
+        for view, canvas in zip(self._cells, self._offset_canvases, strict=True):
+            canvas.add(layer, shrink(layer.frame.planes[view.number], view))
+
+    def fit(self, layer: Layer) -> Layer:
+        """The layer, shifted and changed in brightness so that it continues the picture so far."""
+        if min(self._small.shape) >= MIN_SIDE:
+            layer = self._shifted(layer)
+        return replace(layer, offsets=self._offsets(layer))
+
+    def _shifted(self, layer: Layer) -> Layer:
+        view = self._small
+        rect = self._surroundings(layer)
+        if rect is None:
+            return layer
+        x, y = view.positions(layer, rect)
+        part = rect.pixels(view.step_y, view.step_x, view.shape)
+        known = self._shift_canvas.weight[part] > 0
+        seen = view.alpha(layer, x, y, rect, self._feather_px) > 0
+        both = (known & seen).astype(np.uint8)
+        scale = np.float32(255.0 / ((1 << self._format.bit_depth) - 1))
+        ours = self._shift_canvas.picture(0.0)[part] * scale
+        theirs = f32(sample(shrink(layer.frame.planes[0], view), x, y)) * scale
+        theirs += _level(ours - theirs, both)
+        # The overlap decides; outside of it both show the same, so that nothing pulls there.
+        a = np.where(known, ours, theirs).clip(0, 255).astype(np.uint8)
+        b = np.where(seen, theirs, ours).clip(0, 255).astype(np.uint8)
+        flow = _flow(a, b)
+        return replace(layer, map=self._moved(layer, rect, flow, self._trust(a, b, flow, both)))
+
+    def _surroundings(self, layer: Layer) -> CellRect | None:
+        """The part of the picture that the layer adds something to, with enough around it to measure a shift."""
+        x, y = self._cells[0].positions(layer, self._rect)
+        alpha = self._cells[0].alpha(layer, x, y, self._rect, self._feather_px)
+        new = (self._offset_canvases[0].weight < 0.5) & (alpha > 0)
+        if not new.any():
+            return None
+        rows, cols = np.flatnonzero(new.any(axis=1)), np.flatnonzero(new.any(axis=0))
+        reach = int(np.ceil(REACH * max(new.shape)))
+        top, bottom = max(0, int(rows[0]) - reach), min(new.shape[0], int(rows[-1]) + 1 + reach)
+        left, right = max(0, int(cols[0]) - reach), min(new.shape[1], int(cols[-1]) + 1 + reach)
+        return CellRect(top, bottom, left, right)
+
+    def _trust(self, ours: Plane, theirs: Plane, flow: FloatArray, both: Plane) -> FloatArray:
+        """(small) how far the flow can be believed: well inside the overlap, where texture is met again."""
+        inner = cv2.erode(both, np.ones((5, 5), np.uint8))
+        rows, cols = ours.shape
+        gx, gy = np.meshgrid(np.arange(cols, dtype=np.float32), np.arange(rows, dtype=np.float32))
+        met = cv2.remap(theirs, gx + flow[..., 0], gy + flow[..., 1], cv2.INTER_LINEAR)
+        # Structure, not brightness: that is compared after the shift.
+        structure = _structure(ours)
+        error = cv2.blur(np.abs(structure - _structure(cast("Plane", met))), (7, 7))
+        texture = cv2.blur(np.abs(structure), (7, 7))
+        trust = inner * texture / (texture + 2.0) * np.exp(-np.square(error / (0.35 * texture + 1.5)))
+        small = np.abs(flow).max(axis=2) < MAX_SHIFT * max(self._small.shape)
+        return f32(trust * small)
+
+    def _moved(self, layer: Layer, rect: CellRect, flow: FloatArray, trust: FloatArray) -> BackwardMap:
+        """The layer's map with the trusted part of a flow (small pixels, target to target) put before it."""
+        trusted = np.concatenate([flow * trust[..., None], trust[..., None]], axis=2)
+        cells = np.zeros((*self._grid.shape, 3), np.float32)
+        cells[rect.top : rect.bottom, rect.left : rect.right] = self._to_cells(f32(trusted), rect)
+        sigma = SHIFT_SMOOTH * max(cells.shape)
+        cells = cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+        mean = cells[..., :2] / np.maximum(cells[..., 2:], 1e-6)
+        shift = pull_push(f32(mean), f32(np.clip(cells[..., 2] * 3.0, 0.0, 1.0)))
+        shift = f32(cv2.copyMakeBorder(shift, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
+        per_node = np.float32(self._grid.small_factor / self._grid.cell_px)
+        right, down = shift[..., 0] * per_node, shift[..., 1] * per_node
+        x_down, x_right = np.gradient(layer.map.x)
+        y_down, y_right = np.gradient(layer.map.y)
+        return replace(
+            layer.map,
+            x=f32(layer.map.x + x_right * right + x_down * down),
+            y=f32(layer.map.y + y_right * right + y_down * down),
+        )
+
+    def _to_cells(self, small: FloatArray, rect: CellRect) -> FloatArray:
+        """Means over the cells of a rectangle."""
+        rows, cols = rect.bottom - rect.top, rect.right - rect.left
+        per_cell = self._grid.cell_px // self._grid.small_factor
+        below, beside = rows * per_cell - small.shape[0], cols * per_cell - small.shape[1]
+        whole = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+        return f32(cv2.resize(whole, (cols, rows), interpolation=cv2.INTER_AREA))
+
+    def _offsets(self, layer: Layer) -> tuple[FloatArray, ...]:
+        return tuple(
+            self._offset(layer, view, canvas) for view, canvas in zip(self._cells, self._offset_canvases, strict=True)
+        )
+
+    def _offset(self, layer: Layer, view: PlaneView, canvas: Canvas) -> FloatArray:
+        """What to add to a plane of the layer, at the nodes."""
+        limit = np.float32(MAX_OFFSET * ((1 << self._format.bit_depth) - 1))
+        x, y = view.positions(layer, self._rect)
+        theirs = f32(sample(shrink(layer.frame.planes[view.number], view), x, y))
+        weight = np.minimum(canvas.weight, view.alpha(layer, x, y, self._rect, self._feather_px))
+        weight = cv2.erode(f32(weight > 0.0), np.ones((3, 3), np.uint8))
+        difference = canvas.picture(0.0) - theirs
+        # Cells on edges differ by what is left of the shift, moving things by what they are: both count little.
+        slope = np.abs(cv2.Sobel(theirs, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(theirs, cv2.CV_32F, 0, 1))
+        weight = weight / (1.0 + slope / (0.2 * limit))
+        known = difference[weight > 0.0]
+        if known.size == 0:
+            return np.zeros(layer.map.x.shape, np.float32)
+        middle = np.median(known)
+        weight = weight / (1.0 + np.square((difference - middle) / (0.3 * limit)))
+        sigma = max(1.0, OFFSET_SMOOTH * max(weight.shape))
+        total = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+        mean = cv2.GaussianBlur(difference * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+        mean = np.clip(mean / np.maximum(total, 1e-6), -limit, limit)
+        field = pull_push(f32(mean), f32(np.clip(total * 4.0, 0.0, 1.0)))
+        return f32(cv2.copyMakeBorder(field, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
+
+
+def shrink(plane: Plane, view: PlaneView) -> Plane:
+    """A plane at the size of a view."""
+    rows, cols = view.shape
+    larger = plane.shape[0] < rows or plane.shape[1] < cols
+    small = cv2.resize(plane, (cols, rows), interpolation=cv2.INTER_LINEAR if larger else cv2.INTER_AREA)
+    return cast("Plane", small)
+
+
+def _flow(a: Plane, b: Plane) -> FloatArray:
+    """Optical flow of two small 8-bit pictures: a(x) is b(x + flow)."""
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    dis.setFinestScale(1)
+    return f32(dis.calc(a, b, np.zeros((*a.shape, 2), np.float32)))
+
+
+def _level(difference: FloatArray, both: Plane) -> FloatArray:
+    """The difference in brightness where both show, blurred: without it the flow would follow the exposure."""
+    size = 2 * (min(both.shape) // 8) + 1
+    share = cv2.blur(f32(both), (size, size))
+    return f32(cv2.blur(difference * both, (size, size)) / np.maximum(share, 1e-3))
+
+
+def _structure(picture: Plane) -> FloatArray:
+    """What differs from its surroundings."""
+    fine = f32(picture)
+    return f32(fine - cv2.blur(fine, (9, 9)))
