@@ -15,7 +15,7 @@ from vs3r.errors import ShapeError
 from vs3r.metrics import ClipMetrics, Evaluation, Jitter, Picture, border_mask, evaluate, measure_clip, sharpness_ratio
 from vs3r.metrics.picture import sharpness_pair, to_grey
 
-COUNT = 8
+COUNT = 6
 
 
 @pytest.fixture(scope="module")
