@@ -92,7 +92,7 @@ def _goes_into(codec: str, muxer: str) -> bool:
     return True
 
 
-def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, threads: int) -> EncoderPlan:
+def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, *, muxer: str, threads: int) -> EncoderPlan:
     """Choose format and options for frames of `fmt`, with the colour and HDR tags of `info`.
 
     Raises:
@@ -114,6 +114,10 @@ def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, thre
     if config.codec == "prores_ks" and color_range == _FULL:
         color_range = _LIMITED
         notes.append("prores_ks stores limited range only: full range is converted")
+    if config.codec == "dnxhd" and matrix not in (_BT709, _UNSPECIFIED):
+        notes.append("dnxhd marks its pictures as BT.709: decoders may ignore the right mark beside them")
+    if muxer == "matroska" and fmt.sample_aspect != 1 and config.codec not in ("libx264", "libx265"):
+        notes.append(f"{config.codec} in Matroska loses the pixel aspect ratio {fmt.sample_aspect}; .mov keeps it")
     if info.hdr is not None and config.codec not in ("libx264", "libx265"):
         notes.append(f"{config.codec} does not carry the static HDR metadata (mastering display, light level)")
     return EncoderPlan(
@@ -124,13 +128,13 @@ def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, thre
         primaries=color.primaries,
         transfer=color.transfer,
         matrix=matrix,
-        options=_options(config, pix_fmt, info, threads),
+        options=_options(config, fmt, pix_fmt, info, threads),
         tag="hvc1" if config.codec == "libx265" else None,
         notes=tuple(notes),
     )
 
 
-def _options(config: EncodeConfig, pix_fmt: str, info: MediaInfo, threads: int) -> dict[str, str]:
+def _options(config: EncodeConfig, fmt: PictureFormat, pix_fmt: str, info: MediaInfo, threads: int) -> dict[str, str]:
     options: dict[str, str] = {}
     if info.color.chroma_location is not None:
         options["chroma_sample_location"] = info.color.chroma_location
@@ -141,6 +145,9 @@ def _options(config: EncodeConfig, pix_fmt: str, info: MediaInfo, threads: int) 
         options["x264-params"] = _hdr_options(info.hdr, "mastering-display", "cll")
     elif config.codec == "libx265":
         options["x265-params"] = f"log-level=error:pools={threads}"
+        if min(fmt.width, fmt.height) < 64:
+            # Its block-tree analysis writes past its buffers on such small pictures.
+            options["x265-params"] += ":cutree=0"
         if info.hdr is not None:
             options["x265-params"] += ":" + _hdr_options(info.hdr, "master-display", "max-cll")
     elif config.codec == "prores_ks":

@@ -108,6 +108,17 @@ def frame_of(planes: tuple[Plane, ...], fmt: PictureFormat) -> VideoFrame:
     return frame
 
 
+def with_chroma(planes: tuple[Plane, ...], fmt: PictureFormat) -> tuple[tuple[Plane, ...], PictureFormat]:
+    """A grey picture (with or without alpha) as YUV 4:4:4 of the same depth and range."""
+    neutral = np.full_like(planes[0], 1 << (fmt.bit_depth - 1))
+    name = planar_name(fmt.pix_fmt).replace("gray", "yuv444p").replace("ya", "yuva444p")
+    name = name.removesuffix("8") if fmt.bit_depth == 8 else name
+    yuv = picture_format(
+        name, fmt.width, fmt.height, full_range=fmt.full_range, sample_aspect=fmt.sample_aspect
+    )  # fmt: skip
+    return (planes[0], neutral, neutral, *planes[1:]), yuv
+
+
 def _view(frame: VideoFrame, index: int, fmt: PictureFormat) -> Plane:
     """A plane's memory, top row first, padding on the right included."""
     plane = frame.planes[index]

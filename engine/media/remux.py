@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import AttachmentStream, Discard, Disposition, Stream
@@ -148,18 +149,32 @@ class Remuxer:
         return kept
 
     def _muxer_takes(self, stream: Stream) -> bool:
-        """Ask the muxer itself, with a header written to memory."""
+        """Ask the muxer itself: write a file of this stream alone, with its first packet, to memory."""
         trial = av.open(io.BytesIO(), "w", format=self._container_format)
+        complete = False
         try:
-            _add_copy(trial, stream)
+            copy = _add_copy(trial, stream)
             trial.start_encoding()
+            packet = self._first_packet(stream) if stream.type == "audio" else None
+            if packet is not None:
+                packet.stream = copy
+                packet.dts = packet.pts = 0
+                trial.mux_one(packet)
+                trial.close()
+            complete = True
         except (ValueError, av.FFmpegError):
-            return False
+            pass
         finally:
-            # A trailer without any packet may fail; nobody reads it.
+            # Without a packet some formats cannot be completed; that is no answer.
             with contextlib.suppress(ValueError, av.FFmpegError):
                 trial.close()
-        return True
+        return complete
+
+    def _first_packet(self, stream: Stream) -> Packet[Stream] | None:
+        with contextlib.closing(open_input(self._info.path)) as source:
+            for other in source.streams:
+                other.discard = Discard.default if other.index == stream.index else Discard.all
+            return next((p for p in source.demux(source.streams[stream.index]) if p.size > 0), None)
 
     @staticmethod
     def _is_cover(stream: Stream) -> bool:
@@ -167,11 +182,10 @@ class Remuxer:
 
     def _attach_cover(self, out: OutputContainer, stream: Stream) -> None:
         # Matroska keeps pictures as attachments in its header, so the one packet is needed at once.
-        with contextlib.closing(open_input(self._info.path)) as source:
-            packet = next((p for p in source.demux(source.streams[stream.index]) if p.size > 0), None)
-            if packet is not None:
-                name, mime = _COVER_NAMES[stream.codec_context.name]
-                out.add_attachment(stream.metadata.get("filename", name), mime, bytes(packet))
+        packet = self._first_packet(stream)
+        if packet is not None:
+            name, mime = _COVER_NAMES[stream.codec_context.name]
+            out.add_attachment(stream.metadata.get("filename", name), mime, bytes(packet))
 
     def _copy_chapters(self, out: OutputContainer) -> None:
         chapters = self._source.chapters()
@@ -188,6 +202,11 @@ def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
     copy.metadata.clear()
     copy.metadata.update(_content_tags(stream.metadata))
     copy.disposition = stream.disposition
+    if isinstance(copy, AudioStream) and copy.layout.name.endswith(" channels"):
+        # AVI says how many channels there are but not which; MP4 insists on knowing.
+        usual = {1: "mono", 2: "stereo"}.get(copy.layout.nb_channels)
+        if usual is not None:
+            copy.codec_context.layout = usual
     return copy
 
 

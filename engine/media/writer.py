@@ -17,11 +17,12 @@ import av
 from av.container import Flags as ContainerFlags
 from av.container import OutputContainer
 from av.packet import Packet
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vs3r.config import EncodeConfig
 from vs3r.engine.media.encoders import MUXERS, EncoderPlan, check_container, plan_encoder
-from vs3r.engine.media.formats import Converter, frame_of
+from vs3r.engine.media.formats import Converter, frame_of, with_chroma
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import VideoReader, probe
 from vs3r.engine.media.remux import Remuxer
@@ -65,13 +66,14 @@ class VideoWriter:
             like = like.info
         self._info = like if isinstance(like, MediaInfo) else probe(like)
         self._path = _checked_target(Path(path), self._info.path)
-        muxer = MUXERS[self._path.suffix.lower()]
-        check_container(self._config, muxer)
-        self._remuxer = Remuxer(self._info, muxer)
+        self._muxer = MUXERS[self._path.suffix.lower()]
+        check_container(self._config, self._muxer)
+        self._remuxer = Remuxer(self._info, self._muxer)
         self._converter = Converter()
         self._plan: EncoderPlan | None = None
         self._stream: VideoStream | None = None
         self._last_pts: int | None = None
+        self._frames = 0
         self._shift = round(self._info.origin_s / self._info.time_base)
         try:
             self._temporary = _create_beside(self._path)
@@ -83,8 +85,8 @@ class VideoWriter:
         self._out: OutputContainer = av.open(
             f"file:{self._temporary}",
             "w",
-            format=muxer,
-            container_options=self._muxer_options(muxer),
+            format=self._muxer,
+            container_options=self._muxer_options(),
             metadata_errors="surrogateescape",
         )
         # Without it Matroska puts random numbers into the file.
@@ -127,11 +129,14 @@ class VideoWriter:
             if self._last_pts is not None and pts <= self._last_pts:
                 raise MediaError(f"expected a frame later than {self._last_pts}, got {pts} (units of the time base)")
             self._last_pts = pts
-            picture = frame_of(frame.planes, frame.format)
+            self._frames += 1
+            picture = self._picture(frame)
             picture.color_range = self._plan.source_range
             picture.colorspace = self._plan.matrix
-            if self._plan.pix_fmt != frame.format.pix_fmt or self._plan.color_range != self._plan.source_range:
+            if self._plan.pix_fmt != picture.format.name or self._plan.color_range != self._plan.source_range:
                 picture = self._converter.convert(picture, self._plan.pix_fmt, self._plan.color_range)
+            # ProRes takes these from the picture, the others from the encoder's settings.
+            picture.color_primaries, picture.color_trc = self._plan.primaries, self._plan.transfer
             picture.pts, picture.time_base = pts, self._info.time_base
             picture.duration = round(frame.duration * scale)
             self._mux(self._stream.encode(picture))
@@ -147,7 +152,12 @@ class VideoWriter:
         with self._reporting():
             if self._stream is None:
                 raise OutputError(f"expected at least one frame to write, got none: {self._path} was not made")
-            self._mux(self._stream.encode(None))
+            packets = self._stream.encode(None)
+            if self._frames <= 2:
+                # x265 leaves the decoding times of so few pictures uninitialised; nothing is reordered among them.
+                for packet in packets:
+                    packet.dts = packet.pts
+            self._mux(packets)
             self._remuxer.mux_until(None, self._out)
             self._out.close()
             os.replace(self._temporary, self._path)
@@ -165,7 +175,7 @@ class VideoWriter:
         self._discard()
 
     def _start(self, frame: Frame) -> None:
-        plan = plan_encoder(self._config, frame.format, self._info, self._threads)
+        plan = plan_encoder(self._config, frame.format, self._info, muxer=self._muxer, threads=self._threads)
         stream = self._out.add_stream(
             self._config.codec,
             rate=self._info.average_rate or Fraction(25),
@@ -191,14 +201,22 @@ class VideoWriter:
         self._out.start_encoding()
         self._plan, self._stream = plan, stream
 
+    def _picture(self, frame: Frame) -> VideoFrame:
+        assert self._plan is not None
+        planes, fmt = frame.planes, frame.format
+        if fmt.num_planes <= 2 and self._plan.pix_fmt.startswith("yuv"):
+            # FFmpeg's own conversion takes every grey picture for full range.
+            planes, fmt = with_chroma(planes, fmt)
+        return frame_of(planes, fmt)
+
     def _mux(self, packets: list[Packet[VideoStream]]) -> None:
         for packet in packets:
             if packet.dts is not None:
                 self._remuxer.mux_until(packet.dts * packet.time_base + self._info.origin_s, self._out)
             self._out.mux_one(packet)
 
-    def _muxer_options(self, muxer: str) -> dict[str, str]:
-        if muxer == "matroska":
+    def _muxer_options(self) -> dict[str, str]:
+        if self._muxer == "matroska":
             return {}
         # A late start is stored in this unit; FFmpeg's default of 1 ms would round it.
         ticks = self._info.time_base.denominator

@@ -208,8 +208,8 @@ def _cover_only(path: Path) -> None:
     cover = write_clip(path.with_name("cover.mkv"), Clip(codec="mjpeg", frames=1, color=(2, 2, 2, 2)))
     sound_file = av.open(str(path.with_name("sound.m4a")))
     with sound_file, av.open(str(cover)) as image, av.open(str(path), "w", format="mp4") as out:
-        sound = out.add_stream_from_template(sound_file.streams.audio[0])
-        picture = out.add_stream_from_template(image.streams.video[0], opaque=True)
+        sound: Stream = out.add_stream_from_template(sound_file.streams.audio[0])
+        picture: Stream = out.add_stream_from_template(image.streams.video[0], opaque=True)
         picture.disposition = av.stream.Disposition.attached_pic
         copies: tuple[tuple[InputContainer, Stream], ...] = ((image, picture), (sound_file, sound))
         for container, copy in copies:
@@ -229,9 +229,9 @@ def _no_frames(path: Path) -> None:
     clip = write_clip(path.with_name("both.mkv"), Clip(audio="aac"))
     with av.open(str(clip)) as source, av.open(str(path), "w") as out:
         copies = [out.add_stream_from_template(s, opaque=True) for s in source.streams]
-        for packet in source.demux(audio=0):
+        for packet in source.demux(source.streams[1]):
             if packet.dts is not None:
-                packet.stream = copies[packet.stream_index]
+                packet.stream = copies[1]
                 out.mux(packet)
 
 
