@@ -68,7 +68,7 @@ def mottled(seed: int, dark: Colour, light: Colour, *, slope: float = 0.9, size:
 def asphalt(seed: int) -> Texture:
     """Grey stones, patches and cracks; one tile is 4 m wide."""
     size = 1024
-    grey = 98 + 13 * noise(size, size, seed, slope=0.2) + 14 * noise(size, size, seed + 1, slope=1.4)
+    grey = 98 + 14 * noise(size, size, seed, slope=0.3) + 6 * noise(size, size, seed + 1, slope=1.2)
     crack = np.abs(noise(size, size, seed + 2, slope=2.0))
     grey -= 45 * np.clip(1 - crack / 0.02, 0, 1)
     return Texture(_picture(grey[..., None] * np.array([1.0, 0.99, 0.97])))
@@ -174,7 +174,7 @@ def _shop_row(wall: F32, rng: np.random.Generator, top: int, bottom: int, column
         _write(wall, word, origin, scale, (238.0, 230.0, 205.0))
         glass = wall[sign + 6 : bottom - 24, x0 + 6 : x1 - 6]
         goods = noise(glass.shape[0], glass.shape[1], int(rng.integers(1 << 30)), slope=1.6)
-        glass[:] = _tint(goods, (22.0, 26.0, 30.0), (120.0, 110.0, 95.0))
+        glass[:] = _tint(goods, (38.0, 42.0, 46.0), (92.0, 88.0, 80.0))
         for _ in range(16):  # things in the window
             x, y = int(rng.integers(x0 + 12, x1 - 30)), int(rng.integers((sign + bottom) // 2, bottom - 60))
             size = rng.integers(8, 26, 2)
@@ -237,26 +237,19 @@ def sky(seed: int) -> Texture:
     return Texture(_picture((blue * (1 - cloud) + cloud * 243).astype(np.float32)))
 
 
+BELT_ROW = 106
+"""Row of the cars' pictures (256 rows, 1.45 m) where the cabin stands on the body."""
+
+
 @functools.cache
-def car_side(colour: Colour) -> Texture:
-    """A parked car from the side, cut out; 4.4 m by 1.5 m."""
+def car_side(colour: Colour, *, cabin: bool) -> Texture:
+    """The cabin or the body of a parked car from the side, cut out; 4.3 m by 1.45 m, nose on the right."""
     height, width = 256, 512
     rgb = np.zeros((height, width, 3), np.float32)
     alpha = np.zeros((height, width), np.float32)
     rgb[:] = np.linspace(1.12, 0.72, height)[:, None, None] * np.array(colour)
-    body = [
-        (4, 205),
-        (8, 130),
-        (40, 112),
-        (130, 100),
-        (190, 28),
-        (215, 20),
-        (360, 20),
-        (385, 28),
-        (440, 98),
-        (500, 112),
-    ]
-    outline = np.array([*body, (508, 150), (506, 205)], np.int32)
+    cabin_line = [(130, 106), (190, 28), (215, 20), (360, 20), (385, 28), (440, 106)]
+    outline = np.array([(2, 205), (2, 106), *cabin_line, (509, 106), (509, 205)], np.int32)
     cv2.fillPoly(alpha, [outline], 255.0, cv2.LINE_AA)
     for shape in ([(148, 98), (198, 36), (280, 34), (280, 98)], [(292, 98), (292, 34), (368, 36), (420, 98)]):
         cv2.fillPoly(rgb, [np.array(shape, np.int32)], [36.0, 44.0, 52.0], cv2.LINE_AA)
@@ -275,28 +268,33 @@ def car_side(colour: Colour) -> Texture:
             end = (int(x + 25 * math.cos(spoke * 1.2566)), int(208 + 25 * math.sin(spoke * 1.2566)))
             cv2.line(rgb, (x, 208), end, [60.0, 60.0, 62.0], 4, cv2.LINE_AA)
     rgb += 5 * noise(height, width, 7, slope=0.6)[..., None]
+    alpha[BELT_ROW:] *= not cabin
+    alpha[:BELT_ROW] *= cabin
     return Texture(_picture(rgb, alpha), wrap=False)
 
 
 @functools.cache
+def car_glass(seed: int) -> Texture:
+    """A windscreen in its frame; 1.5 m by 0.7 m."""
+    glass = np.linspace(74, 40, 64)[:, None] + 6 * noise(64, 128, seed, slope=1.2)
+    colour = glass[..., None] * np.array([0.85, 1.0, 1.1])
+    colour[:4], colour[-4:], colour[:, :5], colour[:, -5:] = 28.0, 28.0, 28.0, 28.0
+    return Texture(_picture(colour), wrap=False)
+
+
+@functools.cache
 def car_end(colour: Colour, *, lamps: Colour = (190.0, 30.0, 30.0)) -> Texture:
-    """The back (or, with white lamps, the front) of a car, cut out; 1.8 m by 1.5 m."""
+    """The back (or, with white lamps, the front) of a car's body, cut out; the picture is 1.74 m by 1.45 m."""
     size = 256
     rgb = np.zeros((size, size, 3), np.float32)
     alpha = np.zeros((size, size), np.float32)
-    rgb[:] = np.linspace(1.1, 0.7, size)[:, None, None] * np.array(colour)
-    outline = np.array(
-        [(14, 215), (10, 120), (44, 24), (70, 18), (186, 18), (212, 24), (246, 120), (242, 215)], np.int32
-    )
-    cv2.fillPoly(alpha, [outline], 255.0, cv2.LINE_AA)
-    cv2.fillPoly(
-        rgb, [np.array([(40, 100), (62, 34), (194, 34), (216, 100)], np.int32)], [38.0, 46.0, 54.0], cv2.LINE_AA
-    )
-    cv2.rectangle(rgb, (12, 186), (244, 215), [45.0, 45.0, 47.0], -1)
-    cv2.rectangle(rgb, (88, 140), (168, 166), [232.0, 232.0, 224.0], -1)
-    _write(rgb, "VS 3R", (92, 161), 0.75, (20.0, 20.0, 30.0))
-    for x in (16, 206):
-        cv2.rectangle(rgb, (x, 112), (x + 34, 142), list(lamps), -1)
+    rgb[:] = np.linspace(1.15, 0.75, size)[:, None, None] * np.array(colour)
+    alpha[BELT_ROW:216] = 255.0
+    cv2.rectangle(rgb, (0, 184), (256, 215), [45.0, 45.0, 47.0], -1)
+    cv2.rectangle(rgb, (88, 138), (168, 164), [232.0, 232.0, 224.0], -1)
+    _write(rgb, "VS 3R", (92, 159), 0.75, (20.0, 20.0, 30.0))
+    for x in (8, 214):
+        cv2.rectangle(rgb, (x, 116), (x + 34, 146), list(lamps), -1)
         cv2.rectangle(rgb, (x, 214), (x + 34, 252), [22.0, 22.0, 24.0], -1)
         cv2.rectangle(alpha, (x, 210), (x + 34, 252), 255.0, -1)
     rgb += 5 * noise(size, size, 8, slope=0.6)[..., None]

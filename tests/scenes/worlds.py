@@ -205,42 +205,50 @@ def crowd() -> Scene:
 
 
 def _car(at: Point, colour: tx.Colour, *, object_id: int) -> list[Quad]:
-    """A car parked along the street, nose ahead: cut-out sides and ends around a dark body, 1.75 x 1.45 x 4.3 m."""
+    """A car parked along the street, nose ahead, 1.74 x 1.35 x 4.3 m: a body, a narrower cabin, and its shadow."""
     x0, x1, z0, z1 = at[0] - 0.87, at[0] + 0.87, at[1], at[1] + 4.3
+    belt, roof, inset = 0.85, 1.335, 0.13
     front = tx.car_end(colour, lamps=(235.0, 232.0, 215.0))
     paint = tx.mottled(950, _scaled(colour, 0.9), _scaled(colour, 1.1), size=256)
-    roof = Quad(
-        corner=(x0 + 0.24, -1.345, z0 + 2.95),
-        edge_u=(x1 - x0 - 0.48, 0, 0),
-        edge_v=(0, 0, -1.15),
-        textures=(paint,),
-        object_id=object_id,
-    )
-    hood = Quad(
-        corner=(x0 + 0.04, -0.8, z1 - 0.1),
-        edge_u=(x1 - x0 - 0.08, 0, 0),
-        edge_v=(0, -0.12, -1.1),
-        textures=(paint,),
-        object_id=object_id,
-    )
-    # The picture of a side runs from rear to nose, so one that is seen from the left stands mirrored.
-    sides = [
-        Quad(
-            corner=(x, -1.45, z0),
-            edge_u=(0, 0, 4.3),
-            edge_v=(0, 1.45, 0),
-            textures=(tx.car_side(colour),),
+
+    def side(x: float, gain: float, *, cabin: bool) -> Quad:
+        # The picture runs from tail to nose, so that a side seen from the left stands mirrored.
+        picture = (tx.car_side(colour, cabin=cabin),)
+        edge_u, edge_v = (0, 0, 4.3), (0, 1.45, 0)
+        corner = (x, -1.45, z0)
+        return Quad(
+            corner=corner,
+            edge_u=edge_u,
+            edge_v=edge_v,
+            textures=picture,
             two_sided=True,
             gain=gain,
             object_id=object_id,
         )
-        for x, gain in ((x0, 0.75), (x1, 0.9))
+
+    def across(height: float, z: float, slope: Point, texture: Texture, narrower: float) -> Quad:
+        # Its upper edge lies at z; from there it goes down and forward by slope.
+        return Quad(
+            corner=(x0 + narrower, -height, z),
+            edge_u=(x1 - x0 - 2 * narrower, 0, 0),
+            edge_v=(0, *slope),
+            textures=(texture,),
+            two_sided=True,
+            object_id=object_id,
+        )
+
+    glass, drop = tx.car_glass(5), roof - belt
+    return [
+        ground((x0 - 0.15, z0 - 0.1), (x1 + 0.15, z1 + 0.1), tx.asphalt(11), 4.0, level=0.006, gain=0.4, object_id=1),
+        *(side(x, gain, cabin=False) for x, gain in ((x0, 0.75), (x1, 0.9))),
+        *(side(x, gain, cabin=True) for x, gain in ((x0 + inset, 0.75), (x1 - inset, 0.9))),
+        wall((x0, z0 + 0.02), (x1, z0 + 0.02), 1.45, tx.car_end(colour), object_id=object_id),
+        wall((x1, z1 - 0.02), (x0, z1 - 0.02), 1.45, front, object_id=object_id),
+        across(belt, z1 - 0.02, (0.0, -4.26), paint, 0.0),
+        across(roof, z0 + 3.05, (0.0, -1.25), paint, inset),
+        across(roof, z0 + 1.8, (drop, -0.7), glass, inset),
+        across(roof, z0 + 3.05, (drop, 0.65), glass, inset),
     ]
-    ends = [
-        wall((x0, z0 + 0.1), (x1, z0 + 0.1), 1.45, tx.car_end(colour), object_id=object_id),
-        wall((x1, z1 - 0.1), (x0, z1 - 0.1), 1.45, front, object_id=object_id),
-    ]
-    return [*sides, *ends, roof, hood]
 
 
 def _scaled(colour: tx.Colour, factor: float) -> tx.Colour:
