@@ -107,7 +107,9 @@ class Remuxer:
             when = packet.dts if packet.dts is not None else packet.pts
             if time_s is not None and when is not None and when * time_base > time_s:
                 return
-            self._mux(packet, track, when, out)
+            # An MP4 edit list cuts packets off without removing them. Matroska cannot hide them again.
+            if not (packet.is_discard and self._container_format == "matroska"):
+                self._mux(packet, track, when, out)
             self._advance()
 
     def _mux(self, packet: Packet[Stream], track: _Track, when: int | None, out: OutputContainer) -> None:

@@ -205,7 +205,7 @@ def test_an_unwritable_folder(source: Path, target: Path) -> None:
         target.parent.parent.parent.parent.chmod(0o755)
         os.seteuid(65534)  # the superuser may write everywhere
     try:
-        with pytest.raises(OutputError, match="cannot write into .*Permission denied"):
+        with pytest.raises(OutputError, match=r"cannot write into .*Permission denied"):
             VideoWriter(target, like=source)
     finally:
         os.seteuid(user)

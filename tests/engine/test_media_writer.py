@@ -194,12 +194,13 @@ def test_sound_chapters_and_tags_are_copied(tmp_path: Path, ending: str, source_
     target = tmp_path / f"b{ending}"
     assert copy(source, target) == ()
     before, after = packets(source, "audio"), packets(target, "audio")
+    if (source_ending, ending) == (".mp4", ".mkv"):
+        # Matroska cannot hide the run-in that the edit list of the MP4 file cuts off.
+        before = [(time, data) for time, data in before if time >= 0]
     assert [data for _, data in before] == [data for _, data in after]
-    # Matroska starts at zero: all streams move by the length of the sound's run-in, together.
-    shift = read(target)[0].pts_s
-    assert shift == 0 or ending == ".mkv"
     for (a, _), (b, _) in zip(before, after, strict=True):
-        assert abs(float(b - a) - shift) < 0.0011
+        assert abs(b - a) <= MILLI / 2
+    assert read(target)[0].pts == 0
     with av.open(str(target)) as container:
         tags = {key.lower(): value for key, value in container.metadata.items()}
         assert tags["title"] == "A walk"
