@@ -69,11 +69,6 @@ def run(command: Sequence[str], *, cwd: Path | None = None) -> Cost:
     return Cost(wall_s=found["wall_s"], cpu_s=found["cpu_s"], peak_mib=found["peak_mib"])
 
 
-def run_repeatedly(command: Sequence[str], repeat: int, *, cwd: Path | None = None) -> Cost:
-    """Run a command several times; medians of time, the largest memory."""
-    return median_cost([run(command, cwd=cwd) for _ in range(repeat)])
-
-
 def median_cost(costs: Sequence[Cost]) -> Cost:
     """Medians of time, the largest memory."""
     walls, cpus = sorted(c.wall_s for c in costs), sorted(c.cpu_s for c in costs)

@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.process import CommandFailed, Cost, run_repeatedly
+from benchmarks.process import CommandFailed, Cost, median_cost, run
 from benchmarks.reference import Reference, cache_folder, reference
 from benchmarks.table import Row, write_csv, write_markdown
 from vs3r.engine.evaluate import evaluate_files
@@ -68,7 +68,11 @@ def benchmark_clip(clip: Path, options: argparse.Namespace) -> Row:
         if options.reference_only:
             return fill_row(clip.name, known, None, None)
         output = options.out / f"{clip.stem}.vs3r.mp4"
-        cost = run_repeatedly([*shlex.split(options.vs3r), str(clip), str(output)], options.repeat)
+        costs = []
+        for _ in range(options.repeat):
+            output.unlink(missing_ok=True)
+            costs.append(run([*shlex.split(options.vs3r), str(clip), str(output)]))
+        cost = median_cost(costs)
         ours = evaluate_files(clip, output, quick=options.quick, source=known.source)
         return fill_row(clip.name, known, ours, cost)
     except (CommandFailed, Vs3rError) as error:
