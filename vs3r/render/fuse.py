@@ -130,9 +130,9 @@ class Fusion:
         cells = np.zeros((*self._grid.shape, 3), np.float32)
         cells[rect.top : rect.bottom, rect.left : rect.right] = self._to_cells(f32(trusted), rect)
         sigma = SHIFT_SMOOTH * max(cells.shape)
-        cells = cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-        mean = cells[..., :2] / np.maximum(cells[..., 2:], 1e-6)
-        shift = pull_push(f32(mean), f32(np.clip(cells[..., 2] * 3.0, 0.0, 1.0)))
+        around = f32(cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
+        mean = around[..., :2] / np.maximum(around[..., 2:], 1e-6)
+        shift = pull_push(f32(mean), f32(np.clip(around[..., 2] * 3.0, 0.0, 1.0)))
         shift = f32(cv2.copyMakeBorder(shift, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
         per_node = np.float32(self._grid.small_factor / self._grid.cell_px)
         right, down = shift[..., 0] * per_node, shift[..., 1] * per_node

@@ -140,7 +140,7 @@ class Canvas:
         x, y = self._view.positions(layer, self._rect)
         alpha = self._view.alpha(layer, x, y, self._rect, self._feather_px)
         if self._empty:
-            alpha = np.maximum(alpha, self._field(self._keep))
+            alpha = f32(np.where(alpha > 0, np.maximum(alpha, self._field(self._keep)), 0.0))
             self._empty = False
         elif not alpha.any():
             return

@@ -1,0 +1,118 @@
+"""Backward maps against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.render.plane_world import DISTANCE, NORMAL, intrinsics, make_format, pose, source
+from vs3r.cameras import make_output_camera
+from vs3r.render.nodes import CellRect, expand, make_grid, tiles
+from vs3r.render.pullpush import pull_push
+from vs3r.render.warp import backward_map, calm_inv_depth
+
+FMT = make_format("gray", 960, 540)
+K = intrinsics(FMT)
+FULL = np.stack(np.meshgrid(np.arange(960) + 0.5, np.arange(540) + 0.5), -1)
+
+
+def plane_homography(source_pose: np.ndarray, target_pose: np.ndarray) -> np.ndarray:
+    """source pixels from target pixels, for points on the plane of the test world."""
+    source_from_target = source_pose @ np.linalg.inv(target_pose)
+    world_from_target = np.linalg.inv(target_pose)
+    normal = NORMAL @ world_from_target[:3, :3]
+    distance = DISTANCE - NORMAL @ world_from_target[:3, 3]
+    return np.asarray(
+        K @ (source_from_target[:3, :3] + np.outer(source_from_target[:3, 3], normal) / distance) @ np.linalg.inv(K)
+    )
+
+
+def apply(H: np.ndarray, points: np.ndarray) -> np.ndarray:
+    y = np.concatenate([points, np.ones_like(points[..., :1])], -1) @ H.T
+    return np.asarray(y[..., :2] / y[..., 2:])
+
+
+@pytest.mark.parametrize(
+    ("target_pose", "tolerance_px"),
+    [
+        (pose(3, -2, 4), 2e-3),
+        (pose(2, 1, -3, (0.15, -0.1, 0.2)), 0.02),  # worst seen 0.006
+        (pose(0, 0, 0, (0.3, 0.2, -0.4)), 0.02),  # worst seen 0.004
+    ],
+)
+def test_a_plane_maps_by_its_homography(target_pose: np.ndarray, tolerance_px: float) -> None:
+    src = source(FMT, pose(1, 1, 0))
+    rays, _ = make_output_camera("pinhole", K).unproject(FULL)
+    at = backward_map(rays, target_pose, src.geometry, src.geometry.inv_depth, (960, 540))
+    truth = apply(plane_homography(src.geometry.cam_from_world, target_pose), FULL)
+    # The outer half cell of the inverse depth is held, not extrapolated.
+    inside = (np.abs(truth - (480, 270)) < (464, 256)).all(-1)
+    error = np.hypot(at.x - truth[..., 0], at.y - truth[..., 1])
+    assert error[inside].max() < tolerance_px
+    assert at.settled[inside].all() and at.front.all()
+
+
+@pytest.mark.parametrize("camera", ["pinhole", "ultra-wide", "fisheye", "ucm", "double-sphere"])
+def test_nodes_interpolate_to_the_full_map(camera: str) -> None:
+    """Worst seen: 0.004 px pinhole, 0.03 px in the corners of the bent ones."""
+    src = source(FMT, pose(1, 1, 0))
+    model = make_output_camera(camera, K)
+    grid = make_grid(FMT)
+    target = pose(3, -1, 3, (0.1, 0.0, 0.1))
+    full = backward_map(model.unproject(FULL)[0], target, src.geometry, src.geometry.inv_depth, (960, 540))
+    nodes = backward_map(model.unproject(grid.points())[0], target, src.geometry, src.geometry.inv_depth, (960, 540))
+    rows, cols = grid.shape
+    everything = CellRect(0, rows, 0, cols)
+    x = expand(nodes.x, everything, grid.cell_px, grid.cell_px)[:540, :960]
+    y = expand(nodes.y, everything, grid.cell_px, grid.cell_px)[:540, :960]
+    inside = (np.abs(full.x - 480) < 460) & (np.abs(full.y - 270) < 255)
+    assert np.hypot(x - full.x, y - full.y)[inside].max() < 0.05
+
+
+def test_what_lies_behind_the_source_is_not_seen() -> None:
+    src = source(FMT, pose())
+    rays = np.array([[[0.0, 0, 1], [0, 0, -1], [1, 0, 0]]])
+    at = backward_map(rays, pose(), src.geometry, src.geometry.inv_depth, (960, 540))
+    assert at.front.tolist() == [[1, 0, 0]]
+
+
+def test_moving_parts_take_the_depth_around_them() -> None:
+    src = source(FMT, pose())
+    spoiled = src.geometry.inv_depth.copy()
+    spoiled[8:14, 12:20] *= 5
+    dynamic = np.zeros((40, 64), np.float32)
+    dynamic[14:30, 22:42] = 1
+    object.__setattr__(src.geometry, "inv_depth", spoiled)
+    object.__setattr__(src.geometry, "dynamic", dynamic)
+    calm = calm_inv_depth(src.geometry)
+    truth = source(FMT, pose()).geometry.inv_depth
+    assert np.abs(calm / truth - 1).max() < 0.2
+    assert np.abs(spoiled / truth - 1).max() > 3
+
+
+def test_pull_push_keeps_the_known_and_stays_within_it() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.uniform(2, 7, (37, 53, 2)).astype(np.float32)
+    weights = (rng.uniform(size=(37, 53)) < 0.1).astype(np.float32)
+    filled = pull_push(values * weights[..., None], weights)
+    np.testing.assert_allclose(filled[weights > 0], values[weights > 0], rtol=1e-6)
+    assert filled.min() >= 2 - 1e-4 and filled.max() <= 7 + 1e-4
+    assert not pull_push(values, np.zeros_like(weights)).any()
+
+
+def test_pull_push_of_a_constant_is_constant() -> None:
+    weights = np.zeros((19, 31), np.float32)
+    weights[3, 4] = weights[17, 30] = 0.3
+    np.testing.assert_allclose(pull_push(np.full((19, 31), 4.5, np.float32), weights), 4.5, rtol=1e-3)
+
+
+def test_tiles_cover_what_is_needed_and_little_more() -> None:
+    needed = np.zeros((34, 60), np.bool_)
+    needed[0, :] = needed[:, 59] = needed[20, 20] = True
+    covered = np.zeros_like(needed)
+    for rect in tiles(needed, 8):
+        part = covered[rect.top : rect.bottom, rect.left : rect.right]
+        assert not part.any(), "tiles overlap"
+        part[:] = True
+    assert covered[needed].all()
+    assert covered.mean() < 0.45
