@@ -32,7 +32,10 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Entry point of the `vs3r` program."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup has SIGHUP ignored: that stays.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -74,7 +77,7 @@ def _fail(message: str, *, code: int = 1) -> int:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Polite termination cleans up as Ctrl-C does."""
+    """Polite termination, or a closed terminal, cleans up as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -181,8 +184,10 @@ def evaluate(
     if plot is not None:
         check_target(plot, overwrite, source, result)
     from vs3r.engine.evaluate import evaluate_files
-    from vs3r.engine.report import evaluation_table, plot_motion
+    from vs3r.engine.report import check_plotting, evaluation_table, plot_motion
 
+    if plot is not None:
+        check_plotting()
     with talk.progress() as progress:
         evaluation = evaluate_files(source, result, quick=quick, progress=_counter(progress, source))
     if plot is not None:

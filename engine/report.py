@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 
 from vs3r.engine.media import probe
+from vs3r.errors import BackendError
 from vs3r.metrics import Evaluation
 
 # Key of Evaluation.summary (source_... and output_... where it has both), what it is, format.
@@ -38,6 +41,12 @@ def evaluation_table(evaluation: Evaluation) -> str:
         lines.append(f"{name:<40}{cell(f'source_{key}', form):>10}{cell(f'output_{key}', form):>10}")
     lines += [f"{name:<40}{'':>10}{cell(key, form):>10}" for key, name, form in _OUTPUT]
     return "\n".join(lines)
+
+
+def check_plotting() -> None:
+    """Raise BackendError where plot_motion cannot work, to be asked before a long run."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BackendError("drawing the path needs matplotlib; install it with: pip install matplotlib")
 
 
 def plot_motion(source: str, evaluation: Evaluation, path: str) -> None:

@@ -32,7 +32,7 @@ class Talk:
         if self.as_json:
             click.echo(json.dumps({"event": kind, **data}))
         elif not self.quiet:
-            click.echo(text)
+            click.echo(_printable(text))
 
     def note(self, text: str) -> None:
         """A remark that is no result."""
@@ -41,7 +41,7 @@ class Talk:
         if self.as_json:
             click.echo(json.dumps({"event": "note", "text": text}))
         else:
-            click.echo(f"note: {text}", err=True)
+            click.echo(_printable(f"note: {text}"), err=True)
 
     @contextmanager
     def progress(self) -> Iterator[ProgressCallback | None]:
@@ -55,6 +55,11 @@ class Talk:
                 yield bar.show
         else:
             yield _seldom(_LINE_EVERY_S, lambda now: click.echo(_as_line(now), err=True))
+
+
+def _printable(text: str) -> str:
+    """File names may hold bytes that are no text."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _seldom(every_s: float, show: ProgressCallback) -> ProgressCallback:

@@ -167,6 +167,24 @@ def test_plain_lines_when_piped(vs3r: Shell, clip: Path, tmp_path: Path) -> None
     assert "\r" not in done.err
 
 
+def test_bar_on_a_terminal(vs3r: Shell, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    done = vs3r("stabilize", clip, tmp_path / "out.mp4", *FAST)
+    assert done.code == 0
+    assert "/12" in done.err
+    assert "\r" in done.err
+    assert done.out.count("\n") == 1
+
+
+def test_reader_that_goes_away() -> None:
+    with subprocess.Popen([*VS3R, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_doctor(vs3r: Shell) -> None:
     done = vs3r("doctor")
     assert done.code == 0
