@@ -1,6 +1,6 @@
 """Render the street scene of `make demo` into a video file.
 
-    python -m benchmarks.demo_scene street.mp4            # 7 s of a shaky walk, 1280x720
+    python -m benchmarks.demo_scene street.mp4            # 6 s of a shaky walk, 1280x720
     python -m benchmarks.demo_scene street.mp4 --stable   # the same from the path that was intended
 
 Any other shot of tests/scenes can be written likewise with --shot.

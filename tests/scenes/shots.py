@@ -232,7 +232,7 @@ def _tripod() -> Shot:
 
 
 def _street() -> Shot:
-    t = _times(210)
+    t = _times(180)
     path = _Path(
         time_s=t,
         yaw=5 * np.sin(0.55 * t) - 2,
