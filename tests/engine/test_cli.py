@@ -177,7 +177,7 @@ def test_bar_on_a_terminal(vs3r: Shell, clip: Path, tmp_path: Path, monkeypatch:
 
 
 def test_reader_that_goes_away() -> None:
-    with subprocess.Popen([*VS3R, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*VS3R, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
