@@ -49,7 +49,7 @@ def run(args: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", code=_INTERRUPTED)
+        return _fail("interrupted; no unfinished file is left", code=_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone, `vs3r doctor | head` for one; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

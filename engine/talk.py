@@ -25,7 +25,7 @@ class Talk:
     as_json: bool
     """One JSON object a line on standard output instead of text."""
     quiet: bool
-    """Nothing but errors ."""
+    """Nothing but errors; with as_json also the result."""
 
     def event(self, kind: str, text: str, **data: Any) -> None:
         """A result or a remark."""

@@ -19,6 +19,7 @@ from vs3r.config import Config
 from vs3r.engine import cli
 from vs3r.engine.media import VideoReader
 from vs3r.engine.options import config_from, flag_of
+from vs3r.engine.progress import Progress
 
 FAST = ("--lookahead-frames", "4", "--fill-window-frames", "4")
 VS3R = (sys.executable, "-c", "from vs3r.engine.cli import main; main()")
@@ -269,7 +270,7 @@ def test_interrupt_at_the_first_frame(tmp_path: Path, number: signal.Signals) ->
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "vs3r: error: interrupted; nothing was written\n"
+    assert err == "vs3r: error: interrupted; no unfinished file is left\n"
     assert not list(target.parent.iterdir())
 
 
@@ -279,3 +280,11 @@ def test_help_and_version(vs3r: Shell) -> None:
         assert done.code == 0
         assert done.out.startswith("Usage: vs3r")
     assert vs3r("--version").out.startswith("vs3r, version ")
+
+
+def test_time_left_is_judged_since_the_first_frame() -> None:
+    now = Progress(frames=11, total=31, elapsed_s=15.0, first_frame_s=5.0)
+    assert now.left_s == pytest.approx(20.0)
+    assert now.fps == pytest.approx(11 / 15)
+    assert Progress(frames=1, total=31, elapsed_s=5.0, first_frame_s=5.0).left_s is None
+    assert Progress(frames=11, total=None, elapsed_s=15.0, first_frame_s=5.0).left_s is None
