@@ -25,6 +25,9 @@ MAX_OFFSET = 0.15
 """Largest change of a sample, of the full range."""
 SHIFT_SMOOTH = 0.02
 """Width of the Gaussian over which shifts are averaged, of the longer side."""
+SHIFT_REACH = 0.2
+"""Beyond the seam the shift dies away over this distance, of the longer side, and pixels lie where pose and depth put
+them: the shift follows the frame, the poses are steady, and a border that trembles with every frame is seen."""
 OFFSET_SMOOTH = 0.025
 """Likewise for brightness."""
 REACH = 0.12
@@ -133,6 +136,9 @@ class Fusion:
         around = f32(cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
         mean = around[..., :2] / np.maximum(around[..., 2:], 1e-6)
         shift = pull_push(f32(mean), f32(np.clip(around[..., 2] * 3.0, 0.0, 1.0)))
+        missing = (self._offset_canvases[0].weight <= 0).astype(np.uint8)
+        away = cv2.distanceTransform(missing, cv2.DIST_L2, 3) / np.float32(SHIFT_REACH * max(missing.shape))
+        shift = shift * np.exp(-away)[..., None]
         shift = f32(cv2.copyMakeBorder(shift, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
         per_node = np.float32(self._grid.small_factor / self._grid.cell_px)
         right, down = shift[..., 0] * per_node, shift[..., 1] * per_node

@@ -24,7 +24,7 @@ from vs3r.render.layers import (
 )
 from vs3r.render.nodes import CellRect, make_grid, tiles
 from vs3r.render.pullpush import f32
-from vs3r.render.select import choose_sources, fill_opacity
+from vs3r.render.select import MAX_POINTS, WORTH, Chooser, fill_opacity
 from vs3r.render.warp import SourceFrame, backward_map, calm_inv_depth, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
@@ -128,16 +128,22 @@ class WarpRenderer:
     def _share(self, layer: Layer) -> FloatArray:
         """(Vh, Vw) share of each cell that the layer covers; 1 only where all of it is covered."""
         rows, cols = self._valid_shape
-        cell = self._grid.cell_px
-        px = np.linspace(0, self._size[0], cols + 1, dtype=np.float32) / cell + 0.5
-        py = np.linspace(0, self._size[1], rows + 1, dtype=np.float32) / cell + 0.5
-        at = np.meshgrid(px, py)
-        x, y, opacity = (f32(cv2.remap(f, *at, cv2.INTER_LINEAR)) for f in (layer.map.x, layer.map.y, layer.opacity))
-        depth = inside_px(x, y, self._size) - layer.margin_px
+        at = np.meshgrid(np.linspace(0, self._size[0], cols + 1), np.linspace(0, self._size[1], rows + 1))
+        depth = self._depth(layer, f32(at[0]), f32(at[1]))
         # Ramps over half a cell outside the border, so that the mean over corners is about the covered share.
-        corner = np.clip(1.0 + depth * np.float32(4.0 / cell), 0.0, 1.0) * (opacity > 0.5)
+        corner = np.clip(1.0 + depth * np.float32(4.0 / self._grid.cell_px), 0.0, 1.0)
         mean = (corner[:-1, :-1] + corner[1:, :-1] + corner[:-1, 1:] + corner[1:, 1:]) * 0.25
         return np.asarray(mean, dtype=np.float32)
+
+    def _depth(self, layer: Layer, px: FloatArray, py: FloatArray) -> FloatArray:
+        """How far inside the layer's trusted part pixel positions of the target lie, in source pixels."""
+        gx, gy = px / np.float32(self._grid.cell_px) + 0.5, py / np.float32(self._grid.cell_px) + 0.5
+        x, y, opacity = (
+            f32(cv2.remap(f, f32(gx), f32(gy), cv2.INTER_LINEAR)).reshape(px.shape)
+            for f in (layer.map.x, layer.map.y, layer.opacity)
+        )
+        depth = inside_px(x, y, self._size) - np.float32(layer.margin_px)
+        return f32(np.where(opacity > 0.5, depth, -float(self._grid.cell_px)))
 
     def _keep(self, own_share: FloatArray) -> FloatArray:
         """Node field: 0 beside the hole, rising to 1 two feathers away, where the frame itself stays untouched."""
@@ -158,26 +164,24 @@ class WarpRenderer:
         own_share: FloatArray,
         keep: FloatArray,
     ) -> list[Layer]:
-        rows, cols = np.nonzero(own_share < 1.0)
-        scale = np.array([self._size[0] / own_share.shape[1], self._size[1] / own_share.shape[0]])
-        rays, visible = target.camera.unproject((np.stack([cols, rows], -1) + 0.5) * scale)
-        if not visible.any():
-            return []
-        chosen = choose_sources(
-            index,
-            rays[visible],
-            target.cam_from_world,
-            sources,
-            window=self._config.fill_window_frames,
-            hole_share=float((own_share < 1.0).mean()),
+        hole = np.argwhere(own_share < 1.0)
+        cell = np.array([self._size[0] / own_share.shape[1], self._size[1] / own_share.shape[0]])
+        points = (hole[:: max(1, len(hole) // MAX_POINTS), ::-1] + 0.5) * cell
+        rays, visible = target.camera.unproject(points)
+        points, rays = points[visible], rays[visible]
+        worth = WORTH * own_share.size / len(hole)
+        chooser = Chooser(
+            index, rays, target.cam_from_world, sources, window=self._config.fill_window_frames, worth=worth
         )
         fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
-        fusion.add(base)
-        layers = []
-        for number in chosen:
+        layers: list[Layer] = []
+        while (number := chooser.best()) is not None:
+            if not layers:
+                fusion.add(base)
             layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index)))
             fusion.add(layer)
             layers.append(layer)
+            chooser.filled(self._depth(layer, f32(points[:, 0]), f32(points[:, 1])) > 0)
         return layers
 
     def _fill_layer(self, target: Target, source: SourceFrame, distance: int) -> Layer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from vs3r.render.layers import FILL_MARGIN_PX, inside_px
 from vs3r.render.warp import BackwardMap, SourceFrame, backward_map, calm_inv_depth, sample_cells
@@ -49,47 +50,58 @@ def fill_opacity(source: SourceFrame, at: BackwardMap, distance: int) -> FloatAr
     return opacity
 
 
-def choose_sources(
-    index: int,
-    rays: DoubleArray,
-    cam_from_world: DoubleArray,
-    sources: Mapping[int, SourceFrame],
-    *,
-    window: int,
-    hole_share: float,
-) -> list[int]:
+class Chooser:
     """Greedy cover of the hole: each time the source that shows most new of it, nearer ones preferred.
 
-    Args:
-        index: the frame that is rendered.
-        rays: (N, 3) rays of the virtual camera into the hole, evenly spread.
-        cam_from_world: (4, 4) virtual camera.
-        sources: by frame number.
-        window: how many frames away a source may be.
-        hole_share: share of the picture that is hole.
-    Returns:
-        Frame numbers in the order in which they were chosen.
+    What a chosen source really covers is told afterwards (`filled`), because fitting moves it a little.
     """
-    step = max(1, len(rays) // MAX_POINTS)
-    points = rays[::step]
-    fmt = sources[index].frame.format
-    size = fmt.width, fmt.height
-    numbers = candidates(index, sources, window)
-    shows = np.zeros((len(numbers), len(points)), np.bool_)
-    for row, number in enumerate(numbers):
-        source = sources[number]
-        at = backward_map(points[None], cam_from_world, source.geometry, calm_inv_depth(source.geometry), size)
-        inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
-        shows[row] = (inside & (fill_opacity(source, at, abs(number - index)) > 0.5))[0]
-    preference = np.array([np.exp(-abs(number - index) / FADE_FRAMES) for number in numbers])
-    chosen: list[int] = []
-    missing = np.ones(len(points), np.bool_)
-    while numbers and len(chosen) < MAX_SOURCES:
-        gain = (shows & missing).sum(axis=1)
-        gain[gain * hole_share < WORTH * len(points)] = 0
-        best = int(np.argmax(gain * preference))
-        if gain[best] == 0:
-            break
-        chosen.append(numbers[best])
-        missing &= ~shows[best]
-    return chosen
+
+    def __init__(
+        self,
+        index: int,
+        rays: DoubleArray,
+        cam_from_world: DoubleArray,
+        sources: Mapping[int, SourceFrame],
+        *,
+        window: int,
+        worth: float,
+    ) -> None:
+        """
+        Args:
+            index: the frame that is rendered.
+            rays: (N, 3) rays of the virtual camera into the hole, evenly spread.
+            cam_from_world: (4, 4) virtual camera.
+            sources: by frame number.
+            window: how many frames away a source may be.
+            worth: share of the hole that a source must newly show.
+        """
+        fmt = sources[index].frame.format
+        size = fmt.width, fmt.height
+        self._numbers = candidates(index, sources, window)
+        self._shows = np.zeros((len(self._numbers), len(rays)), np.bool_)
+        for row, number in enumerate(self._numbers):
+            source = sources[number]
+            at = backward_map(rays[None], cam_from_world, source.geometry, calm_inv_depth(source.geometry), size)
+            inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
+            self._shows[row] = (inside & (fill_opacity(source, at, abs(number - index)) > 0.5))[0]
+        self._preference = np.array([np.exp(-abs(number - index) / FADE_FRAMES) for number in self._numbers])
+        self._missing = np.ones(len(rays), np.bool_)
+        self._least = max(1.0, worth * len(rays))
+        self._left = MAX_SOURCES
+
+    def best(self) -> int | None:
+        """The next source; None when no other is worth it. Each is returned once."""
+        if not self._numbers or self._left == 0:
+            return None
+        gain = (self._shows & self._missing).sum(axis=1)
+        gain[gain < self._least] = 0
+        row = int(np.argmax(gain * self._preference))
+        if gain[row] == 0:
+            return None
+        self._shows[row] = False
+        self._left -= 1
+        return self._numbers[row]
+
+    def filled(self, covered: npt.NDArray[np.bool_]) -> None:
+        """(N,) which of the rays the source chosen last shows after all."""
+        self._missing &= ~covered
