@@ -1,0 +1,25 @@
+"""Dense inverse search flow (Kroeger et al. 2016), OpenCV's implementation."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from vs3r.types import FloatArray
+
+
+class DisFlow:
+    """DIS optical flow, down to half the analysis size, with variational refinement. A FlowEstimator."""
+
+    def __init__(self) -> None:
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._dis.setFinestScale(1)
+
+    def __call__(
+        self, src: npt.NDArray[np.uint8], dst: npt.NDArray[np.uint8], guess: FloatArray | None = None
+    ) -> FloatArray:
+        """See FlowEstimator."""
+        # OpenCV writes into the guess.
+        flow = self._dis.calc(src, dst, None if guess is None else guess.copy())
+        return np.asarray(flow, dtype=np.float32)

@@ -1,0 +1,143 @@
+"""Flow between frames 1, 2, 4 and 8 apart, sampled on the grids that reconstruction works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from vs3r.flow import FlowEstimator
+from vs3r.types import FloatArray
+
+GAPS = (1, 2, 4, 8)
+CELL_PX = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Grid:
+    """Cells of about 12 px that tile the analysis picture, and a finer grid of cells of half that size."""
+
+    width: int
+    """Picture width in pixels."""
+    height: int
+    """Picture height in pixels."""
+    cols: int
+    """Coarse cells a row."""
+    rows: int
+    """Coarse cells a column."""
+
+    @staticmethod
+    def of(width: int, height: int) -> Grid:
+        """The grid of an analysis picture."""
+        return Grid(
+            width=width, height=height, cols=max(2, round(width / CELL_PX)), rows=max(2, round(height / CELL_PX))
+        )
+
+    def centres(self, fine: bool) -> FloatArray:
+        """(rows, cols, 2) cell centres in pixels, x first, the first pixel's centre at (0.5, 0.5)."""
+        k = 2 if fine else 1
+        x = (np.arange(self.cols * k) + 0.5) * self.width / (self.cols * k)
+        y = (np.arange(self.rows * k) + 0.5) * self.height / (self.rows * k)
+        return np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """What the flow says of one directed pair of frames."""
+
+    src: int
+    """Frame number."""
+    dst: int
+    """Frame number."""
+    flow: FloatArray
+    """(rows, cols, 2) flow at the coarse cell centres in analysis pixels."""
+    weight: FloatArray
+    """(rows, cols) trust in it, in [0, 1]."""
+    fine_flow: FloatArray
+    """(2 rows, 2 cols, 2) flow at the fine cell centres."""
+    fine_weight: FloatArray
+    """(2 rows, 2 cols) trust: forward-backward consistency only."""
+
+
+def sample(image: npt.NDArray[np.generic], xy: FloatArray) -> FloatArray:
+    """Bilinear samples of image (H, W[, C]) at positions xy (..., 2) in pixels, border replicated."""
+    at = np.ascontiguousarray(xy - 0.5, dtype=np.float32)
+    return np.asarray(cv2.remap(image, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32)
+
+
+def texture(picture: npt.NDArray[np.uint8]) -> FloatArray:
+    """(H, W) in [0, 1]: how well the picture around a pixel fixes both components of the flow."""
+    corner = cv2.cornerMinEigenVal(picture, 9, ksize=3)
+    # The eigenvalue of a gradient of about two grey levels a pixel; compression noise lies below it.
+    return np.asarray(corner / (corner + 1.5e-4), dtype=np.float32)
+
+
+class FlowWindow:
+    """Flow from each new frame to those 1, 2, 4 and 8 before it and back, long flows started from composed short ones."""
+
+    def __init__(self, flow: FlowEstimator, grid: Grid) -> None:
+        self._flow = flow
+        self._grid = grid
+        self._coarse, self._fine = grid.centres(fine=False), grid.centres(fine=True)
+        h, w = grid.height, grid.width
+        self._pixels = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
+        self._textures: dict[int, FloatArray] = {}
+        self._dense: dict[tuple[int, int], FloatArray] = {}
+
+    def push(self, index: int, picture: npt.NDArray[np.uint8]) -> list[Observation]:
+        """Add frame `index` (one more than the last); return the observations between it and earlier frames."""
+        self._pictures[index] = picture
+        self._textures[index] = texture(picture)
+        found = []
+        for gap in GAPS:
+            if index - gap in self._pictures:
+                found += self._pair(index - gap, index, gap)
+        oldest = index - max(GAPS)
+        for store in (self._pictures, self._textures):
+            store.pop(oldest, None)
+        for key in [k for k in self._dense if min(k) <= oldest]:
+            del self._dense[key]
+        return found
+
+    def _pair(self, a: int, b: int, gap: int) -> list[Observation]:
+        flows = []
+        for src, dst in ((a, b), (b, a)):
+            guess = None
+            middle = (src + dst) // 2
+            if gap > 1 and (src, middle) in self._dense:
+                first = self._dense[src, middle]
+                guess = first + sample(self._dense[middle, dst], self._pixels + first)
+            flows.append(self._flow(self._pictures[src], self._pictures[dst], guess))
+        if gap < max(GAPS):
+            self._dense[a, b], self._dense[b, a] = flows
+        return [self._observe(a, b, flows[0], flows[1]), self._observe(b, a, flows[1], flows[0])]
+
+    def _observe(self, src: int, dst: int, forward: FloatArray, backward: FloatArray) -> Observation:
+        # A little smoothing averages the noise of neighbouring flow patches.
+        smooth = cv2.GaussianBlur(forward, (0, 0), 1.5)
+        flow, fine_flow = sample(smooth, self._coarse), sample(smooth, self._fine)
+        weight = self._consistency(self._coarse, flow, backward)
+        weight = weight * sample(self._textures[src], self._coarse)
+        return Observation(
+            src=src,
+            dst=dst,
+            flow=flow,
+            weight=weight,
+            fine_flow=fine_flow,
+            fine_weight=self._consistency(self._fine, fine_flow, backward),
+        )
+
+    def _consistency(self, at: FloatArray, flow: FloatArray, backward: FloatArray) -> FloatArray:
+        there = at + flow
+        loop = flow + sample(backward, there)
+        weight = 1 / (1 + (loop * loop).sum(-1) / 0.7**2) ** 2
+        margin = 2.0
+        inside = (there > margin).all(-1) & (there < (self._grid.width - margin, self._grid.height - margin)).all(-1)
+        return np.asarray(weight * inside, dtype=np.float32)
