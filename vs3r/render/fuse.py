@@ -25,12 +25,9 @@ MAX_OFFSET = 0.15
 """Largest change of a sample, of the full range."""
 SHIFT_SMOOTH = 0.02
 """Width of the Gaussian over which shifts are averaged, of the longer side."""
-SHIFT_REACH = 0.2
-"""Beyond the seam the shift dies away over this distance, of the longer side, and pixels lie where pose and depth put
-them: the shift follows the frame, the poses are steady, and a border that trembles with every frame is seen."""
 OFFSET_SMOOTH = 0.025
 """Likewise for brightness."""
-REACH = 0.12
+REACH = 0.08
 """How far around the part to be filled shifts are measured, of the longer side."""
 MIN_SIDE = 48
 """Small pictures below this are not aligned: the flow needs room for its patches."""
@@ -70,17 +67,32 @@ class Fusion:
 
     def add(self, layer: Layer) -> None:
         """Put a layer behind the picture so far."""
-        self._shift_canvas.add(layer, shrink(layer.frame.planes[0], self._small))
-        for view, canvas in zip(self._cells, self._offset_canvases, strict=True):
-            canvas.add(layer, shrink(layer.frame.planes[view.number], view))
+        self._add(layer, self._pictures(layer))
 
     def fit(self, layer: Layer) -> Layer:
-        """The layer, shifted and changed in brightness so that it continues the picture so far."""
+        """Shift a layer and change its brightness so that it continues the picture so far, and add it to that."""
+        pictures = self._pictures(layer)
         if min(self._small.shape) >= MIN_SIDE:
-            layer = self._shifted(layer)
-        return replace(layer, offsets=self._offsets(layer))
+            layer = self._shifted(layer, pictures[0])
+        layer = replace(layer, offsets=tuple(self._offset(layer, *pair) for pair in self._per_plane(pictures)))
+        self._add(layer, pictures)
+        return layer
 
-    def _shifted(self, layer: Layer) -> Layer:
+    def _pictures(self, layer: Layer) -> list[Plane]:
+        """The source's planes, all at the size of the small view."""
+        return [shrink(plane, self._small.shape) for plane in layer.frame.planes]
+
+    def _per_plane(self, pictures: list[Plane]) -> list[tuple[PlaneView, Canvas, Plane]]:
+        """View, canvas and picture at the size of the cells, per plane."""
+        cells = (shrink(picture, self._grid.shape) for picture in pictures)
+        return list(zip(self._cells, self._offset_canvases, cells, strict=True))
+
+    def _add(self, layer: Layer, pictures: list[Plane]) -> None:
+        self._shift_canvas.add(layer, pictures[0])
+        for _, canvas, picture in self._per_plane(pictures):
+            canvas.add(layer, picture)
+
+    def _shifted(self, layer: Layer, picture: Plane) -> Layer:
         view = self._small
         rect = self._surroundings(layer)
         if rect is None:
@@ -92,7 +104,7 @@ class Fusion:
         both = (known & seen).astype(np.uint8)
         scale = np.float32(255.0 / ((1 << self._format.bit_depth) - 1))
         ours = self._shift_canvas.picture(0.0)[part] * scale
-        theirs = f32(sample(shrink(layer.frame.planes[0], view), x, y)) * scale
+        theirs = f32(sample(picture, x, y)) * scale
         theirs += _level(ours - theirs, both)
         # The overlap decides; outside of it both show the same, so that nothing pulls there.
         a = np.where(known, ours, theirs).clip(0, 255).astype(np.uint8)
@@ -136,9 +148,6 @@ class Fusion:
         around = f32(cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
         mean = around[..., :2] / np.maximum(around[..., 2:], 1e-6)
         shift = pull_push(f32(mean), f32(np.clip(around[..., 2] * 3.0, 0.0, 1.0)))
-        missing = (self._offset_canvases[0].weight <= 0).astype(np.uint8)
-        away = cv2.distanceTransform(missing, cv2.DIST_L2, 3) / np.float32(SHIFT_REACH * max(missing.shape))
-        shift = shift * np.exp(-away)[..., None]
         shift = f32(cv2.copyMakeBorder(shift, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
         per_node = np.float32(self._grid.small_factor / self._grid.cell_px)
         right, down = shift[..., 0] * per_node, shift[..., 1] * per_node
@@ -158,16 +167,11 @@ class Fusion:
         whole = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_REPLICATE)
         return f32(cv2.resize(whole, (cols, rows), interpolation=cv2.INTER_AREA))
 
-    def _offsets(self, layer: Layer) -> tuple[FloatArray, ...]:
-        return tuple(
-            self._offset(layer, view, canvas) for view, canvas in zip(self._cells, self._offset_canvases, strict=True)
-        )
-
-    def _offset(self, layer: Layer, view: PlaneView, canvas: Canvas) -> FloatArray:
+    def _offset(self, layer: Layer, view: PlaneView, canvas: Canvas, picture: Plane) -> FloatArray:
         """What to add to a plane of the layer, at the nodes."""
         limit = np.float32(MAX_OFFSET * ((1 << self._format.bit_depth) - 1))
         x, y = view.positions(layer, self._rect)
-        theirs = f32(sample(shrink(layer.frame.planes[view.number], view), x, y))
+        theirs = f32(sample(picture, x, y))
         weight = np.minimum(canvas.weight, view.alpha(layer, x, y, self._rect, self._feather_px))
         weight = cv2.erode(f32(weight > 0.0), np.ones((3, 3), np.uint8))
         difference = canvas.picture(0.0) - theirs
@@ -187,18 +191,21 @@ class Fusion:
         return f32(cv2.copyMakeBorder(field, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
 
 
-def shrink(plane: Plane, view: PlaneView) -> Plane:
-    """A plane at the size of a view."""
-    rows, cols = view.shape
-    larger = plane.shape[0] < rows or plane.shape[1] < cols
-    small = cv2.resize(plane, (cols, rows), interpolation=cv2.INTER_LINEAR if larger else cv2.INTER_AREA)
-    return cast("Plane", small)
+def shrink(plane: Plane, shape: tuple[int, int]) -> Plane:
+    """A plane at another size (rows, columns)."""
+    larger = plane.shape[0] < shape[0] or plane.shape[1] < shape[1]
+    method = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
+    return cast("Plane", cv2.resize(plane, shape[::-1], interpolation=method))
 
 
 def _flow(a: Plane, b: Plane) -> FloatArray:
     """Optical flow of two small 8-bit pictures: a(x) is b(x + flow)."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    # The next finer scale costs five times as much, the next coarser one 1 to 3 dB in what is filled.
     dis.setFinestScale(1)
+    # Averages over many patches are used, not single vectors: fewer patches and steps than usual measure as well.
+    dis.setPatchStride(5)
+    dis.setGradientDescentIterations(10)
     return f32(dis.calc(a, b, np.zeros((*a.shape, 2), np.float32)))
 
 

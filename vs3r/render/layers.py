@@ -15,6 +15,8 @@ from vs3r.types import FloatArray, Frame, PictureFormat, Plane
 
 OWN_MARGIN_PX = -1.0
 """The frame itself may be stretched over its border by this much, rather than call neighbours for a hair's breadth."""
+FAINT = 1e-3
+"""Least opacity of a layer within its border."""
 FILL_MARGIN_PX = 1.25
 """A neighbour is not used nearer to its border: bicubic footprint, and the ragged edges that encoders leave."""
 
@@ -43,7 +45,11 @@ def inside_px(x: FloatArray, y: FloatArray, size: tuple[float, float]) -> FloatA
 def smoothstep(x: FloatArray) -> FloatArray:
     """0 up to x = 0, 1 from x = 1, smooth between."""
     t = np.clip(x, 0.0, 1.0)
-    return f32(t * t * (3.0 - 2.0 * t))
+    rest = t * np.float32(-2.0)
+    rest += np.float32(3.0)
+    t *= t
+    t *= rest
+    return f32(t)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +82,21 @@ class PlaneView:
 
     def alpha(self, layer: Layer, x: FloatArray, y: FloatArray, rect: CellRect, feather_px: float) -> FloatArray:
         """Opacity of a layer at plane positions (OpenCV's convention): ramps up inside the source's border."""
-        depth = inside_px(
-            (x + np.float32(0.5)) * np.float32(self.scale_x),
-            (y + np.float32(0.5)) * np.float32(self.scale_y),
-            (self.shape[1] * self.scale_x, self.shape[0] * self.scale_y),
-        ) - np.float32(layer.margin_px * self.scale_x)
-        ramp = smoothstep(depth * np.float32(1.0 / feather_px))
-        # Where only this layer sees anything it must show, however faint: the sum of the weights is normalised later.
-        ramp = np.where(depth > 0, np.maximum(ramp, np.float32(1e-3)), np.float32(0.0))
+        # In this order, in place: this is a main cost of filling.
+        depth = np.minimum(x, np.float32(self.shape[1] - 1) - x)
+        if self.scale_x != self.scale_y:
+            depth = (depth + np.float32(0.5)) * np.float32(self.scale_x / self.scale_y) - np.float32(0.5)
+        np.minimum(depth, y, out=depth)
+        np.minimum(depth, np.float32(self.shape[0] - 1) - y, out=depth)
+        depth += np.float32(0.5 - layer.margin_px / self.scale_y)
         opacity = expand(layer.opacity, rect, self.step_y, self.step_x)[: x.shape[0], : x.shape[1]]
-        return f32(ramp * opacity)
+        opacity = opacity * (depth > 0)
+        depth *= np.float32(self.scale_y / feather_px)
+        ramp = smoothstep(depth)
+        # Where only this layer sees anything it must show, however faint: the sum of the weights is normalised later.
+        np.maximum(ramp, np.float32(FAINT), out=ramp)
+        ramp *= opacity
+        return ramp
 
 
 def plane_views(fmt: PictureFormat, grid: NodeGrid) -> list[PlaneView]:
@@ -133,8 +144,14 @@ class Canvas:
         self._through = np.ones_like(self._total)
         self._empty = True
 
-    def add(self, layer: Layer, plane: Plane) -> None:
-        """Put a layer behind those that are there; `plane` is its source's picture of this view."""
+    def add(self, layer: Layer, plane: Plane, *, sampled: Plane | None = None) -> None:
+        """Put a layer behind those that are there.
+
+        Args:
+            layer: the first one is the frame itself.
+            plane: its source's picture of this view.
+            sampled: the rectangle as sampled from it, where that is at hand.
+        """
         if not (self._empty or (self._shows(layer) and self._through.max() > 1e-3)):
             return
         x, y = self._view.positions(layer, self._rect)
@@ -142,13 +159,16 @@ class Canvas:
         if self._empty:
             alpha = f32(np.where(alpha > 0, np.maximum(alpha, self._field(self._keep)), 0.0))
             self._empty = False
-        elif not alpha.any():
+        alpha *= self._through
+        # Fainter than the faintest that stands alone: hidden behind what is there.
+        if alpha.max() < 0.9 * FAINT:
             return
-        colour = f32(sample(plane, x, y))
+        colour = (sample(plane, x, y) if sampled is None else sampled).astype(np.float32)
         if layer.offsets:
             colour += self._field(layer.offsets[self._view.number])
-        self._total += colour * (alpha * self._through)
-        self._through *= 1.0 - alpha
+        colour *= alpha
+        self._total += colour
+        self._through -= alpha
 
     def _shows(self, layer: Layer) -> bool:
         """A quick test on the nodes, with a cell of slack: can the layer show anything here?"""

@@ -10,6 +10,7 @@ roll.)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -55,8 +56,9 @@ class NodeGrid:
 
 
 def make_grid(fmt: PictureFormat) -> NodeGrid:
-    """The grid for pictures of a format: cells of 16 px at 1080p, 12 at 720p, 8 below."""
-    small = max(2, round(max(fmt.width, fmt.height) / SMALL_SIDE))
+    """The grid for pictures of a format: cells of 16 px at 1080p, 8 at 720p and below, 32 in 4K."""
+    # A power of two, because OpenCV shrinks much faster by whole factors.
+    small = 2 ** max(1, round(math.log2(max(fmt.width, fmt.height) / SMALL_SIDE)))
     cell = small * 4
     return NodeGrid(width=fmt.width, height=fmt.height, small_factor=small, cell_px=cell)
 

@@ -32,7 +32,8 @@ FEATHER = 0.015
 """Width of the blend at seams, of the longer side."""
 STILL_PX = 0.02
 """A picture that moves nowhere by more than this is passed on as it is: no resampling, no loss."""
-TILE_CELLS = 8
+TILE_CELLS = 4
+BAND_CELLS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -179,7 +180,6 @@ class WarpRenderer:
             if not layers:
                 fusion.add(base)
             layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index)))
-            fusion.add(layer)
             layers.append(layer)
             chooser.filled(self._depth(layer, f32(points[:, 0]), f32(points[:, 1])) > 0)
         return layers
@@ -196,18 +196,20 @@ class WarpRenderer:
         source = base.frame.planes[view.number]
         out = np.empty_like(source)
         rows, cols = self._grid.shape
-        for top in range(0, rows, TILE_CELLS):
-            band = CellRect(top, min(top + TILE_CELLS, rows), 0, cols)
+        for top in range(0, rows, BAND_CELLS):
+            band = CellRect(top, min(top + BAND_CELLS, rows), 0, cols)
             out[band.pixels(view.step_y, view.step_x, view.shape)] = sample(source, *view.positions(base, band))
         peak = (1 << self._format.bit_depth) - 1
         if peak < np.iinfo(out.dtype).max:
             np.minimum(out, out.dtype.type(peak), out=out)
         for rect in rects:
             canvas = Canvas(view, rect, keep=keep, feather_px=self._feather_px)
-            for layer in layers:
+            part = rect.pixels(view.step_y, view.step_x, view.shape)
+            canvas.add(base, source, sampled=out[part])
+            for layer in layers[1:]:
                 canvas.add(layer, layer.frame.planes[view.number])
             mixed = canvas.picture(empty_value(self._format, view.number))
-            out[rect.pixels(view.step_y, view.step_x, view.shape)] = np.clip(np.rint(mixed), 0, peak)
+            out[part] = np.clip(np.rint(mixed), 0, peak)
         return out
 
 
