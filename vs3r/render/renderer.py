@@ -93,7 +93,10 @@ class WarpRenderer:
             keep = self._keep(own_share)
             layers += self._fillers(index, target, sources, base, own_share, keep)
         share = np.maximum.reduce([own_share, *(self._share(layer) for layer in layers[1:])])
-        rects = tiles(keep[1:-1, 1:-1] < 1.0, TILE_CELLS)
+        # Elsewhere the frame itself is opaque, and stays as it is.
+        ramped = inside_px(base.map.x, base.map.y, self._size) < self._feather_px + 2 * self._grid.cell_px
+        mixed = (keep < 1.0) & (ramped | (base.opacity < 1.0))
+        rects = tiles(mixed[1:-1, 1:-1], TILE_CELLS)
         planes = tuple(self._plane(view, layers, rects, keep) for view in self._views)
         return RenderedFrame(
             frame=replace(own.frame, planes=planes),

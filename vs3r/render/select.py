@@ -19,7 +19,7 @@ FADE_FRAMES = 12.0
 """A source e times farther in time than this must show e times as much to be chosen."""
 MAX_SOURCES = 6
 WORTH = 3e-4
-"""A source must show at least this share of the picture that no chosen one shows."""
+"""A source must show at least this share of the picture that no chosen one shows; twice as much may stay unseen."""
 DYNAMIC_REACH_FRAMES = 4
 """Moving things may fill only from frames this near; from farther away they would be ghosts."""
 MAX_POINTS = 900
@@ -91,7 +91,7 @@ class Chooser:
 
     def best(self) -> int | None:
         """The next source; None when no other is worth it. Each is returned once."""
-        if not self._numbers or self._left == 0:
+        if not self._numbers or self._left == 0 or self._missing.sum() < 2 * self._least:
             return None
         gain = (self._shows & self._missing).sum(axis=1)
         gain[gain < self._least] = 0
