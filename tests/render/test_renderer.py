@@ -57,7 +57,7 @@ def test_the_same_camera_gives_the_same_picture() -> None:
     ],
 )
 def test_every_format_shows_the_true_view(pix_fmt: str, size: tuple[int, int]) -> None:
-    """Every plane by itself, chroma grids included. Worst seen 44.4 dB; half a chroma pixel of offset gives 30 to 36 dB."""
+    """Every plane by itself. Worst seen 44.4 dB; half a chroma pixel of offset gives 30 to 36 dB."""
     fmt = make_format(pix_fmt, *size)
     camera = virtual(fmt, pose(0.4, 0.3, 0.8))
     rendered = WarpRenderer(fmt, RenderConfig()).render(10, camera, sources(fmt))
