@@ -20,6 +20,8 @@ from vs3r.geometry import rigid_inverse, se3_retract, skew
 PRIOR_PX2 = 5.0
 LOG_FOCAL_STD = 0.15
 LOG_FOCAL_STEP_STD = 0.002
+# A zoom looks like walking ahead but for the parallax: a camera that moves is believed to keep its lens.
+LOG_FOCAL_STEP_STD_MOVING = 0.0001
 TRANSLATION_STEP_STD = 0.3
 ROTATION_STEP_STD_RAD = 0.1
 # Per point, in the same sense: one inverse depth against its neighbourhood, and against 1.
@@ -155,7 +157,7 @@ def _prior(state: State, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     )
     k_t = PRIOR_PX2 / TRANSLATION_STEP_STD**2
     k_r = PRIOR_PX2 / ROTATION_STEP_STD_RAD**2
-    k_s = PRIOR_PX2 / LOG_FOCAL_STEP_STD**2
+    k_s = PRIOR_PX2 / (LOG_FOCAL_STEP_STD if problem.rotation_only else LOG_FOCAL_STEP_STD_MOVING) ** 2
     k_f = PRIOR_PX2 / LOG_FOCAL_STD**2
     stiffness = torch.tensor([k_t] * 3 + [k_r] * 3 + [k_s], dtype=g.dtype)
     diff = torch.cat([step[:, :3, 3], rot, (state.log_focal[1:] - state.log_focal[:-1])[:, None]], -1)

@@ -1,0 +1,285 @@
+"""Reconstruction without weights: dense bundle adjustment on optical flow (DESIGN section 4).
+
+Frames are adjusted in blocks of 8, each with the 8 frames before it, which stay as they are. The blocks begin at the
+frame numbers of the segment, so the result does not depend on how the frames arrived.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vs3r.config import Config
+from vs3r.flow import analysis_picture, analysis_size, make_flow
+from vs3r.geometry import rigid_inverse
+from vs3r.mask import dynamic_probability
+from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, residuals
+from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, sample
+from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
+
+log = logging.getLogger(__name__)
+
+BLOCK = 8
+# A phone's main camera filming video; a wider or longer lens shows itself once the camera turns.
+DEFAULT_HFOV_DEG = 62.0
+INLIER_PX = 1.0
+# A moving camera must explain this much more of the flow than a turning one.
+MIN_GAIN = 0.25
+
+
+@dataclass(slots=True)
+class _Solved:
+    """A frame whose geometry is final."""
+
+    cam_from_world: Tensor
+    log_focal: Tensor
+    inv_depth: Tensor
+    flat: bool
+
+
+class FlowBundleAdjustment:
+    """Camera path, depth and moving objects from optical flow alone. A Reconstructor."""
+
+    def __init__(self, config: Config, fmt: PictureFormat) -> None:
+        self._format = fmt
+        self._size = analysis_size(fmt, config.flow.analysis_pixels)
+        self._grid = Grid.of(*self._size)
+        self._window = FlowWindow(make_flow(config.flow), self._grid)
+        hfov = config.reconstruct.hfov_deg
+        self._focal_known = hfov is not None
+        long_side = self._size[0] if hfov is not None else max(self._size)
+        angle = math.radians(hfov if hfov is not None else DEFAULT_HFOV_DEG)
+        self._log_focal = math.log(0.5 * long_side / math.tan(angle / 2))
+        centre = np.array(self._size, dtype=np.float32) / 2
+        self._points = torch.from_numpy((self._grid.centres(fine=False) - centre).reshape(-1, 2)).double()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; the next frame is frame 0."""
+        self._count = 0
+        self._segment = 0
+        self._last_picture: npt.NDArray[np.uint8] | None = None
+        self._start_segment()
+
+    def _start_segment(self) -> None:
+        self._window.reset()
+        self._observed: list[Observation] = []
+        self._pending: list[tuple[int, float]] = []
+        self._solved: list[_Solved] = []
+        self._first = self._count
+
+    def push(self, frame: Frame) -> list[FrameGeometry]:
+        """See Reconstructor."""
+        picture = analysis_picture(frame, self._size)
+        found = self._window.push(self._count, picture)
+        done: list[FrameGeometry] = []
+        if self._last_picture is not None and found and _is_cut(self._last_picture, picture, found):
+            done = self._finish()
+            self._segment += 1
+            self._start_segment()
+            found = self._window.push(self._count, picture)
+        self._last_picture = picture
+        self._observed += found
+        self._pending.append((self._count, frame.pts_s))
+        self._count += 1
+        # The first block of a segment has no solved frames to lean on and takes twice as many.
+        if len(self._pending) == (BLOCK if self._solved else 2 * BLOCK):
+            done += self._solve()
+        return done
+
+    def flush(self) -> list[FrameGeometry]:
+        """See Reconstructor."""
+        return self._finish()
+
+    def _finish(self) -> list[FrameGeometry]:
+        return self._solve() if self._pending else []
+
+    def _solve(self) -> list[FrameGeometry]:
+        """Adjust the pending frames and make their geometry final."""
+        old = self._solved[-BLOCK:]
+        base = self._pending[0][0] - len(old)
+        edges = self._edges(base)
+        start = self._predict(old, edges)
+        known = len(old)
+        turning = self._problem(edges, known, rotation_only=True)
+        if len(edges.src):
+            start = adjust(start, turning, width_px=3.0, iterations=6)
+            start = adjust(start, turning, width_px=1.0, iterations=6)
+        solved = self._moving(start, edges, old) if len(edges.src) else None
+        flat = solved is None
+        state = self._standing(start, old) if solved is None else solved
+        for k in range(known, known + len(self._pending)):
+            self._solved.append(
+                _Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], flat)
+            )
+        del self._solved[: -2 * BLOCK]
+        out = [
+            self._geometry(k, index, pts_s, state, base) for k, (index, pts_s) in enumerate(self._pending, known)
+        ]
+        self._pending = []
+        keep = out[-1].index + 1 - BLOCK
+        self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
+        return out
+
+    def _edges(self, base: int) -> Edges:
+        new = self._pending[0][0]
+        found = [o for o in self._observed if min(o.src, o.dst) >= base and max(o.src, o.dst) >= new]
+        if not found:
+            P = len(self._points)
+            none = torch.zeros(0, dtype=torch.long)
+            return Edges(src=none, dst=none, target=torch.zeros(0, P, 2).double(), weight=torch.zeros(0, P).double())
+        flow = torch.from_numpy(np.stack([o.flow for o in found])).double().flatten(1, 2)
+        return Edges(
+            src=torch.tensor([o.src - base for o in found]),
+            dst=torch.tensor([o.dst - base for o in found]),
+            target=self._points + flow,
+            weight=torch.from_numpy(np.stack([o.weight for o in found])).double().flatten(1),
+        )
+
+    def _problem(self, edges: Edges, known: int, *, rotation_only: bool) -> Problem:
+        return Problem(
+            points=self._points,
+            grid=(self._grid.rows, self._grid.cols),
+            edges=edges,
+            first_free_pose=max(1, known),
+            first_free_structure=known,
+            log_focal_prior=self._log_focal,
+            rotation_only=rotation_only,
+            free_focal=not self._focal_known,
+        )
+
+    def _predict(self, old: list[_Solved], edges: Edges) -> State:
+        """Where to start: each new frame by a robust rotation from the one before it."""
+        P = len(self._points)
+        poses = [s.cam_from_world for s in old] or [torch.eye(4).double()]
+        focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal).double()]
+        for k in range(len(poses), len(old) + len(self._pending)):
+            pair = (edges.src == k - 1) & (edges.dst == k) | (edges.src == k) & (edges.dst == k - 1)
+            two = State(
+                cam_from_world=torch.stack([poses[-1], poses[-1]]),
+                log_focal=torch.stack([focals[-1], focals[-1]]),
+                inv_depth=torch.ones(2, P).double(),
+            )
+            e = edges.select(pair)
+            e = Edges(src=e.src - (k - 1), dst=e.dst - (k - 1), target=e.target, weight=e.weight)
+            problem = self._problem(e, 1, rotation_only=True)
+            for width in (16.0, 4.0, 1.5):
+                two = adjust(two, problem, width_px=width, iterations=4)
+            poses.append(two.cam_from_world[1])
+            focals.append(two.log_focal[1])
+        depths = [s.inv_depth for s in old] + [torch.ones(P).double()] * len(self._pending)
+        return State(cam_from_world=torch.stack(poses), log_focal=torch.stack(focals), inv_depth=torch.stack(depths))
+
+    def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
+        """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
+        known = len(old)
+        # Frames without depth of their own cannot say where their points are seen by a camera that moves.
+        flat = torch.tensor([s.flat for s in old] + [False] * len(self._pending))
+        used = edges.select(~flat[edges.src])
+        if not len(used.src):
+            return None
+        problem = self._problem(used, known, rotation_only=False)
+        start = State(
+            cam_from_world=turning.cam_from_world.clone(),
+            log_focal=turning.log_focal,
+            inv_depth=self._carried_depth(turning, old),
+        )
+        state = adjust(start, problem, width_px=3.0, iterations=6)
+        state = adjust(state, problem, width_px=1.5, iterations=8)
+        state = adjust(state, problem, width_px=0.75, iterations=6)
+        fresh = used.select(used.src >= known) if known else used
+        gain = []
+        for s, rotation_only in ((turning, True), (state, False)):
+            r = residuals(s, self._problem(fresh, known, rotation_only=rotation_only)).norm(dim=-1)
+            outlier = 1 - 1 / (1 + (r / INLIER_PX) ** 2)
+            gain.append(float((fresh.weight * outlier).sum() / fresh.weight.sum().clamp_min(1e-9)))
+        log.debug("outlier share turning %.3f moving %.3f", *gain)
+        was_moving = bool(old) and not old[-1].flat
+        needed = MIN_GAIN / 2 if was_moving else MIN_GAIN
+        return state if gain[1] < (1 - needed) * gain[0] - 0.01 else None
+
+    def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
+        """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
+        depth = turning.inv_depth.clone()
+        if not old or old[-1].flat:
+            return depth
+        last = len(old) - 1
+        field = old[-1].inv_depth.reshape(self._grid.rows, self._grid.cols).numpy().astype(np.float32)
+        size = torch.tensor(self._size).double()
+        for k in range(len(old), len(depth)):
+            R = turning.cam_from_world[last, :3, :3] @ turning.cam_from_world[k, :3, :3].T
+            ray = torch.cat([self._points / turning.log_focal[k].exp(), torch.ones(len(depth[k]), 1).double()], 1) @ R.T
+            seen = ray[:, :2] / ray[:, 2:].clamp_min(0.1) * turning.log_focal[last].exp() / size + 0.5
+            at = seen * torch.tensor([self._grid.cols, self._grid.rows])
+            cells = at.numpy().astype(np.float32).reshape(self._grid.rows, self._grid.cols, 2)
+            depth[k] = torch.from_numpy(sample(field, cells)).double().reshape(-1)
+        return depth
+
+    def _standing(self, turning: State, old: list[_Solved]) -> State:
+        """The turning camera in the world of the frames before it: where the last of them stood."""
+        T = turning.cam_from_world.clone()
+        known = len(old)
+        if known:
+            centre = rigid_inverse(T[known - 1])[:3, 3]
+            T[known:, :3, 3] = -(T[known:, :3, :3] @ centre)
+        depth = turning.inv_depth.clone()
+        depth[known:] = 1.0
+        return State(cam_from_world=T, log_focal=turning.log_focal, inv_depth=depth)
+
+    def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int) -> FrameGeometry:
+        grid, f = self._grid, math.exp(float(state.log_focal[k]))
+        scale_x, scale_y = self._format.width / self._size[0], self._format.height / self._size[1]
+        K = np.array(
+            [[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]]
+        )
+        inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy().astype(np.float32)
+        return FrameGeometry(
+            index=index,
+            pts_s=pts_s,
+            segment=self._segment,
+            K=K,
+            cam_from_world=state.cam_from_world[k].numpy(),
+            inv_depth=inv_depth,
+            dynamic=self._dynamic(index, inv_depth, state, base),
+        )
+
+    def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int) -> FloatArray:
+        grid = self._grid
+        fine = (2 * grid.cols, 2 * grid.rows)
+        last = base + len(state.log_focal) - 1
+        found = [o for o in self._observed if o.src == index and base <= o.dst <= last and abs(o.dst - index) <= 4]
+        if not found:
+            return np.zeros(fine[::-1], np.float32)
+        cell = (grid.width / fine[0], grid.height / fine[1])
+
+        def intrinsics(n: int) -> DoubleArray:
+            f = math.exp(float(state.log_focal[n - base]))
+            return np.array([[f / cell[0], 0, fine[0] / 2], [0, f / cell[1], fine[1] / 2], [0, 0, 1]])
+
+        pose = state.cam_from_world
+        return dynamic_probability(
+            np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32),
+            [o.fine_flow for o in found],
+            [o.fine_weight for o in found],
+            [abs(o.dst - index) for o in found],
+            np.stack([intrinsics(index)] * len(found)),
+            np.stack([intrinsics(o.dst) for o in found]),
+            np.stack([(pose[o.dst - base] @ rigid_inverse(pose[index - base])).numpy() for o in found]),
+            cell,
+        )
+
+
+def _is_cut(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], found: list[Observation]) -> bool:
+    """The picture changed and no flow explains it."""
+    consistent = float(np.mean([o.fine_weight.mean() for o in found if abs(o.src - o.dst) == 1]))
+    if consistent > 0.25:
+        return False
+    a, b = (cv2.calcHist([p], [0], None, [32], [0, 256]) / p.size for p in (before, after))
+    return consistent < 0.05 or float(np.abs(a - b).sum()) > 0.5
