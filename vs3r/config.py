@@ -120,10 +120,10 @@ class RefineConfig:
 class EncodeConfig:
     """The output file."""
 
-    codec: str = option(
-        "libx264", "video encoder", choices=("libx264", "libx265", "prores_ks", "dnxhd", "ffv1")
+    codec: str = option("libx264", "video encoder", choices=("libx264", "libx265", "prores_ks", "dnxhd", "ffv1"))
+    crf: int | None = option(
+        None, "quality of libx264 and libx265, lower is better (18 when not given)", low=0, high=51
     )
-    crf: int | None = option(None, "quality of libx264 and libx265, lower is better (18 when not given)", low=0, high=51)
     preset: str | None = option(None, "speed preset of libx264 and libx265 (medium when not given)")
 
     def __post_init__(self) -> None:

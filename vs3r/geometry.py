@@ -78,8 +78,9 @@ def quat_wxyz_from_matrix(R: Tensor) -> Tensor:
         -2,
     )
     best = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    q = torch.gather(rows, -2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
-    return q / q.norm(dim=-1, keepdim=True)
+    q: Tensor = torch.gather(rows, -2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
+    q /= q.norm(dim=-1, keepdim=True)
+    return q
 
 
 def matrix_from_quat_wxyz(q: Tensor) -> Tensor:

@@ -133,9 +133,7 @@ def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, sigma: float
     unit = np.eye(3)
     none = np.zeros((1, 1), np.float32)
     geometries = [
-        FrameGeometry(
-            index=i, pts_s=float(t), segment=0, K=unit, cam_from_world=T, inv_depth=none, dynamic=none
-        )
+        FrameGeometry(index=i, pts_s=float(t), segment=0, K=unit, cam_from_world=T, inv_depth=none, dynamic=none)
         for i, (t, T) in enumerate(zip(pts_s, cam_from_world, strict=True))
     ]
     path = _Path.of(geometries)

@@ -11,8 +11,8 @@ def rigid_flow_residual_reference(
 ) -> tuple[Tensor, Tensor]:
     """See vs3r.kernels.rigid_flow.rigid_flow_residual."""
     _, H, W = inv_depth.shape
-    like = {"dtype": inv_depth.dtype, "device": inv_depth.device}
-    v, u = torch.meshgrid(torch.arange(H, **like) + 0.5, torch.arange(W, **like) + 0.5, indexing="ij")
+    rows, columns = torch.arange(H).to(inv_depth) + 0.5, torch.arange(W).to(inv_depth) + 0.5
+    v, u = torch.meshgrid(rows, columns, indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)], -1)
     # project(K_dst (R K_src^-1 p / rho + t)), multiplied by rho so that a point at infinity is nothing special.
     KRK = K_dst @ dst_from_src[:, :3, :3] @ torch.linalg.inv(K_src)

@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vs3r.config import FlowConfig
 from vs3r.flow.dis import DisFlow
 from vs3r.types import FloatArray, Frame, PictureFormat
 
-__all__ = ["FlowEstimator", "analysis_picture", "analysis_size", "make_flow"]
+__all__ = ["DisFlow", "FlowEstimator", "analysis_picture", "analysis_size"]
 
 
 class FlowEstimator(Protocol):
@@ -32,11 +31,6 @@ class FlowEstimator(Protocol):
         ...
 
 
-def make_flow(config: FlowConfig) -> FlowEstimator:
-    """The estimator that the config names."""
-    return DisFlow()
-
-
 def analysis_size(fmt: PictureFormat, pixels: int) -> tuple[int, int]:
     """Width and height of the analysis picture: square pixels, about `pixels` of them, never larger than the source."""
     width = fmt.width * float(fmt.sample_aspect)
@@ -48,6 +42,4 @@ def analysis_picture(frame: Frame, size: tuple[int, int]) -> npt.NDArray[np.uint
     """The luma (green, for RGB) of a frame as a (H, W) 8-bit picture of `size` = (W, H)."""
     luma = frame.planes[0]
     small = cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
-    if luma.dtype == np.uint8:
-        return np.asarray(small, dtype=np.uint8)
-    return (small >> (frame.format.bit_depth - 8)).astype(np.uint8)
+    return np.asarray(np.asarray(small, dtype=luma.dtype) >> (frame.format.bit_depth - 8), dtype=np.uint8)

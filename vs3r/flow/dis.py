@@ -21,5 +21,6 @@ class DisFlow:
     ) -> FloatArray:
         """See FlowEstimator."""
         # OpenCV writes into the guess.
-        flow = self._dis.calc(src, dst, None if guess is None else guess.copy())
+        start = np.zeros((*src.shape, 2), np.float32) if guess is None else guess.copy()
+        flow = self._dis.calc(src, dst, start)
         return np.asarray(flow, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Dense bundle adjustment over optical flow (DROID-SLAM, Teed & Deng 2021, section 3.2) with a shared-nothing prior set.
+"""Dense bundle adjustment over optical flow (DROID-SLAM, Teed & Deng 2021, section 3.2).
 
 Every frame has P points on a grid, each with one inverse depth. An edge (i, j) says where the flow sees the points of
 frame i in frame j. Unknown are the poses, the inverse depths and one focal length per frame. Gauss-Newton with
@@ -177,7 +177,7 @@ def _prior(state: State, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
-    """Normal equations of the data term; pose and focal increments of all n frames, 7 each (translation, rotation, log f)."""
+    """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments."""
     e = problem.edges
     n, P = state.inv_depth.shape
     Y, f, R, t = _reproject(state, problem)
@@ -197,8 +197,12 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     d_src = -xy / state.log_focal.exp()[e.src, None, None]
     s = f / z
     # Columns: dst translation (3), dst rotation (3), dst log f, src log f, then the residual itself.
-    Ju = torch.stack([f * q, o, -fa * q, -fa * b, f + fa * a, -fb, fa, s * (d_src[..., 0] - a * d_src[..., 2]), r[..., 0]], -1)
-    Jv = torch.stack([o, f * q, -fb * q, -f - fb * b, fb * a, fa, fb, s * (d_src[..., 1] - b * d_src[..., 2]), r[..., 1]], -1)
+    Ju = torch.stack(
+        [f * q, o, -fa * q, -fa * b, f + fa * a, -fb, fa, s * (d_src[..., 0] - a * d_src[..., 2]), r[..., 0]], -1
+    )
+    Jv = torch.stack(
+        [o, f * q, -fb * q, -f - fb * b, fb * a, fa, fb, s * (d_src[..., 1] - b * d_src[..., 2]), r[..., 1]], -1
+    )
     # Columns of the 14 unknowns of an edge (src pose, src log f, dst pose, dst log f) in those of the 8 above:
     # dst_from_src * exp(-xi_src) = exp(-Ad xi_src) * dst_from_src.
     M = R.new_zeros(len(R), 8, 14)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vs3r.config import Config
-from vs3r.flow import analysis_picture, analysis_size, make_flow
+from vs3r.flow import DisFlow, analysis_picture, analysis_size
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import dynamic_probability
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, residuals
@@ -51,7 +51,7 @@ class FlowBundleAdjustment:
         self._format = fmt
         self._size = analysis_size(fmt, config.flow.analysis_pixels)
         self._grid = Grid.of(*self._size)
-        self._window = FlowWindow(make_flow(config.flow), self._grid)
+        self._window = FlowWindow(DisFlow(), self._grid)
         hfov = config.reconstruct.hfov_deg
         self._focal_known = hfov is not None
         long_side = self._size[0] if hfov is not None else max(self._size)
@@ -116,13 +116,9 @@ class FlowBundleAdjustment:
         flat = solved is None
         state = self._standing(start, old) if solved is None else solved
         for k in range(known, known + len(self._pending)):
-            self._solved.append(
-                _Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], flat)
-            )
+            self._solved.append(_Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], flat))
         del self._solved[: -2 * BLOCK]
-        out = [
-            self._geometry(k, index, pts_s, state, base) for k, (index, pts_s) in enumerate(self._pending, known)
-        ]
+        out = [self._geometry(k, index, pts_s, state, base) for k, (index, pts_s) in enumerate(self._pending, known)]
         self._pending = []
         keep = out[-1].index + 1 - BLOCK
         self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
@@ -191,7 +187,9 @@ class FlowBundleAdjustment:
             log_focal=turning.log_focal,
             inv_depth=self._carried_depth(turning, old),
         )
-        state = adjust(start, problem, width_px=3.0, iterations=6)
+        # The turning camera can be tens of pixels off where there is parallax: begin with a wide basin.
+        state = adjust(start, problem, width_px=12.0, iterations=8)
+        state = adjust(state, problem, width_px=4.0, iterations=6)
         state = adjust(state, problem, width_px=1.5, iterations=8)
         state = adjust(state, problem, width_px=0.75, iterations=6)
         fresh = used.select(used.src >= known) if known else used
@@ -236,9 +234,7 @@ class FlowBundleAdjustment:
     def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int) -> FrameGeometry:
         grid, f = self._grid, math.exp(float(state.log_focal[k]))
         scale_x, scale_y = self._format.width / self._size[0], self._format.height / self._size[1]
-        K = np.array(
-            [[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]]
-        )
+        K = np.array([[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]])
         inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy().astype(np.float32)
         return FrameGeometry(
             index=index,

@@ -61,10 +61,10 @@ class Observation:
     """(2 rows, 2 cols) trust: forward-backward consistency only."""
 
 
-def sample(image: npt.NDArray[np.generic], xy: FloatArray) -> FloatArray:
+def sample(image: FloatArray, xy: FloatArray) -> FloatArray:
     """Bilinear samples of image (H, W[, C]) at positions xy (..., 2) in pixels, border replicated."""
-    at = np.ascontiguousarray(xy - 0.5, dtype=np.float32)
-    return np.asarray(cv2.remap(image, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32)
+    x, y = np.moveaxis(xy.astype(np.float32) - 0.5, -1, 0)
+    return np.asarray(cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32)
 
 
 def texture(picture: npt.NDArray[np.uint8]) -> FloatArray:
@@ -75,7 +75,7 @@ def texture(picture: npt.NDArray[np.uint8]) -> FloatArray:
 
 
 class FlowWindow:
-    """Flow from each new frame to those 1, 2, 4 and 8 before it and back, long flows started from composed short ones."""
+    """Flow from each new frame to those 1, 2, 4 and 8 before it and back; long flows start from composed short ones."""
 
     def __init__(self, flow: FlowEstimator, grid: Grid) -> None:
         self._flow = flow
@@ -121,7 +121,7 @@ class FlowWindow:
 
     def _observe(self, src: int, dst: int, forward: FloatArray, backward: FloatArray) -> Observation:
         # A little smoothing averages the noise of neighbouring flow patches.
-        smooth = cv2.GaussianBlur(forward, (0, 0), 1.5)
+        smooth = np.asarray(cv2.GaussianBlur(forward, (0, 0), 1.5), dtype=np.float32)
         flow, fine_flow = sample(smooth, self._coarse), sample(smooth, self._fine)
         weight = self._consistency(self._coarse, flow, backward)
         weight = weight * sample(self._textures[src], self._coarse)
