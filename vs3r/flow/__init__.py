@@ -42,4 +42,4 @@ def analysis_picture(frame: Frame, size: tuple[int, int]) -> npt.NDArray[np.uint
     """The luma (green, for RGB) of a frame as a (H, W) 8-bit picture of `size` = (W, H)."""
     luma = frame.planes[0]
     small = cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(np.asarray(small, dtype=luma.dtype) >> (frame.format.bit_depth - 8), dtype=np.uint8)
+    return np.asarray(np.right_shift(small, frame.format.bit_depth - 8), dtype=np.uint8)
