@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -32,6 +32,11 @@ DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
 # A moving camera must explain this much more of the flow than a turning one.
 MIN_GAIN = 0.25
+# Flow of at least this weight counts for the first move, and so many points of it are needed.
+TRUSTED = 0.15
+MIN_POINTS = 50
+# Points at up to so many times the length of the baseline fix the sign of a translation.
+FAR = 1000.0
 
 
 @dataclass(slots=True)
@@ -182,11 +187,10 @@ class FlowBundleAdjustment:
         if not len(used.src):
             return None
         problem = self._problem(used, known, rotation_only=False)
-        start = State(
-            cam_from_world=turning.cam_from_world.clone(),
-            log_focal=turning.log_focal,
-            inv_depth=self._carried_depth(turning, old),
-        )
+        if old and not old[-1].flat:
+            start = replace(turning, inv_depth=self._carried_depth(turning, old))
+        else:
+            start = self._first_move(turning, problem)
         # The turning camera can be tens of pixels off where there is parallax: begin with a wide basin.
         state = adjust(start, problem, width_px=12.0, iterations=8)
         state = adjust(state, problem, width_px=4.0, iterations=6)
@@ -203,11 +207,46 @@ class FlowBundleAdjustment:
         needed = MIN_GAIN / 2 if was_moving else MIN_GAIN
         return state if gain[1] < (1 - needed) * gain[0] - 0.01 else None
 
+    def _first_move(self, turning: State, problem: Problem) -> State:
+        """Where to start without any depth: along the translation of the essential matrix, evenly.
+
+        From one depth everywhere the adjustment can settle where rotation stands in for translation. The five-point
+        method (Nister 2004) looks at two frames only, but at all of their translations.
+        """
+        e, last = problem.edges, max(problem.first_free_structure - 1, 0)
+        ahead = (e.dst > e.src) & (e.src >= last)
+        if not bool(ahead.any()):
+            return turning
+        gap = torch.where(ahead, e.dst - e.src, 0)
+        moved = (residuals(turning, replace(problem, rotation_only=True)).norm(dim=-1) * e.weight).sum(-1)
+        k = int(torch.where(gap == gap.max(), moved, -1.0).argmax())
+        a, b = int(e.src[k]), int(e.dst[k])
+        trusted = e.weight[k] > TRUSTED
+        if int(trusted.sum()) < MIN_POINTS:
+            return turning
+        f = math.exp(float(turning.log_focal[a]))
+        K = np.array([[f, 0, 0], [0, f, 0], [0, 0, 1]])
+        seen_a, seen_b = problem.points[trusted].numpy(), e.target[k, trusted].numpy()
+        E, inliers = cv2.findEssentialMat(seen_a, seen_b, K, cv2.USAC_MAGSAC, 0.999, INLIER_PX / 2)
+        if E is None or E.shape != (3, 3):
+            return turning
+        _, R, t, _, X = cv2.recoverPose(E, seen_a, seen_b, K, distanceThresh=FAR, mask=inliers)
+        z = X[2] / np.where(X[3] == 0, 1e-12, X[3])
+        if not (z > 0).any():
+            return turning
+        step = -R.T @ t[:, 0] / np.median(z[z > 0]) / (b - a)
+        T = turning.cam_from_world.clone()
+        step_world = T[a, :3, :3].T @ torch.from_numpy(step)
+        origin = rigid_inverse(T[last])[:3, 3]
+        for j in range(last + 1, len(T)):
+            T[j, :3, 3] = -T[j, :3, :3] @ (origin + (j - last) * step_world)
+        start = replace(turning, cam_from_world=T)
+        depth_only = replace(problem, first_free_pose=len(T), free_focal=False)
+        return adjust(start, depth_only, width_px=12.0, iterations=5)
+
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
         depth = turning.inv_depth.clone()
-        if not old or old[-1].flat:
-            return depth
         last = len(old) - 1
         field = old[-1].inv_depth.reshape(self._grid.rows, self._grid.cols).numpy().astype(np.float32)
         size = torch.tensor(self._size).double()
