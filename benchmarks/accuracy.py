@@ -24,6 +24,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from benchmarks.demo_scene import write_clip
 from benchmarks.process import CommandFailed, run
@@ -91,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no shot named {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     options.out.mkdir(parents=True, exist_ok=True)
+    # The matrices are small: threads of their own would cost more than they gain.
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     rows = []
     for name in options.names or NAMES:
         rows.append(measure(name, options.out, command=None if options.no_video else shlex.split(options.vs3r)))

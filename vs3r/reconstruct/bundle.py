@@ -7,7 +7,7 @@ Levenberg-Marquardt damping; the inverse depths, whose block is diagonal, are el
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Edges:
     dst: Tensor
     """(E,) frame that they are observed in."""
     target: Tensor
-    """(E, P, 2) where they are seen, in pixels from the picture's centre."""
+    """(E, 2, P) where they are seen, in pixels from the picture's centre."""
     weight: Tensor
     """(E, P) trust in the observation, in [0, 1]."""
 
@@ -67,7 +67,7 @@ class Problem:
     """What stays fixed during one adjustment."""
 
     points: Tensor
-    """(P, 2) grid points in pixels from the picture's centre."""
+    """(P, 2) grid points in pixels from the picture's centre. Their dtype is that of all arithmetic on points."""
     grid: tuple[int, int]
     """Rows and columns of the grid; rows * columns = P."""
     edges: Edges
@@ -83,6 +83,11 @@ class Problem:
     free_focal: bool = True
     """The focal length is unknown."""
 
+    @property
+    def homogeneous(self) -> Tensor:
+        """(3, P) grid points and 1."""
+        return torch.cat([self.points, torch.ones_like(self.points[:, :1])], 1).T.contiguous()
+
 
 @dataclass(slots=True)
 class _Linear:
@@ -94,32 +99,59 @@ class _Linear:
     coupling: Tensor
 
 
-def residuals(state: State, problem: Problem) -> Tensor:
-    """Reprojection minus flow, (E, P, 2) pixels; a point behind the camera has a residual of 1e3."""
-    Y, f_dst, _, _ = _reproject(state, problem)
-    z = Y[..., 2:]
-    r = f_dst * Y[..., :2] / z.clamp_min(1e-3) - problem.edges.target
-    return torch.where(z > 1e-2, r, torch.full_like(r, 1e3))
+def reprojection_error(state: State, problem: Problem) -> Tensor:
+    """Distance between where state and flow see the points, (E, P) pixels; 1e3 where behind the camera."""
+    seen = _Seen.of(state, problem)
+    return torch.where(seen.ahead, seen.residual.norm(dim=1), 1e3)
 
 
-def _reproject(state: State, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points in the destination camera times their inverse depth (E, P, 3); f_dst; dst_from_src R and t."""
-    e = problem.edges
-    focal = state.log_focal.exp()
-    x = problem.points / focal[e.src, None, None]
-    T = state.cam_from_world[e.dst] @ rigid_inverse(state.cam_from_world[e.src])
-    R, t = T[:, :3, :3], T[:, :3, 3]
-    if problem.rotation_only:
-        t = torch.zeros_like(t)
-    Y = x @ R[:, :, :2].transpose(1, 2) + R[:, None, :, 2]
-    if not problem.rotation_only:
-        Y = Y + state.inv_depth[e.src][..., None] * t[:, None]
-    return Y, focal[e.dst, None, None], R, t
+@dataclass(slots=True)
+class _Seen:
+    """The points of the source frames in the destination cameras; coordinates are times the inverse depth."""
+
+    residual: Tensor
+    """(E, 2, P)."""
+    ahead: Tensor
+    """(E, P) in front of the camera."""
+    z: Tensor
+    """(E, P)."""
+    slope: Tensor
+    """(E, 2, P) x / z and y / z."""
+    from_pixels: Tensor
+    """(E, 3, 3) pixels and 1 of the source to directions of the destination."""
+    R: Tensor
+    t: Tensor
+    f: Tensor
+    """(E, 1) focal length of the destination."""
+
+    @staticmethod
+    def of(state: State, problem: Problem) -> _Seen:
+        e, dtype = problem.edges, problem.points.dtype
+        focal = state.log_focal.exp()
+        T = state.cam_from_world[e.dst] @ rigid_inverse(state.cam_from_world[e.src])
+        from_pixels = (
+            T[:, :3, :3] @ torch.diag_embed(torch.stack([1 / focal, 1 / focal, torch.ones_like(focal)], -1))[e.src]
+        )
+        from_pixels, R, t, f = (v.to(dtype) for v in (from_pixels, T[:, :3, :3], T[:, :3, 3], focal[e.dst, None]))
+        Y = (from_pixels.reshape(-1, 3) @ problem.homogeneous).reshape(len(t), 3, -1)
+        if not problem.rotation_only:
+            Y.addcmul_(t[:, :, None], state.inv_depth[e.src][:, None])
+        z = Y[:, 2].clamp_min(1e-3)
+        slope = Y[:, :2] / z[:, None]
+        residual = torch.addcmul(-e.target, f[:, None], slope)
+        return _Seen(residual, Y[:, 2] > 1e-2, z, slope, from_pixels, R, t, f)
+
+    def cost(self, problem: Problem, width_px: float) -> tuple[Tensor, Tensor]:
+        """Robust cost and the weights (E, P) of the squared residuals."""
+        cost, weight = robust_weight(self.residual, width_px)
+        trust = problem.edges.weight
+        total = (torch.where(self.ahead, cost, width_px**2) * trust).sum()
+        return total.double(), weight * trust * self.ahead
 
 
 def robust_weight(r: Tensor, width_px: float) -> tuple[Tensor, Tensor]:
-    """Geman-McClure cost (…,) and weight (…,) of residuals (…, 2)."""
-    s = (r * r).sum(-1)
+    """Geman-McClure cost (E, P) and weight (E, P) of residuals (E, 2, P)."""
+    s = (r * r).sum(1)
     g = 1 / (1 + s / width_px**2)
     return s * g, g * g
 
@@ -135,101 +167,99 @@ def _smoothed(inv_depth: Tensor, info: Tensor, grid: tuple[int, int]) -> Tensor:
     return d.reshape(n, -1)
 
 
-def _data_cost(state: State, problem: Problem, width_px: float) -> Tensor:
-    cost, _ = robust_weight(residuals(state, problem), width_px)
-    return (cost * problem.edges.weight).sum()
-
-
-def _prior(state: State, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Cost, Hessian (7n, 7n) and gradient (7n) of what is believed of path and focal length before looking.
+class _Prior:
+    """What is believed of path and focal length before looking: a quadratic cost of the steps between frames.
 
     The pose increments are left increments, so a step of camera i+1 relative to camera i is their difference to first
     order, in the axes of the cameras, which turn little from one frame to the next.
     """
-    n = state.log_focal.shape[0]
-    H = state.log_focal.new_zeros(n, 7, n, 7)
-    g = state.log_focal.new_zeros(n, 7)
-    a, b = torch.arange(n - 1), torch.arange(1, n)
-    step = state.cam_from_world[1:] @ rigid_inverse(state.cam_from_world[:-1])
-    # A rotation of no data at all stays where it is; with data this is far too weak to be felt.
-    rot = 0.5 * torch.stack(
-        [step[:, 2, 1] - step[:, 1, 2], step[:, 0, 2] - step[:, 2, 0], step[:, 1, 0] - step[:, 0, 1]], -1
-    )
-    k_t = PRIOR_PX2 / TRANSLATION_STEP_STD**2
-    k_r = PRIOR_PX2 / ROTATION_STEP_STD_RAD**2
-    k_s = PRIOR_PX2 / (LOG_FOCAL_STEP_STD if problem.rotation_only else LOG_FOCAL_STEP_STD_MOVING) ** 2
-    k_f = PRIOR_PX2 / LOG_FOCAL_STD**2
-    stiffness = torch.tensor([k_t] * 3 + [k_r] * 3 + [k_s], dtype=g.dtype)
-    diff = torch.cat([step[:, :3, 3], rot, (state.log_focal[1:] - state.log_focal[:-1])[:, None]], -1)
-    cost = (stiffness * diff * diff).sum()
-    for d in range(7):
-        H[a, d, a, d] += stiffness[d]
-        H[b, d, b, d] += stiffness[d]
-        H[a, d, b, d] -= stiffness[d]
-        H[b, d, a, d] -= stiffness[d]
-    g[1:] += stiffness * diff
-    g[:-1] -= stiffness * diff
-    off = state.log_focal[problem.first_free_structure] - problem.log_focal_prior
-    i = problem.first_free_structure
-    H[i, 6, i, 6] += k_f
-    g[i, 6] += k_f * off
-    return cost + k_f * off * off, H.reshape(7 * n, 7 * n), g.reshape(-1)
+
+    def __init__(self, problem: Problem, n: int) -> None:
+        self._first, self._log_focal = problem.first_free_structure, problem.log_focal_prior
+        focal_step = LOG_FOCAL_STEP_STD if problem.rotation_only else LOG_FOCAL_STEP_STD_MOVING
+        # A rotation of no data at all stays where it is; with data this is far too weak to be felt.
+        std = torch.tensor([TRANSLATION_STEP_STD] * 3 + [ROTATION_STEP_STD_RAD] * 3 + [focal_step]).double()
+        self._k, self._k_focal = PRIOR_PX2 / std**2, PRIOR_PX2 / LOG_FOCAL_STD**2
+        chain = 2 * torch.eye(n).double() - torch.diag(torch.ones(n - 1), 1) - torch.diag(torch.ones(n - 1), -1)
+        chain[0, 0] = chain[-1, -1] = min(1, n - 1)
+        hessian = torch.einsum("ij,kl->ikjl", chain, torch.diag(self._k))
+        hessian[self._first, 6, self._first, 6] += self._k_focal
+        self.hessian = hessian.reshape(7 * n, 7 * n)
+
+    def _steps(self, state: State) -> tuple[Tensor, Tensor]:
+        step = state.cam_from_world[1:] @ rigid_inverse(state.cam_from_world[:-1])
+        turn = 0.5 * (step[:, [2, 0, 1], [1, 2, 0]] - step[:, [1, 2, 0], [2, 0, 1]])
+        zoom = (state.log_focal[1:] - state.log_focal[:-1])[:, None]
+        return torch.cat([step[:, :3, 3], turn, zoom], -1), state.log_focal[self._first] - self._log_focal
+
+    def cost(self, state: State) -> Tensor:
+        steps, off = self._steps(state)
+        return (self._k * steps * steps).sum() + self._k_focal * off * off
+
+    def gradient(self, state: State) -> Tensor:
+        steps, off = self._steps(state)
+        g = torch.zeros(len(steps) + 1, 7).double()
+        g[1:] += self._k * steps
+        g[:-1] -= self._k * steps
+        g[self._first, 6] += self._k_focal * off
+        return g.reshape(-1)
 
 
 def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments."""
-    e = problem.edges
+    e, dtype = problem.edges, problem.points.dtype
     n, P = state.inv_depth.shape
-    Y, f, R, t = _reproject(state, problem)
-    z = Y[..., 2].clamp_min(1e-3)
-    ahead = Y[..., 2] > 1e-2
-    a, b = Y[..., 0] / z, Y[..., 1] / z
-    r = f * torch.stack([a, b], -1) - e.target
-    cost, w = robust_weight(r, width_px)
-    w = torch.where(ahead, w * e.weight, torch.zeros_like(w))
-    total = (torch.where(ahead, cost, torch.full_like(cost, width_px**2)) * e.weight).sum()
-
-    f = f[..., 0]
-    q = torch.zeros_like(z) if problem.rotation_only else state.inv_depth[e.src] / z
-    o = torch.zeros_like(a)
-    fa, fb = f * a, f * b
-    xy = R[:, None, :, 0] * (problem.points[:, :1]) + R[:, None, :, 1] * (problem.points[:, 1:])
-    d_src = -xy / state.log_focal.exp()[e.src, None, None]
-    s = f / z
-    # Columns: dst translation (3), dst rotation (3), dst log f, src log f, then the residual itself.
-    Ju = torch.stack(
-        [f * q, o, -fa * q, -fa * b, f + fa * a, -fb, fa, s * (d_src[..., 0] - a * d_src[..., 2]), r[..., 0]], -1
-    )
-    Jv = torch.stack(
-        [o, f * q, -fb * q, -f - fb * b, fb * a, fa, fb, s * (d_src[..., 1] - b * d_src[..., 2]), r[..., 1]], -1
-    )
-    # Columns of the 14 unknowns of an edge (src pose, src log f, dst pose, dst log f) in those of the 8 above:
+    seen = _Seen.of(state, problem)
+    total, w = seen.cost(problem, width_px)
+    (a, b), f = seen.slope.unbind(1), seen.f
+    fa, fb, s = f * a, f * b, f / seen.z
+    zoom_src = -(seen.from_pixels[:, :, :2].reshape(-1, 2) @ problem.homogeneous[:2]).reshape(len(e.src), 3, P)
+    # Rows: dst translation (3), dst rotation (3), dst log f, src log f, then the residual itself; for u and for v.
+    J = torch.zeros(len(e.src), 9, 2, P, dtype=dtype)
+    if not problem.rotation_only:
+        q = state.inv_depth[e.src] * s
+        J[:, 0, 0] = J[:, 1, 1] = q
+        torch.mul(q, -a, out=J[:, 2, 0])
+        torch.mul(q, -b, out=J[:, 2, 1])
+    torch.mul(fa, -b, out=J[:, 3, 0])
+    torch.addcmul(-f, fb, b, value=-1, out=J[:, 3, 1])
+    torch.addcmul(f, fa, a, out=J[:, 4, 0])
+    torch.mul(fa, b, out=J[:, 4, 1])
+    torch.neg(fb, out=J[:, 5, 0])
+    J[:, 5, 1], J[:, 6, 0], J[:, 6, 1] = fa, fa, fb
+    J[:, 7] = s[:, None] * (zoom_src[:, :2] - seen.slope * zoom_src[:, 2:])
+    J[:, 8] = seen.residual
+    # The 14 unknowns of an edge (src pose, src log f, dst pose, dst log f) in the 8 above:
     # dst_from_src * exp(-xi_src) = exp(-Ad xi_src) * dst_from_src.
-    M = R.new_zeros(len(R), 8, 14)
-    M[:, :3, :3] = -R
-    M[:, :3, 3:6] = -skew(t) @ R
-    M[:, 3:6, 3:6] = -R
+    M = torch.zeros(len(e.src), 8, 14, dtype=dtype)
+    M[:, :3, :3] = M[:, 3:6, 3:6] = -seen.R
+    M[:, :3, 3:6] = -skew(seen.t) @ seen.R
     M[:, 7, 6] = 1
-    M[:, :6, 7:13] = torch.eye(6, dtype=R.dtype)
+    M[:, :6, 7:13] = torch.eye(6, dtype=dtype)
     M[:, 6, 13] = 1
 
-    wJu, wJv = w[..., None] * Ju, w[..., None] * Jv
-    gram = wJu.transpose(1, 2) @ Ju + wJv.transpose(1, 2) @ Jv
+    wJ = J * w[:, None, None]
+    gram = (wJ.flatten(2) @ J.flatten(2).transpose(1, 2)).double()
     Mt = M.transpose(1, 2)
-    H14, g14 = Mt @ gram[:, :8, :8] @ M, (Mt @ gram[:, :8, 8:]).squeeze(-1)
+    H14, g14 = Mt.double() @ gram[:, :8, :8] @ M.double(), (Mt.double() @ gram[:, :8, 8:]).squeeze(-1)
     cols = torch.cat([e.src[:, None] * 7 + torch.arange(7), e.dst[:, None] * 7 + torch.arange(7)], 1)
-    H = R.new_zeros(7 * n * 7 * n)
+    H = torch.zeros(7 * n * 7 * n).double()
     H.index_add_(0, (cols[:, :, None] * (7 * n) + cols[:, None, :]).reshape(-1), H14.reshape(-1))
-    g = R.new_zeros(7 * n).index_add_(0, cols.reshape(-1), g14.reshape(-1))
-    info, grad, coupling = R.new_zeros(n, P), R.new_zeros(n, P), R.new_zeros(0)
+    g = torch.zeros(7 * n).double().index_add_(0, cols.reshape(-1), g14.reshape(-1))
+    info = grad = coupling = torch.zeros(0, dtype=dtype)
     if not problem.rotation_only:
-        du, dv = s * (t[:, None, 0] - a * t[:, None, 2]), s * (t[:, None, 1] - b * t[:, None, 2])
-        info.index_add_(0, e.src, w * (du * du + dv * dv))
-        grad.index_add_(0, e.src, w * (du * r[..., 0] + dv * r[..., 1]))
-        C = (du[..., None] * wJu[..., :8] + dv[..., None] * wJv[..., :8]) @ M
-        coupling = R.new_zeros(n, 7 * n, P)
-        flat = coupling.reshape(n * 7 * n, P)
-        flat.index_add_(0, (e.src[:, None] * (7 * n) + cols).reshape(-1), C.transpose(1, 2).reshape(-1, P))
+        first = problem.first_free_structure
+        own = e.src >= first
+        src, t = e.src[own] - first, seen.t[own]
+        # How the picture moves with the inverse depth.
+        D = s[own, None] * (t[:, :2, None] - seen.slope[own] * t[:, 2:, None])
+        wJ = wJ[own]
+        info = torch.zeros(n - first, P, dtype=dtype).index_add_(0, src, (w[own, None] * D * D).sum(1))
+        grad = torch.zeros(n - first, P, dtype=dtype).index_add_(0, src, (wJ[:, 8] * D).sum(1))
+        C = Mt[own] @ (wJ[:, :8] * D[:, None]).sum(2)
+        coupling = torch.zeros((n - first) * 7 * n, P, dtype=dtype)
+        coupling.index_add_(0, (src[:, None] * (7 * n) + cols[own]).reshape(-1), C.reshape(-1, P))
+        coupling = coupling.reshape(n - first, 7 * n, P)
     return _Linear(total, H.reshape(7 * n, 7 * n), g, info, grad, coupling)
 
 
@@ -253,30 +283,30 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
     free = free.reshape(-1)
     move_depth = not problem.rotation_only
     b = problem.first_free_structure
+    prior = _Prior(problem, n)
     damping = 1e-4
     k_near, k_unit = POINT_PX2 / INV_DEPTH_NEIGHBOUR_STD**2, 0.02 * POINT_PX2 / INV_DEPTH_UNIT_STD**2
     for _ in range(iterations):
         lin = _linearise(state, problem, width_px)
-        prior_cost, Hp, gp = _prior(state, problem)
-        H, g = (lin.hessian + Hp)[free][:, free], (lin.gradient + gp)[free]
+        H, g = (lin.hessian + prior.hessian)[free][:, free], (lin.gradient + prior.gradient(state))[free]
         rho = state.inv_depth[b:]
         if move_depth:
-            near = _smoothed(rho, lin.inv_depth_info[b:], problem.grid)
+            near = _smoothed(rho, lin.inv_depth_info, problem.grid)
             depth_cost = (k_near * (rho - near) ** 2 + k_unit * (rho - 1) ** 2).sum()
-            E = lin.coupling[b:, free]
-            c0 = lin.inv_depth_info[b:] + k_near + k_unit
-            h = lin.inv_depth_gradient[b:] + k_near * (rho - near) + k_unit * (rho - 1)
+            E = lin.coupling[:, free]
+            c0 = lin.inv_depth_info + k_near + k_unit
+            h = lin.inv_depth_gradient + k_near * (rho - near) + k_unit * (rho - 1)
         else:
             depth_cost = rho.new_zeros(())
-        before = lin.cost + prior_cost + depth_cost
+        before = lin.cost + prior.cost(state) + depth_cost
         accepted = False
         for _ in range(4):
             A, v = H, g
             if move_depth:
                 c = c0 * (1 + damping)
                 Ec = E / c[:, None]
-                A = H - (Ec @ E.transpose(1, 2)).sum(0)
-                v = g - (Ec @ h[..., None]).sum(0).squeeze(-1)
+                A = H - (Ec @ E.transpose(1, 2)).sum(0).double()
+                v = g - (Ec @ h[..., None]).sum(0).squeeze(-1).double()
             A = A + torch.diag(damping * H.diagonal() + 1e-9)
             factor, info = torch.linalg.cholesky_ex(A)
             if int(info) != 0:
@@ -287,14 +317,14 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
             xi = step.reshape(n, 7)
             new_rho = state.inv_depth.clone()
             if move_depth:
-                d_rho = -(h + (E.transpose(1, 2) @ step[free][:, None]).squeeze(-1)) / c
+                d_rho = -(h + (E.transpose(1, 2) @ step[free][:, None].to(E.dtype)).squeeze(-1)) / c
                 new_rho[b:] = (rho + d_rho).clamp(MIN_INV_DEPTH, MAX_INV_DEPTH)
             trial = State(
                 cam_from_world=se3_retract(xi[:, :6], state.cam_from_world),
                 log_focal=state.log_focal + xi[:, 6].clamp(-0.2, 0.2),
                 inv_depth=new_rho,
             )
-            after = _data_cost(trial, problem, width_px) + _prior_cost(trial, problem)
+            after = _Seen.of(trial, problem).cost(problem, width_px)[0] + prior.cost(trial)
             if move_depth:
                 after = after + (k_near * (new_rho[b:] - near) ** 2 + k_unit * (new_rho[b:] - 1) ** 2).sum()
             if after < before:
@@ -307,8 +337,4 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
         damping = max(damping * 0.3, 1e-6)
         if before - after < 1e-4 * before:
             break
-    return replace(state)
-
-
-def _prior_cost(state: State, problem: Problem) -> Tensor:
-    return _prior(state, problem)[0]
+    return state

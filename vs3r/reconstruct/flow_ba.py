@@ -20,7 +20,7 @@ from vs3r.config import Config
 from vs3r.flow import DisFlow, analysis_picture, analysis_size
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import dynamic_probability
-from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, residuals
+from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, sample
 from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
 
@@ -63,7 +63,7 @@ class FlowBundleAdjustment:
         angle = math.radians(hfov if hfov is not None else DEFAULT_HFOV_DEG)
         self._log_focal = math.log(0.5 * long_side / math.tan(angle / 2))
         centre = np.array(self._size, dtype=np.float32) / 2
-        self._points = torch.from_numpy((self._grid.centres(fine=False) - centre).reshape(-1, 2)).double()
+        self._points = torch.from_numpy((self._grid.centres(fine=False) - centre).reshape(-1, 2))
         self.reset()
 
     def reset(self) -> None:
@@ -135,13 +135,13 @@ class FlowBundleAdjustment:
         if not found:
             P = len(self._points)
             none = torch.zeros(0, dtype=torch.long)
-            return Edges(src=none, dst=none, target=torch.zeros(0, P, 2).double(), weight=torch.zeros(0, P).double())
-        flow = torch.from_numpy(np.stack([o.flow for o in found])).double().flatten(1, 2)
+            return Edges(src=none, dst=none, target=torch.zeros(0, 2, P), weight=torch.zeros(0, P))
+        flow = torch.from_numpy(np.stack([o.flow for o in found])).flatten(1, 2)
         return Edges(
             src=torch.tensor([o.src - base for o in found]),
             dst=torch.tensor([o.dst - base for o in found]),
-            target=self._points + flow,
-            weight=torch.from_numpy(np.stack([o.weight for o in found])).double().flatten(1),
+            target=(self._points + flow).transpose(1, 2).contiguous(),
+            weight=torch.from_numpy(np.stack([o.weight for o in found])).flatten(1),
         )
 
     def _problem(self, edges: Edges, known: int, *, rotation_only: bool) -> Problem:
@@ -158,25 +158,19 @@ class FlowBundleAdjustment:
 
     def _predict(self, old: list[_Solved], edges: Edges) -> State:
         """Where to start: each new frame by a robust rotation from the one before it."""
-        P = len(self._points)
+        new, P = len(self._pending), len(self._points)
         poses = [s.cam_from_world for s in old] or [torch.eye(4).double()]
         focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal).double()]
-        for k in range(len(poses), len(old) + len(self._pending)):
-            pair = (edges.src == k - 1) & (edges.dst == k) | (edges.src == k) & (edges.dst == k - 1)
-            two = State(
-                cam_from_world=torch.stack([poses[-1], poses[-1]]),
-                log_focal=torch.stack([focals[-1], focals[-1]]),
-                inv_depth=torch.ones(2, P).double(),
-            )
-            e = edges.select(pair)
-            e = Edges(src=e.src - (k - 1), dst=e.dst - (k - 1), target=e.target, weight=e.weight)
-            problem = self._problem(e, 1, rotation_only=True)
-            for width in (16.0, 4.0, 1.5):
-                two = adjust(two, problem, width_px=width, iterations=4)
-            poses.append(two.cam_from_world[1])
-            focals.append(two.log_focal[1])
-        depths = [s.inv_depth for s in old] + [torch.ones(P).double()] * len(self._pending)
-        return State(cam_from_world=torch.stack(poses), log_focal=torch.stack(focals), inv_depth=torch.stack(depths))
+        n = len(old) + new
+        state = State(
+            cam_from_world=torch.stack((poses + [poses[-1]] * new)[:n]),
+            log_focal=torch.stack((focals + [focals[-1]] * new)[:n]),
+            inv_depth=torch.stack([s.inv_depth for s in old] + [torch.ones(P)] * new),
+        )
+        steps = self._problem(edges.select((edges.src - edges.dst).abs() == 1), len(old), rotation_only=True)
+        for width in (16.0, 4.0, 1.5):
+            state = adjust(state, steps, width_px=width, iterations=4)
+        return state
 
     def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
         """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
@@ -199,7 +193,7 @@ class FlowBundleAdjustment:
         fresh = used.select(used.src >= known) if known else used
         gain = []
         for s, rotation_only in ((turning, True), (state, False)):
-            r = residuals(s, self._problem(fresh, known, rotation_only=rotation_only)).norm(dim=-1)
+            r = reprojection_error(s, self._problem(fresh, known, rotation_only=rotation_only))
             outlier = 1 - 1 / (1 + (r / INLIER_PX) ** 2)
             gain.append(float((fresh.weight * outlier).sum() / fresh.weight.sum().clamp_min(1e-9)))
         log.debug("outlier share turning %.3f moving %.3f", *gain)
@@ -218,7 +212,7 @@ class FlowBundleAdjustment:
         if not bool(ahead.any()):
             return turning
         gap = torch.where(ahead, e.dst - e.src, 0)
-        moved = (residuals(turning, replace(problem, rotation_only=True)).norm(dim=-1) * e.weight).sum(-1)
+        moved = (reprojection_error(turning, replace(problem, rotation_only=True)) * e.weight).sum(-1)
         k = int(torch.where(gap == gap.max(), moved, -1.0).argmax())
         a, b = int(e.src[k]), int(e.dst[k])
         trusted = e.weight[k] > TRUSTED
@@ -226,7 +220,7 @@ class FlowBundleAdjustment:
             return turning
         f = math.exp(float(turning.log_focal[a]))
         K = np.array([[f, 0, 0], [0, f, 0], [0, 0, 1]])
-        seen_a, seen_b = problem.points[trusted].numpy(), e.target[k, trusted].numpy()
+        seen_a, seen_b = problem.points[trusted].numpy(), e.target[k][:, trusted].T.numpy()
         E, inliers = cv2.findEssentialMat(seen_a, seen_b, K, cv2.USAC_MAGSAC, 0.999, INLIER_PX / 2)
         if E is None or E.shape != (3, 3):
             return turning
@@ -248,15 +242,15 @@ class FlowBundleAdjustment:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
         depth = turning.inv_depth.clone()
         last = len(old) - 1
-        field = old[-1].inv_depth.reshape(self._grid.rows, self._grid.cols).numpy().astype(np.float32)
-        size = torch.tensor(self._size).double()
+        field = old[-1].inv_depth.reshape(self._grid.rows, self._grid.cols).numpy()
+        size = torch.tensor(self._size)
         for k in range(len(old), len(depth)):
-            R = turning.cam_from_world[last, :3, :3] @ turning.cam_from_world[k, :3, :3].T
-            ray = torch.cat([self._points / turning.log_focal[k].exp(), torch.ones(len(depth[k]), 1).double()], 1) @ R.T
+            R = (turning.cam_from_world[last, :3, :3] @ turning.cam_from_world[k, :3, :3].T).float()
+            ray = torch.cat([self._points / turning.log_focal[k].exp(), torch.ones(len(depth[k]), 1)], 1).float() @ R.T
             seen = ray[:, :2] / ray[:, 2:].clamp_min(0.1) * turning.log_focal[last].exp() / size + 0.5
             at = seen * torch.tensor([self._grid.cols, self._grid.rows])
             cells = at.numpy().astype(np.float32).reshape(self._grid.rows, self._grid.cols, 2)
-            depth[k] = torch.from_numpy(sample(field, cells)).double().reshape(-1)
+            depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)
         return depth
 
     def _standing(self, turning: State, old: list[_Solved]) -> State:
@@ -274,7 +268,7 @@ class FlowBundleAdjustment:
         grid, f = self._grid, math.exp(float(state.log_focal[k]))
         scale_x, scale_y = self._format.width / self._size[0], self._format.height / self._size[1]
         K = np.array([[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]])
-        inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy().astype(np.float32)
+        inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy()
         return FrameGeometry(
             index=index,
             pts_s=pts_s,
