@@ -29,7 +29,7 @@ INV_DEPTH_NEIGHBOUR_STD = 0.15
 INV_DEPTH_UNIT_STD = 1.0
 POINT_PX2 = 0.25
 
-MIN_INV_DEPTH, MAX_INV_DEPTH = 1e-2, 20.0
+MIN_INV_DEPTH, MAX_INV_DEPTH = 1e-3, 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -31,7 +31,7 @@ BLOCK = 8
 DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
 # A moving camera must explain this much more of the flow than a turning one.
-MIN_GAIN = 0.25
+MIN_GAIN = 0.15
 # Flow of at least this weight counts for the first move, and so many points of it are needed.
 TRUSTED = 0.15
 MIN_POINTS = 50
