@@ -15,6 +15,10 @@ class DisFlow:
     def __init__(self) -> None:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._dis.setFinestScale(1)
+        # Half the time of the preset's 4, 16 and 5; camera rotations come out as precise.
+        self._dis.setPatchStride(5)
+        self._dis.setGradientDescentIterations(8)
+        self._dis.setVariationalRefinementIterations(2)
 
     def __call__(
         self, src: npt.NDArray[np.uint8], dst: npt.NDArray[np.uint8], guess: FloatArray | None = None

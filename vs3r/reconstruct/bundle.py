@@ -7,6 +7,7 @@ Levenberg-Marquardt damping; the inverse depths, whose block is diagonal, are el
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,9 @@ LOG_FOCAL_STD = 0.15
 LOG_FOCAL_STEP_STD = 0.002
 # A zoom looks like walking ahead but for the parallax: a camera that moves is believed to keep its lens.
 LOG_FOCAL_STEP_STD_MOVING = 0.0001
-TRANSLATION_STEP_STD = 0.3
+# What a step between frames moves a point of typical depth in the picture. Where depth varies the flow decides; where
+# it hardly does, sideways motion looks like rotation, and rotation is what hands do.
+TRANSLATION_STEP_STD_PX = 0.4
 ROTATION_STEP_STD_RAD = 0.1
 # Per point, in the same sense: one inverse depth against its neighbourhood, and against 1.
 INV_DEPTH_NEIGHBOUR_STD = 0.15
@@ -82,6 +85,8 @@ class Problem:
     """No frame moves: translations are ignored, inverse depths stay."""
     free_focal: bool = True
     """The focal length is unknown."""
+    free_rotation: bool = True
+    """Rotations may change."""
 
     @property
     def homogeneous(self) -> Tensor:
@@ -174,11 +179,13 @@ class _Prior:
     order, in the axes of the cameras, which turn little from one frame to the next.
     """
 
-    def __init__(self, problem: Problem, n: int) -> None:
+    def __init__(self, problem: Problem, n: int, px_per_length: float) -> None:
         self._first, self._log_focal = problem.first_free_structure, problem.log_focal_prior
         focal_step = LOG_FOCAL_STEP_STD if problem.rotation_only else LOG_FOCAL_STEP_STD_MOVING
         # A rotation of no data at all stays where it is; with data this is far too weak to be felt.
-        std = torch.tensor([TRANSLATION_STEP_STD] * 3 + [ROTATION_STEP_STD_RAD] * 3 + [focal_step]).double()
+        std = torch.tensor(
+            [TRANSLATION_STEP_STD_PX / px_per_length] * 3 + [ROTATION_STEP_STD_RAD] * 3 + [focal_step]
+        ).double()
         self._k, self._k_focal = PRIOR_PX2 / std**2, PRIOR_PX2 / LOG_FOCAL_STD**2
         chain = 2 * torch.eye(n).double() - torch.diag(torch.ones(n - 1), 1) - torch.diag(torch.ones(n - 1), -1)
         chain[0, 0] = chain[-1, -1] = min(1, n - 1)
@@ -280,10 +287,13 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
     free[problem.first_free_structure :, 6] = problem.free_focal
     if problem.rotation_only:
         free[:, :3] = False
+    if not problem.free_rotation:
+        free[:, 3:6] = False
     free = free.reshape(-1)
     move_depth = not problem.rotation_only
     b = problem.first_free_structure
-    prior = _Prior(problem, n)
+    typical = float(state.inv_depth[b:].median())
+    prior = _Prior(problem, n, typical * math.exp(problem.log_focal_prior))
     damping = 1e-4
     k_near, k_unit = POINT_PX2 / INV_DEPTH_NEIGHBOUR_STD**2, 0.02 * POINT_PX2 / INV_DEPTH_UNIT_STD**2
     for _ in range(iterations):

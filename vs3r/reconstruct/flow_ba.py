@@ -32,11 +32,6 @@ DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
 # A moving camera must explain this much more of the flow than a turning one.
 MIN_GAIN = 0.15
-# Flow of at least this weight counts for the first move, and so many points of it are needed.
-TRUSTED = 0.15
-MIN_POINTS = 50
-# Points at up to so many times the length of the baseline fix the sign of a translation.
-FAR = 1000.0
 
 
 @dataclass(slots=True)
@@ -181,12 +176,19 @@ class FlowBundleAdjustment:
         if not len(used.src):
             return None
         problem = self._problem(used, known, rotation_only=False)
+        # A lens that zooms while it turns is what walking ahead looks like: begin without.
+        log_focal = turning.log_focal.clone()
+        log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
+        state = replace(turning, log_focal=log_focal)
         if old and not old[-1].flat:
-            start = replace(turning, inv_depth=self._carried_depth(turning, old))
+            state = replace(state, inv_depth=self._carried_depth(turning, old))
         else:
-            start = self._first_move(turning, problem)
+            # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
+            settled = replace(problem, free_rotation=False, free_focal=False)
+            for width in (12.0, 4.0, 1.5):
+                state = adjust(state, settled, width_px=width, iterations=10)
         # The turning camera can be tens of pixels off where there is parallax: begin with a wide basin.
-        state = adjust(start, problem, width_px=12.0, iterations=8)
+        state = adjust(state, problem, width_px=12.0, iterations=8)
         state = adjust(state, problem, width_px=4.0, iterations=6)
         state = adjust(state, problem, width_px=1.5, iterations=8)
         state = adjust(state, problem, width_px=0.75, iterations=6)
@@ -200,43 +202,6 @@ class FlowBundleAdjustment:
         was_moving = bool(old) and not old[-1].flat
         needed = MIN_GAIN / 2 if was_moving else MIN_GAIN
         return state if gain[1] < (1 - needed) * gain[0] - 0.01 else None
-
-    def _first_move(self, turning: State, problem: Problem) -> State:
-        """Where to start without any depth: along the translation of the essential matrix, evenly.
-
-        From one depth everywhere the adjustment can settle where rotation stands in for translation. The five-point
-        method (Nister 2004) looks at two frames only, but at all of their translations.
-        """
-        e, last = problem.edges, max(problem.first_free_structure - 1, 0)
-        ahead = (e.dst > e.src) & (e.src >= last)
-        if not bool(ahead.any()):
-            return turning
-        gap = torch.where(ahead, e.dst - e.src, 0)
-        moved = (reprojection_error(turning, replace(problem, rotation_only=True)) * e.weight).sum(-1)
-        k = int(torch.where(gap == gap.max(), moved, -1.0).argmax())
-        a, b = int(e.src[k]), int(e.dst[k])
-        trusted = e.weight[k] > TRUSTED
-        if int(trusted.sum()) < MIN_POINTS:
-            return turning
-        f = math.exp(float(turning.log_focal[a]))
-        K = np.array([[f, 0, 0], [0, f, 0], [0, 0, 1]])
-        seen_a, seen_b = problem.points[trusted].numpy(), e.target[k][:, trusted].T.numpy()
-        E, inliers = cv2.findEssentialMat(seen_a, seen_b, K, cv2.USAC_MAGSAC, 0.999, INLIER_PX / 2)
-        if E is None or E.shape != (3, 3):
-            return turning
-        _, R, t, _, X = cv2.recoverPose(E, seen_a, seen_b, K, distanceThresh=FAR, mask=inliers)
-        z = X[2] / np.where(X[3] == 0, 1e-12, X[3])
-        if not (z > 0).any():
-            return turning
-        step = -R.T @ t[:, 0] / np.median(z[z > 0]) / (b - a)
-        T = turning.cam_from_world.clone()
-        step_world = T[a, :3, :3].T @ torch.from_numpy(step)
-        origin = rigid_inverse(T[last])[:3, 3]
-        for j in range(last + 1, len(T)):
-            T[j, :3, 3] = -T[j, :3, :3] @ (origin + (j - last) * step_world)
-        start = replace(turning, cam_from_world=T)
-        depth_only = replace(problem, first_free_pose=len(T), free_focal=False)
-        return adjust(start, depth_only, width_px=12.0, iterations=5)
 
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
