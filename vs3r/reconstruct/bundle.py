@@ -27,9 +27,10 @@ LOG_FOCAL_STEP_STD_MOVING = 0.0001
 # it hardly does, sideways motion looks like rotation, and rotation is what hands do.
 TRANSLATION_STEP_STD_PX = 0.4
 ROTATION_STEP_STD_RAD = 0.1
-# Per point, in the same sense: one inverse depth against its neighbourhood, and against 1.
-INV_DEPTH_NEIGHBOUR_STD = 0.15
-INV_DEPTH_UNIT_STD = 1.0
+# Per point, in the same sense, and in units of the typical inverse depth, because the scale of the world is free: one
+# inverse depth against its neighbourhood, and against that at the beginning, which holds the scale of the last frames.
+INV_DEPTH_NEIGHBOUR_STD = 0.25
+INV_DEPTH_STD = 0.5
 POINT_PX2 = 0.25
 
 MIN_INV_DEPTH, MAX_INV_DEPTH = 1e-3, 20.0
@@ -87,6 +88,8 @@ class Problem:
     """The focal length is unknown."""
     free_rotation: bool = True
     """Rotations may change."""
+    free_depth: bool = True
+    """Inverse depths may change."""
 
     @property
     def homogeneous(self) -> Tensor:
@@ -161,10 +164,10 @@ def robust_weight(r: Tensor, width_px: float) -> tuple[Tensor, Tensor]:
     return s * g, g * g
 
 
-def _smoothed(inv_depth: Tensor, info: Tensor, grid: tuple[int, int]) -> Tensor:
+def _smoothed(inv_depth: Tensor, info: Tensor, k_near: float, grid: tuple[int, int]) -> Tensor:
     """Inverse depth (n, P) averaged over 5x5 neighbourhoods, weighted by what the data says of each."""
     n = inv_depth.shape[0]
-    w = (info / (info + POINT_PX2 / INV_DEPTH_NEIGHBOUR_STD**2) + 1e-3).reshape(n, 1, *grid)
+    w = (info / (info + k_near) + 1e-3).reshape(n, 1, *grid)
     d = inv_depth.reshape(n, 1, *grid)
     for _ in range(2):
         pooled = torch.nn.functional.avg_pool2d(torch.cat([w * d, w], 1), 3, 1, 1, count_include_pad=False)
@@ -179,13 +182,17 @@ class _Prior:
     order, in the axes of the cameras, which turn little from one frame to the next.
     """
 
-    def __init__(self, problem: Problem, n: int, px_per_length: float) -> None:
+    def __init__(self, problem: Problem, n: int, typical: float) -> None:
         self._first, self._log_focal = problem.first_free_structure, problem.log_focal_prior
         focal_step = LOG_FOCAL_STEP_STD if problem.rotation_only else LOG_FOCAL_STEP_STD_MOVING
+        # How far one length moves a point of typical depth in the picture: sideways, and ahead on average.
+        px = (
+            typical * math.exp(problem.log_focal_prior),
+            typical * float(problem.points.norm(dim=1).square().mean().sqrt()),
+        )
+        sideways, ahead = TRANSLATION_STEP_STD_PX / px[0], TRANSLATION_STEP_STD_PX / px[1]
         # A rotation of no data at all stays where it is; with data this is far too weak to be felt.
-        std = torch.tensor(
-            [TRANSLATION_STEP_STD_PX / px_per_length] * 3 + [ROTATION_STEP_STD_RAD] * 3 + [focal_step]
-        ).double()
+        std = torch.tensor([sideways, sideways, ahead] + [ROTATION_STEP_STD_RAD] * 3 + [focal_step]).double()
         self._k, self._k_focal = PRIOR_PX2 / std**2, PRIOR_PX2 / LOG_FOCAL_STD**2
         chain = 2 * torch.eye(n).double() - torch.diag(torch.ones(n - 1), 1) - torch.diag(torch.ones(n - 1), -1)
         chain[0, 0] = chain[-1, -1] = min(1, n - 1)
@@ -254,7 +261,7 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     H.index_add_(0, (cols[:, :, None] * (7 * n) + cols[:, None, :]).reshape(-1), H14.reshape(-1))
     g = torch.zeros(7 * n).double().index_add_(0, cols.reshape(-1), g14.reshape(-1))
     info = grad = coupling = torch.zeros(0, dtype=dtype)
-    if not problem.rotation_only:
+    if problem.free_depth and not problem.rotation_only:
         first = problem.first_free_structure
         own = e.src >= first
         src, t = e.src[own] - first, seen.t[own]
@@ -290,22 +297,24 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
     if not problem.free_rotation:
         free[:, 3:6] = False
     free = free.reshape(-1)
-    move_depth = not problem.rotation_only
+    move_depth = problem.free_depth and not problem.rotation_only
     b = problem.first_free_structure
     typical = float(state.inv_depth[b:].median())
-    prior = _Prior(problem, n, typical * math.exp(problem.log_focal_prior))
+    prior = _Prior(problem, n, typical)
+    begin = state.inv_depth[b:]
     damping = 1e-4
-    k_near, k_unit = POINT_PX2 / INV_DEPTH_NEIGHBOUR_STD**2, 0.02 * POINT_PX2 / INV_DEPTH_UNIT_STD**2
+    k_near = POINT_PX2 / (INV_DEPTH_NEIGHBOUR_STD * typical) ** 2
+    k_begin = POINT_PX2 / (INV_DEPTH_STD * typical) ** 2
     for _ in range(iterations):
         lin = _linearise(state, problem, width_px)
         H, g = (lin.hessian + prior.hessian)[free][:, free], (lin.gradient + prior.gradient(state))[free]
         rho = state.inv_depth[b:]
         if move_depth:
-            near = _smoothed(rho, lin.inv_depth_info, problem.grid)
-            depth_cost = (k_near * (rho - near) ** 2 + k_unit * (rho - 1) ** 2).sum()
+            near = _smoothed(rho, lin.inv_depth_info, k_near, problem.grid)
+            depth_cost = (k_near * (rho - near) ** 2 + k_begin * (rho - begin) ** 2).sum()
             E = lin.coupling[:, free]
-            c0 = lin.inv_depth_info + k_near + k_unit
-            h = lin.inv_depth_gradient + k_near * (rho - near) + k_unit * (rho - 1)
+            c0 = lin.inv_depth_info + k_near + k_begin
+            h = lin.inv_depth_gradient + k_near * (rho - near) + k_begin * (rho - begin)
         else:
             depth_cost = rho.new_zeros(())
         before = lin.cost + prior.cost(state) + depth_cost
@@ -328,7 +337,7 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
             new_rho = state.inv_depth.clone()
             if move_depth:
                 d_rho = -(h + (E.transpose(1, 2) @ step[free][:, None].to(E.dtype)).squeeze(-1)) / c
-                new_rho[b:] = (rho + d_rho).clamp(MIN_INV_DEPTH, MAX_INV_DEPTH)
+                new_rho[b:] = (rho + d_rho).clamp(MIN_INV_DEPTH * typical, MAX_INV_DEPTH * typical)
             trial = State(
                 cam_from_world=se3_retract(xi[:, :6], state.cam_from_world),
                 log_focal=state.log_focal + xi[:, 6].clamp(-0.2, 0.2),
@@ -336,7 +345,7 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
             )
             after = _Seen.of(trial, problem).cost(problem, width_px)[0] + prior.cost(trial)
             if move_depth:
-                after = after + (k_near * (new_rho[b:] - near) ** 2 + k_unit * (new_rho[b:] - 1) ** 2).sum()
+                after = after + (k_near * (new_rho[b:] - near) ** 2 + k_begin * (new_rho[b:] - begin) ** 2).sum()
             if after < before:
                 accepted = True
                 break

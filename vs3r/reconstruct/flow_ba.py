@@ -182,6 +182,9 @@ class FlowBundleAdjustment:
         state = replace(turning, log_focal=log_focal)
         if old and not old[-1].flat:
             state = replace(state, inv_depth=self._carried_depth(turning, old))
+            carried = replace(problem, free_depth=False, free_focal=False)
+            for width in (12.0, 4.0):
+                state = adjust(state, carried, width_px=width, iterations=8)
         else:
             # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
             settled = replace(problem, free_rotation=False, free_focal=False)
