@@ -29,7 +29,7 @@ TRANSLATION_STEP_STD_PX = 0.4
 ROTATION_STEP_STD_RAD = 0.1
 # Per point, in the same sense, and in units of the typical inverse depth, because the scale of the world is free: one
 # inverse depth against its neighbourhood, and against that at the beginning, which holds the scale of the last frames.
-INV_DEPTH_NEIGHBOUR_STD = 0.25
+INV_DEPTH_NEIGHBOUR_STD = 0.5
 INV_DEPTH_STD = 0.5
 POINT_PX2 = 0.25
 
