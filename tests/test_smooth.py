@@ -1,0 +1,364 @@
+"""The virtual camera path against direct sums, and against paths whose smooth version is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from vs3r.config import SmoothConfig
+from vs3r.smooth import PathSmoother, SmoothedFrame, own_share, sigma_s, smooth_path, smooth_track
+from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, VirtualCamera
+
+FMT = PictureFormat(
+    pix_fmt="yuv420p", width=640, height=360, bit_depth=8, chroma_shift=(1, 1), num_planes=3, is_rgb=False
+)
+EXACT = 1e-9
+RATE = 30
+FREE = SmoothConfig(min_own_share=0.0)
+"""The virtual camera may go anywhere."""
+
+
+def turn(yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> DoubleArray:
+    """(3, 3) world_from_cam."""
+    y, x, z = np.deg2rad([yaw_deg, pitch_deg, roll_deg])
+    about_y = np.array([[math.cos(y), 0, math.sin(y)], [0, 1, 0], [-math.sin(y), 0, math.cos(y)]])
+    about_x = np.array([[1, 0, 0], [0, math.cos(x), -math.sin(x)], [0, math.sin(x), math.cos(x)]])
+    about_z = np.array([[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1]])
+    return np.asarray(about_y @ about_x @ about_z)
+
+
+def camera(rotation: DoubleArray, centre: DoubleArray) -> DoubleArray:
+    """cam_from_world of a camera at a place."""
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = rotation.T, -rotation.T @ centre
+    return out
+
+
+def centres(cam_from_world: DoubleArray) -> DoubleArray:
+    return np.asarray(-np.einsum("tji,tj->ti", cam_from_world[:, :3, :3], cam_from_world[:, :3, 3]))
+
+
+def angle_deg(a: DoubleArray, b: DoubleArray) -> float:
+    """Angle between two cameras' rotations."""
+    R = a[:3, :3] @ b[:3, :3].T
+    skew = [R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]
+    return float(np.rad2deg(np.arctan2(np.linalg.norm(skew), np.trace(R) - 1)))
+
+
+def shaky(count: int, seed: int = 0, deg: float = 2.0, length: float = 0.1) -> DoubleArray:
+    """(T, 4, 4) a shaking camera."""
+    rng = np.random.default_rng(seed)
+    angles, places = deg * rng.standard_normal((count, 3)), length * rng.standard_normal((count, 3))
+    return np.stack([camera(turn(*a), c) for a, c in zip(angles, places, strict=True)])
+
+
+def pan(times: DoubleArray) -> DoubleArray:
+    """(T, 4, 4) a camera that turns by 4 degrees and moves by 0.5 every second."""
+    return np.stack([camera(turn(4.0 * t), np.array([0.4, -0.1, 0.3]) * t) for t in times])
+
+
+def uniform(count: int) -> DoubleArray:
+    return np.arange(count) / RATE
+
+
+def geometries(
+    cam_from_world: DoubleArray, pts_s: DoubleArray, *, focal: DoubleArray | None = None, segment: int = 0
+) -> list[FrameGeometry]:
+    focal = np.full(len(pts_s), 500.0) if focal is None else focal
+    return [
+        FrameGeometry(
+            index=i,
+            pts_s=float(pts_s[i]),
+            segment=segment,
+            K=np.array([[focal[i], 0, 320], [0, focal[i], 180], [0, 0, 1.0]]),
+            cam_from_world=cam_from_world[i],
+            inv_depth=np.full((4, 6), 0.5, np.float32),
+            dynamic=np.zeros((8, 12), np.float32),
+        )
+        for i in range(len(pts_s))
+    ]
+
+
+def stream(config: SmoothConfig, frames: list[FrameGeometry]) -> list[SmoothedFrame]:
+    smoother = PathSmoother(config, FMT)
+    return [done for frame in frames for done in smoother.push(frame)] + smoother.flush()
+
+
+def as_track(frames: list[FrameGeometry], time_base: Fraction) -> CameraTrack:
+    return CameraTrack(
+        width=FMT.width,
+        height=FMT.height,
+        sample_aspect=Fraction(1),
+        time_base=time_base,
+        pts=np.array([round(f.pts_s / time_base) for f in frames], np.int64),
+        segment=np.array([f.segment for f in frames], np.int32),
+        K=np.stack([f.K for f in frames]),
+        cam_from_world=np.stack([f.cam_from_world for f in frames]),
+        inv_depth=np.stack([f.inv_depth for f in frames]).astype(np.float16),
+        dynamic=np.zeros((len(frames), 8, 12), np.uint8),
+    )
+
+
+def assert_same_cameras(a: list[VirtualCamera], b: list[VirtualCamera], tolerance: float = EXACT) -> None:
+    for ours, theirs in zip(a, b, strict=True):
+        np.testing.assert_allclose(ours.cam_from_world, theirs.cam_from_world, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(ours.K, theirs.K, rtol=0, atol=640 * tolerance)
+
+
+def test_the_interior_is_the_plain_gaussian() -> None:
+    """Direct sums over the neighbours: centres, and quaternions of one sign, normalised again."""
+    T, sigma = 61, 0.15
+    path = shaky(T)
+    found = smooth_path(path, pts_s=uniform(T), sigma=sigma)
+    reach = int(3 * sigma * RATE + 1e-9)
+    places = centres(path)
+    for t in range(reach, T - reach):
+        near = np.arange(t - reach, t + reach + 1)
+        weight = np.array([math.exp(-0.5 * ((i - t) / RATE / sigma) ** 2) for i in near])
+        weight /= weight.sum()
+        place = sum(w * places[i] for w, i in zip(weight, near, strict=True))
+        quat = np.zeros(4)
+        for w, i in zip(weight, near, strict=True):
+            R = path[i, :3, :3].T  # turned by less than 90 degrees: w is well conditioned
+            q = np.array([1 + np.trace(R), R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
+            quat += w * q / np.linalg.norm(q)
+        w, x, y, z = quat / np.linalg.norm(quat)
+        R = np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+        np.testing.assert_allclose(found[t], camera(R, place), rtol=0, atol=EXACT)
+
+
+def test_shake_is_removed() -> None:
+    T = 120
+    found = smooth_path(shaky(T), pts_s=uniform(T), sigma=0.5)
+    steps = [angle_deg(a, b) for a, b in zip(found[1:], found[:-1], strict=True)]
+    before = [angle_deg(a, b) for a, b in zip(shaky(T)[1:], shaky(T)[:-1], strict=True)]
+    assert np.mean(steps) < 0.05 * np.mean(before)
+
+
+def test_a_steady_move_comes_out_as_it_is() -> None:
+    """The ends included; a plain Gaussian would lag there by sigma * 0.8: 0.2 in place, 1.6 degrees."""
+    times = uniform(90)
+    found = smooth_path(pan(times), pts_s=times, sigma=0.5)
+    np.testing.assert_allclose(centres(found), centres(pan(times)), rtol=0, atol=EXACT)
+    assert max(angle_deg(a, b) for a, b in zip(found, pan(times), strict=True)) < 0.01
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 5, 30])
+def test_no_lag_at_any_lookahead(lookahead: int) -> None:
+    """Rotation is a chord of the turn where the neighbourhood is one-sided: 0.02 degrees at 4 degrees a second."""
+    times = uniform(90)
+    out = stream(replace(FREE, lookahead_frames=lookahead), geometries(pan(times), times))
+    found = np.stack([o.camera.cam_from_world for o in out])
+    np.testing.assert_allclose(centres(found), centres(pan(times)), rtol=0, atol=EXACT)
+    assert max(angle_deg(a, b) for a, b in zip(found, pan(times), strict=True)) < 0.02
+
+
+def test_variable_frame_rate() -> None:
+    """Weights go by time: a steady move stays, and frames seen twice as densely do not count twice as far."""
+    rng = np.random.default_rng(5)
+    times = np.cumsum(rng.uniform(0.01, 0.08, 80))
+    found = smooth_path(pan(times), pts_s=times, sigma=0.4)
+    np.testing.assert_allclose(centres(found), centres(pan(times)), rtol=0, atol=EXACT)
+    out = stream(replace(FREE, lookahead_frames=8), geometries(pan(times), times))
+    found = np.stack([o.camera.cam_from_world for o in out])
+    np.testing.assert_allclose(centres(found), centres(pan(times)), rtol=0, atol=EXACT)
+
+
+def test_the_unit_of_time_is_the_second() -> None:
+    """The same path at half the rate and half the sigma has the same weights."""
+    path = shaky(50)
+    fast = smooth_path(path, pts_s=uniform(50), sigma=0.2)
+    slow = smooth_path(path, pts_s=2 * uniform(50), sigma=0.4)
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=EXACT)
+    assert np.abs(fast - smooth_path(path, pts_s=uniform(50), sigma=0.4)).max() > 1e-3
+
+
+def test_a_full_turn_has_no_seam() -> None:
+    """The quaternion of a camera that turns round and round changes its sign; the path must not."""
+    times = uniform(120)
+    path = np.stack([camera(turn(200.0 * t, 10.0), np.zeros(3)) for t in times])
+    found = smooth_path(path, pts_s=times, sigma=0.11)
+    assert max(angle_deg(a, b) for a, b in zip(found[10:-10], path[10:-10], strict=True)) < 1e-6
+    steps = [angle_deg(a, b) for a, b in zip(found[1:], found[:-1], strict=True)]
+    assert max(steps) < 1.2 * 200.0 / RATE
+
+
+def test_rotations_and_places_of_the_result_are_rigid() -> None:
+    found = smooth_path(shaky(40, deg=30), pts_s=uniform(40), sigma=0.3)
+    R = found[:, :3, :3]
+    np.testing.assert_allclose(R @ R.transpose(0, 2, 1), np.broadcast_to(np.eye(3), R.shape), atol=EXACT)
+    np.testing.assert_allclose(np.linalg.det(R), 1, atol=EXACT)
+
+
+def test_no_smoothness_keeps_the_path() -> None:
+    path, times = shaky(40), uniform(40)
+    np.testing.assert_allclose(smooth_path(path, pts_s=times, sigma=0.0), path, rtol=0, atol=EXACT)
+    frames = geometries(path, times, focal=np.linspace(400, 600, 40))
+    for lookahead in (0, 7):
+        out = stream(SmoothConfig(smoothness=0, lookahead_frames=lookahead), frames)
+        for frame, done in zip(frames, out, strict=True):
+            np.testing.assert_allclose(done.camera.cam_from_world, frame.cam_from_world, rtol=0, atol=EXACT)
+            np.testing.assert_allclose(done.camera.K, frame.K, rtol=1e-12)
+
+
+def test_sigma() -> None:
+    assert (sigma_s(0), sigma_s(0.5), sigma_s(1)) == (0, 0.5, 2)
+
+
+def test_zoom_is_smoothed_as_a_ratio() -> None:
+    """A steady zoom, so many per cent a second, stays; focal lengths that shake come to rest."""
+    times = uniform(60)
+    steady = 500 * np.exp(0.2 * times)
+    out = stream(FREE, geometries(pan(times), times, focal=steady))
+    np.testing.assert_allclose([o.camera.K[0, 0] for o in out], steady, rtol=1e-9)
+    np.testing.assert_allclose([o.camera.K[1, 1] for o in out], steady, rtol=1e-9)
+    assert all(tuple(o.camera.K[:2, 2]) == (320, 180) for o in out)
+    jitter = steady * np.exp(0.02 * np.random.default_rng(3).standard_normal(60))
+    out = stream(FREE, geometries(pan(times), times, focal=jitter))
+    left = np.log([o.camera.K[0, 0] for o in out][10:-10]) - np.log(steady)[10:-10]
+    assert np.std(np.diff(left)) < 0.05 * 0.02
+
+
+@pytest.mark.parametrize("smoothness", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_enough_lookahead_equals_the_whole_clip(smoothness: float, share: float) -> None:
+    """The stream against the track, with and without the limit."""
+    times = uniform(50)
+    frames = geometries(shaky(50, deg=3), times)
+    config = SmoothConfig(smoothness=smoothness, lookahead_frames=60, min_own_share=share)
+    offline = smooth_track(as_track(frames, Fraction(1, RATE)), config)
+    out = stream(config, frames)
+    assert [o.geometry.index for o in out] == list(range(50))
+    assert_same_cameras([o.camera for o in out], offline)
+    if share == 0:
+        whole = smooth_path(np.stack([f.cam_from_world for f in frames]), pts_s=times, sigma=sigma_s(smoothness))
+        np.testing.assert_allclose(np.stack([c.cam_from_world for c in offline]), whole, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 6])
+def test_frames_come_out_as_soon_as_they_can(lookahead: int) -> None:
+    frames = geometries(shaky(20), uniform(20))
+    smoother = PathSmoother(SmoothConfig(lookahead_frames=lookahead), FMT)
+    for t, frame in enumerate(frames):
+        done = smoother.push(frame)
+        assert [d.geometry.index for d in done] == ([t - lookahead] if t >= lookahead else [])
+    assert [d.geometry.index for d in smoother.flush()] == list(range(20 - lookahead, 20))
+    assert smoother.flush() == []
+
+
+def test_the_future_beyond_the_lookahead_does_not_matter() -> None:
+    path, times = shaky(60), uniform(60)
+    other = path.copy()
+    other[31:] = shaky(60, seed=9)[31:]
+    config = replace(FREE, lookahead_frames=10)
+    a, b = (stream(config, geometries(p, times)) for p in (path, other))
+    assert_same_cameras([o.camera for o in a[:21]], [o.camera for o in b[:21]], 0)
+    assert np.abs(a[21].camera.cam_from_world - b[21].camera.cam_from_world).max() > 1e-6
+
+
+def test_memory_does_not_grow_and_what_is_forgotten_does_not_matter() -> None:
+    """A long clip: its end is as if the stream had begun in its middle."""
+    T = 300
+    path, times = shaky(T), uniform(T)
+    config = SmoothConfig(smoothness=0.3, lookahead_frames=5)
+    smoother = PathSmoother(config, FMT)
+    out, held = [], 0
+    for frame in geometries(path, times):
+        out += smoother.push(frame)
+        held = max(held, len(smoother._frames))
+    # Three sigmas of 0.18 s at 30 frames a second, the reach of the limit, and the lookahead.
+    assert held <= 17 + 2 * 12 + 5 + 4
+    late = stream(config, geometries(path, times)[150:])
+    assert_same_cameras([o.camera for o in out[200:]], [o.camera for o in late[50 : 50 + len(out) - 200]])
+
+
+def test_a_new_segment_knows_nothing_of_the_last() -> None:
+    times = uniform(40)
+    first = geometries(shaky(40)[:25], times[:25])
+    second = geometries(shaky(40, seed=7)[25:], times[25:], segment=1)
+    config = replace(FREE, lookahead_frames=12)
+    both = stream(config, first + second)
+    assert [o.geometry.segment for o in both] == [0] * 25 + [1] * 15
+    apart = stream(config, first) + stream(config, second)
+    assert_same_cameras([o.camera for o in both], [o.camera for o in apart], 0)
+    # All of a segment is returned when the next one begins.
+    smoother = PathSmoother(config, FMT)
+    for frame in first:
+        smoother.push(frame)
+    assert len(smoother.push(second[0])) == 12
+    whole = [replace(f, index=i) for i, f in enumerate(first + second)]
+    offline = smooth_track(as_track(whole, Fraction(1, RATE)), replace(config, lookahead_frames=60))
+    assert_same_cameras(offline, [o.camera for o in stream(replace(config, lookahead_frames=60), whole)])
+
+
+def test_reset_forgets() -> None:
+    frames = geometries(shaky(30), uniform(30))
+    smoother = PathSmoother(SmoothConfig(lookahead_frames=4), FMT)
+    for frame in geometries(shaky(30, seed=8), uniform(30)):
+        smoother.push(frame)
+    smoother.reset()
+    again = [done for frame in frames for done in smoother.push(frame)] + smoother.flush()
+    fresh = stream(SmoothConfig(lookahead_frames=4), frames)
+    assert_same_cameras([o.camera for o in again], [o.camera for o in fresh], 0)
+
+
+def covered(frame: FrameGeometry, seen_from: VirtualCamera) -> float:
+    """Share of the virtual picture that lies inside the real one, the scene at one distance of 2."""
+    u, v = np.meshgrid((np.arange(64) + 0.5) * 10, (np.arange(36) + 0.5) * 10)
+    pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+    points = 2.0 * np.linalg.inv(seen_from.K) @ pixels
+    real_from_virtual = frame.cam_from_world @ np.linalg.inv(seen_from.cam_from_world)
+    x, y, z = frame.K @ (real_from_virtual[:3, :3] @ points + real_from_virtual[:3, 3:])
+    return float(((z > 0) & (x > 0) & (x < 640 * z) & (y > 0) & (y < 360 * z)).mean())
+
+
+@pytest.mark.parametrize("minimum", [0.7, 0.9, 1.0])
+@pytest.mark.parametrize("lookahead", [3, 30])
+def test_the_virtual_camera_stays_near_the_real_one(minimum: float, lookahead: int) -> None:
+    """A jerk of 45 degrees that no smooth camera follows. 24 x 24 samples decide: half a cell at an edge is missed."""
+    times = uniform(90)
+    yaw = np.where(times > 1.5, 45.0, 0.0)
+    path = np.stack([camera(turn(y), np.zeros(3)) for y in yaw]) @ shaky(90, deg=0.3, length=0.0)
+    frames = geometries(path, times)
+    free, bound = (stream(SmoothConfig(lookahead_frames=lookahead, min_own_share=m), frames) for m in (0.0, minimum))
+    shares = [[covered(o.geometry, o.camera) for o in out] for out in (free, bound)]
+    assert min(shares[0]) < minimum - 0.05, "the free camera must go too far"
+    assert min(shares[1]) > minimum - 0.045
+    # Only where it is needed.
+    for t in (0, 5, 10):
+        assert_same_cameras([free[t].camera], [bound[t].camera])
+
+
+def test_the_limit_does_not_begin_with_a_jolt() -> None:
+    """Coming from a free stretch, the camera is drawn back over several frames."""
+    times = uniform(120)
+    yaw = np.where(times > 2, 20.0, 0.0)
+    frames = geometries(np.stack([camera(turn(y), np.zeros(3)) for y in yaw]), times)
+    out = stream(SmoothConfig(smoothness=0.7, lookahead_frames=60, min_own_share=0.8), frames)
+    T = np.stack([o.camera.cam_from_world for o in out])
+    steps = np.array([angle_deg(a, b) for a, b in zip(T[1:], T[:-1], strict=True)])
+    # The jerk itself, from frame 60 to 61, cannot be hidden. Around it the camera moves by a degree or two a frame.
+    steps[60] = 0
+    assert steps.max() < 3
+
+
+def test_own_share_of_known_cameras() -> None:
+    """Turned by half the field of view, half is left; moved by a quarter picture at its distance, three quarters."""
+    from vs3r.smooth import _Path
+
+    K = np.array([[500.0, 0, 320], [0, 500, 180], [0, 0, 1]])
+    half_deg = math.degrees(math.atan(320 / 500))
+    aside = [np.eye(4), camera(turn(half_deg), np.zeros(3)), camera(turn(0), np.array([640 / 4 * 2 / 500, 0, 0]))]
+    real = [replace(geometries(np.eye(4)[None], uniform(1))[0], K=K) for _ in aside]
+    virtual = _Path.of([replace(r, cam_from_world=T) for r, T in zip(real, aside, strict=True)])
+    np.testing.assert_allclose(own_share(real, virtual, (640, 360)), [1, 0.5, 0.75], atol=0.08)
