@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vs3r.engine.pictures import TimedPicture, count_pictures, read_pictures
-from vs3r.metrics import ClipMetrics, Evaluation, evaluate, measure_clip
+from vs3r.metrics import ClipMetrics, Evaluation, Picture, evaluate, measure_clip
 
 Progress = Callable[[int], object]
 _Item = TypeVar("_Item")
@@ -22,7 +22,14 @@ def measure_file(path: str | Path, *, quick: bool = False, progress: Progress | 
     Raises:
         MediaError: the file cannot be read.
     """
-    return measure_clip(_counted((timed.picture for timed in read_pictures(path)), progress), quick=quick)
+    pts_s: list[float] = []
+
+    def pictures() -> Iterator[Picture]:
+        for timed in read_pictures(path):
+            pts_s.append(float(timed.pts_s))
+            yield timed.picture
+
+    return measure_clip(_counted(pictures(), progress), pts_s=pts_s, quick=quick)
 
 
 def evaluate_files(
@@ -45,8 +52,14 @@ def evaluate_files(
         MediaError: a file cannot be read.
     """
     same_count = count_pictures(in_path) == count_pictures(out_path)
-    pictures = ((before.picture, after.picture) for before, after in pair_files(in_path, out_path))
-    return evaluate(_counted(pictures, progress), quick=quick, source=source if same_count else None)
+    pts_s: list[float] = []
+
+    def pairs() -> Iterator[tuple[Picture, Picture]]:
+        for before, after in pair_files(in_path, out_path):
+            pts_s.append(float(before.pts_s))
+            yield before.picture, after.picture
+
+    return evaluate(_counted(pairs(), progress), pts_s=pts_s, quick=quick, source=source if same_count else None)
 
 
 def pair_files(a: str | Path, b: str | Path) -> Iterator[tuple[TimedPicture, TimedPicture]]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.metrics.scenes import HEIGHT, WIDTH, blur, shake, shaken_clip, similarity, texture, view
 from vs3r.metrics import GlobalMotion, Picture, jitter, jitter_ratio
-from vs3r.metrics.motion import fit_similarity
+from vs3r.metrics.motion import as_motion, fit_similarity
 from vs3r.metrics.picture import to_grey
 from vs3r.types import DoubleArray
 
@@ -144,3 +144,14 @@ def test_fit_similarity_with_outliers() -> None:
     assert found is not None
     assert found == pytest.approx([7, -4, 3], abs=0.02)
     assert fit_similarity(p, rng.uniform(-200, 200, size=(200, 2))) is None
+
+
+def test_irregular_intervals_are_not_shake() -> None:
+    """A steady pan with a dropped frame: twice the way in twice the time."""
+    steps = [np.array([3.0, 0.0, 0.0])] * 10
+    steps[4] = np.array([6.0, 0.0, 0.0])
+    pts_s = [0.04 * i for i in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11)]
+    left = jitter(as_motion(steps, pts_s))
+    assert left is not None and left.px == 0
+    naive = jitter(as_motion(steps))
+    assert naive is not None and naive.px > 1

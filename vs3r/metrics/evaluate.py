@@ -143,8 +143,8 @@ class _ClipState:
             self.warp.append(features.warp_error(self.previous, picture))
         self.found = found
 
-    def result(self) -> ClipMetrics:
-        motion = as_motion(self.steps)
+    def result(self, pts_s: Sequence[float] | None) -> ClipMetrics:
+        motion = as_motion(self.steps, pts_s)
         return ClipMetrics(
             frames=len(self.valid),
             jitter=jitter(motion),
@@ -184,11 +184,14 @@ class _PairState:
             self.distances.append(_aligned_distance(self.perceptual, source[0], output[0], between))
 
 
-def measure_clip(pictures: Iterable[Picture], *, quick: bool = False) -> ClipMetrics:
+def measure_clip(
+    pictures: Iterable[Picture], *, pts_s: Sequence[float] | None = None, quick: bool = False
+) -> ClipMetrics:
     """Measure one clip by itself.
 
     Args:
         pictures: in time order; (H, W, 3) BGR or (H, W) grey uint8, all of one shape.
+        pts_s: when each picture is shown, read when all have been taken; intervals are alike without it.
         quick: leave out Stability, ESE and WE, which take nine tenths of the time.
     Raises:
         ShapeError: no picture at all, or one of the wrong shape or dtype.
@@ -199,12 +202,13 @@ def measure_clip(pictures: Iterable[Picture], *, quick: bool = False) -> ClipMet
         state.push(picture)
     if not state.valid:
         raise ShapeError("expected at least one picture; got an empty clip")
-    return state.result()
+    return state.result(pts_s)
 
 
 def evaluate(
     pairs: Iterable[tuple[Picture, Picture]],
     *,
+    pts_s: Sequence[float] | None = None,
     source: ClipMetrics | None = None,
     valid_shares: Sequence[float] | None = None,
     perceptual: Perceptual | None = None,
@@ -215,6 +219,7 @@ def evaluate(
     Args:
         pairs: (source picture, output picture) of the same moment, in time order; uint8, (H, W, 3) BGR or (H, W) grey.
             An output of another size is resized to the source's.
+        pts_s: when each pair is shown, as in measure_clip.
         source: what measure_clip said of the source earlier; saves measuring it again.
         valid_shares: per frame, the share of the output that the renderer knows to be seen by the camera, in [0, 1];
             without it the share is estimated from black borders.
@@ -239,7 +244,7 @@ def evaluate(
     if not after.valid:
         raise ShapeError("expected at least one pair of pictures; got an empty clip")
     shares = after.valid if valid_shares is None else list(valid_shares)
-    input_metrics, output_metrics = source or before.result(), after.result()
+    input_metrics, output_metrics = source or before.result(pts_s), after.result(pts_s)
     mean_crop = _mean(compared.crops)
     return Evaluation(
         frames=output_metrics.frames,

@@ -24,6 +24,7 @@ _FORWARD_BACKWARD_PX = 0.5
 _RANSAC_PX = 2.0
 _ROBUST_PX = 2.0
 _REFINE_STEPS = 20
+_IRREGULAR_SHARE = 0.5
 _LK_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 0.001)
 _LK_WINDOW = (21, 21)
 _LK_LEVELS = 5
@@ -171,9 +172,18 @@ def jitter_ratio(output: DoubleArray, source: DoubleArray) -> Jitter | None:
     return Jitter(px=after_rms.px / before_rms.px, deg=after_rms.deg / before_rms.deg)
 
 
-def as_motion(steps: Sequence[DoubleArray]) -> DoubleArray:
-    """(T - 1, 3) from a list of (3,) steps, also when it is empty."""
-    return np.array(steps, dtype=np.float64).reshape(-1, 3)
+def as_motion(steps: Sequence[DoubleArray], pts_s: Sequence[float] | None = None) -> DoubleArray:
+    """(T - 1, 3) from a list of (3,) steps, also when it is empty.
+
+    With the times of the T pictures, steps over an interval that is more than half off the median become NaN: a longer
+    wait is more motion, not shake.
+    """
+    motion = np.array(steps, dtype=np.float64).reshape(-1, 3)
+    if pts_s is not None and len(motion):
+        waits = np.diff(np.asarray(pts_s, dtype=np.float64))
+        usual = np.median(waits)
+        motion[np.abs(waits - usual) > _IRREGULAR_SHARE * usual] = np.nan
+    return motion
 
 
 def _second_difference(motion: DoubleArray) -> DoubleArray:

@@ -30,7 +30,7 @@ BLOCK = 8
 # A phone's main camera filming video; a wider or longer lens shows itself once the camera turns.
 DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
-# A moving camera must explain this much more of the flow than a turning one.
+# A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
 
@@ -157,10 +157,11 @@ class FlowBundleAdjustment:
         poses = [s.cam_from_world for s in old] or [torch.eye(4).double()]
         focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal).double()]
         n = len(old) + new
+        level = float(old[-1].inv_depth.median()) if old else 1.0
         state = State(
             cam_from_world=torch.stack((poses + [poses[-1]] * new)[:n]),
             log_focal=torch.stack((focals + [focals[-1]] * new)[:n]),
-            inv_depth=torch.stack([s.inv_depth for s in old] + [torch.ones(P)] * new),
+            inv_depth=torch.stack([s.inv_depth for s in old] + [torch.full((P,), level)] * new),
         )
         steps = self._problem(edges.select((edges.src - edges.dst).abs() == 1), len(old), rotation_only=True)
         for width in (16.0, 4.0, 1.5):
@@ -203,8 +204,8 @@ class FlowBundleAdjustment:
             gain.append(float((fresh.weight * outlier).sum() / fresh.weight.sum().clamp_min(1e-9)))
         log.debug("outlier share turning %.3f moving %.3f", *gain)
         was_moving = bool(old) and not old[-1].flat
-        needed = MIN_GAIN / 2 if was_moving else MIN_GAIN
-        return state if gain[1] < (1 - needed) * gain[0] - 0.01 else None
+        enough = gain[0] if was_moving else (1 - MIN_GAIN) * gain[0] - 0.01
+        return state if gain[1] < enough else None
 
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
@@ -228,9 +229,7 @@ class FlowBundleAdjustment:
         if known:
             centre = rigid_inverse(T[known - 1])[:3, 3]
             T[known:, :3, 3] = -(T[known:, :3, :3] @ centre)
-        depth = turning.inv_depth.clone()
-        depth[known:] = 1.0
-        return State(cam_from_world=T, log_focal=turning.log_focal, inv_depth=depth)
+        return replace(turning, cam_from_world=T)
 
     def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int) -> FrameGeometry:
         grid, f = self._grid, math.exp(float(state.log_focal[k]))
