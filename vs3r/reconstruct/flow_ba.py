@@ -174,38 +174,39 @@ class FlowBundleAdjustment:
         # Frames without depth of their own cannot say where their points are seen by a camera that moves.
         flat = torch.tensor([s.flat for s in old] + [False] * len(self._pending))
         used = edges.select(~flat[edges.src])
-        if not len(used.src):
+        fresh = used.select(used.src >= known)
+        if not len(fresh.src):
+            return None
+        was_moving = bool(old) and not old[-1].flat
+        unexplained = _outlier_share(turning, self._problem(fresh, known, rotation_only=True))
+        enough = unexplained if was_moving else (1 - MIN_GAIN) * unexplained - 0.01
+        if enough < 0.01:
             return None
         problem = self._problem(used, known, rotation_only=False)
+        state = self._begin_moving(turning, problem, old)
+        for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
+            state = adjust(state, problem, width_px=width, iterations=iterations)
+        left = _outlier_share(state, self._problem(fresh, known, rotation_only=False))
+        log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
+        return state if left < enough else None
+
+    def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved]) -> State:
+        """Where to start with six degrees of freedom."""
+        known = len(old)
         # A lens that zooms while it turns is what walking ahead looks like: begin without.
         log_focal = turning.log_focal.clone()
         log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
         state = replace(turning, log_focal=log_focal)
         if old and not old[-1].flat:
+            # Poses for the depth that is known, a wide basin first: parallax puts the turning camera far off.
             state = replace(state, inv_depth=self._carried_depth(turning, old))
-            carried = replace(problem, free_depth=False, free_focal=False)
-            for width in (12.0, 4.0):
-                state = adjust(state, carried, width_px=width, iterations=8)
+            problem = replace(problem, free_depth=False, free_focal=False)
         else:
             # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
-            settled = replace(problem, free_rotation=False, free_focal=False)
-            for width in (12.0, 4.0, 1.5):
-                state = adjust(state, settled, width_px=width, iterations=10)
-        # The turning camera can be tens of pixels off where there is parallax: begin with a wide basin.
-        state = adjust(state, problem, width_px=12.0, iterations=8)
-        state = adjust(state, problem, width_px=4.0, iterations=6)
-        state = adjust(state, problem, width_px=1.5, iterations=8)
-        state = adjust(state, problem, width_px=0.75, iterations=6)
-        fresh = used.select(used.src >= known) if known else used
-        gain = []
-        for s, rotation_only in ((turning, True), (state, False)):
-            r = reprojection_error(s, self._problem(fresh, known, rotation_only=rotation_only))
-            outlier = 1 - 1 / (1 + (r / INLIER_PX) ** 2)
-            gain.append(float((fresh.weight * outlier).sum() / fresh.weight.sum().clamp_min(1e-9)))
-        log.debug("outlier share turning %.3f moving %.3f", *gain)
-        was_moving = bool(old) and not old[-1].flat
-        enough = gain[0] if was_moving else (1 - MIN_GAIN) * gain[0] - 0.01
-        return state if gain[1] < enough else None
+            problem = replace(problem, free_rotation=False, free_focal=False)
+        for width in (12.0, 4.0):
+            state = adjust(state, problem, width_px=width, iterations=8)
+        return state
 
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
@@ -270,6 +271,13 @@ class FlowBundleAdjustment:
             np.stack([(pose[o.dst - base] @ rigid_inverse(pose[index - base])).numpy() for o in found]),
             cell,
         )
+
+
+def _outlier_share(state: State, problem: Problem) -> float:
+    """Weighted share of the flow that the state does not explain, in [0, 1]."""
+    outlier = 1 - 1 / (1 + (reprojection_error(state, problem) / INLIER_PX) ** 2)
+    weight = problem.edges.weight
+    return float((weight * outlier).sum() / weight.sum().clamp_min(1e-9))
 
 
 def _is_cut(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], found: list[Observation]) -> bool:
