@@ -30,6 +30,8 @@ BLOCK = 8
 # A phone's main camera filming video; a wider or longer lens shows itself once the camera turns.
 DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
+# Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
+CONNECTED = 0.25
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
@@ -69,6 +71,7 @@ class FlowBundleAdjustment:
         self._start_segment()
 
     def _start_segment(self) -> None:
+        self._last_trust = 1.0
         self._window.reset()
         self._observed: list[Observation] = []
         self._pending: list[tuple[int, float]] = []
@@ -80,7 +83,10 @@ class FlowBundleAdjustment:
         picture = analysis_picture(frame, self._size)
         found = self._window.push(self._count, picture)
         done: list[FrameGeometry] = []
-        if self._last_picture is not None and found and _is_cut(self._last_picture, picture, found):
+        trust = float(np.mean([o.fine_weight.mean() for o in found if abs(o.src - o.dst) == 1])) if found else 1.0
+        # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
+        sudden, self._last_trust = self._last_trust > CONNECTED, trust
+        if self._last_picture is not None and sudden and _is_cut(self._last_picture, picture, trust):
             done = self._finish()
             self._segment += 1
             self._start_segment()
@@ -280,10 +286,9 @@ def _outlier_share(state: State, problem: Problem) -> float:
     return float((weight * outlier).sum() / weight.sum().clamp_min(1e-9))
 
 
-def _is_cut(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], found: list[Observation]) -> bool:
+def _is_cut(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], trust: float) -> bool:
     """The picture changed and no flow explains it."""
-    consistent = float(np.mean([o.fine_weight.mean() for o in found if abs(o.src - o.dst) == 1]))
-    if consistent > 0.25:
+    if trust > CONNECTED:
         return False
     a, b = (cv2.calcHist([p], [0], None, [32], [0, 256]) / p.size for p in (before, after))
-    return consistent < 0.05 or float(np.abs(a - b).sum()) > 0.5
+    return float(np.abs(a - b).sum()) > (0.25 if trust < CONNECTED / 5 else 0.5)

@@ -13,6 +13,8 @@ from vs3r.types import FloatArray
 
 GAPS = (1, 2, 4, 8)
 CELL_PX = 12
+# Flow between neighbours that agrees with the flow back on less than this share of the picture is looked for again.
+LOST = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,6 +76,10 @@ def texture(picture: npt.NDArray[np.uint8]) -> FloatArray:
     return np.asarray(corner / (corner + 1.5e-4), dtype=np.float32)
 
 
+def _trust(found: list[Observation]) -> float:
+    return float(np.mean([o.fine_weight.mean() for o in found]))
+
+
 class FlowWindow:
     """Flow from each new frame to those 1, 2, 4 and 8 before it and back; long flows start from composed short ones."""
 
@@ -115,8 +121,29 @@ class FlowWindow:
                 first = self._dense[src, middle]
                 guess = first + sample(self._dense[middle, dst], self._pixels + first)
             flows.append(self._flow(self._pictures[src], self._pictures[dst], guess))
+        found = self._both(a, b, flows)
+        if gap == 1 and _trust(found) < LOST:
+            # A whipped camera moves further than the flow's coarsest patches reach; the correlation of whole pictures
+            # does not mind.
+            shift = self._shift(a, b)
+            again = [
+                self._flow(self._pictures[a], self._pictures[b], shift),
+                self._flow(self._pictures[b], self._pictures[a], -shift),
+            ]
+            other = self._both(a, b, again)
+            if _trust(other) > _trust(found):
+                flows, found = again, other
         if gap < max(GAPS):
             self._dense[a, b], self._dense[b, a] = flows
+        return found
+
+    def _shift(self, a: int, b: int) -> FloatArray:
+        pictures = [self._pictures[n].astype(np.float32) for n in (a, b)]
+        window = cv2.createHanningWindow((self._grid.width, self._grid.height), cv2.CV_32F)
+        (x, y), _ = cv2.phaseCorrelate(*pictures, window)
+        return np.full((self._grid.height, self._grid.width, 2), (x, y), np.float32)
+
+    def _both(self, a: int, b: int, flows: list[FloatArray]) -> list[Observation]:
         return [self._observe(a, b, flows[0], flows[1]), self._observe(b, a, flows[1], flows[0])]
 
     def _observe(self, src: int, dst: int, forward: FloatArray, backward: FloatArray) -> Observation:
