@@ -1,6 +1,7 @@
 """Reconstruction without weights: dense bundle adjustment on optical flow (DESIGN section 4).
 
-Frames are adjusted in blocks of 8, each with the 8 frames before it, which stay as they are. The blocks begin at the
+Frames are adjusted in blocks of 8, each with the 8 frames before it, which stay as they are, and the 4 after it, which
+are adjusted again with the next block. The blocks begin at the
 frame numbers of the segment, so the result does not depend on how the frames arrived.
 """
 
@@ -27,6 +28,8 @@ from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFor
 log = logging.getLogger(__name__)
 
 BLOCK = 8
+# The newest frames are seen from one side only, and their translations come out short: they are adjusted again.
+OVERLAP = 4
 # A phone's main camera filming video; a wider or longer lens shows itself once the camera turns.
 DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
@@ -96,8 +99,9 @@ class FlowBundleAdjustment:
         self._pending.append((self._count, frame.pts_s))
         self._count += 1
         # The first block of a segment has no solved frames to lean on and takes twice as many.
-        if len(self._pending) == (BLOCK if self._solved else 2 * BLOCK):
-            done += self._solve()
+        ready = BLOCK if self._solved else 2 * BLOCK
+        if len(self._pending) == ready + OVERLAP:
+            done += self._solve(ready)
         return done
 
     def flush(self) -> list[FrameGeometry]:
@@ -105,10 +109,10 @@ class FlowBundleAdjustment:
         return self._finish()
 
     def _finish(self) -> list[FrameGeometry]:
-        return self._solve() if self._pending else []
+        return self._solve(len(self._pending)) if self._pending else []
 
-    def _solve(self) -> list[FrameGeometry]:
-        """Adjust the pending frames and make their geometry final."""
+    def _solve(self, ready: int) -> list[FrameGeometry]:
+        """Adjust the pending frames and make the geometry of the first `ready` of them final."""
         old = self._solved[-BLOCK:]
         base = self._pending[0][0] - len(old)
         edges = self._edges(base)
@@ -121,11 +125,14 @@ class FlowBundleAdjustment:
         solved = self._moving(start, edges, old) if len(edges.src) else None
         flat = solved is None
         state = self._standing(start, old) if solved is None else solved
-        for k in range(known, known + len(self._pending)):
+        for k in range(known, known + ready):
             self._solved.append(_Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], flat))
         del self._solved[: -2 * BLOCK]
-        out = [self._geometry(k, index, pts_s, state, base) for k, (index, pts_s) in enumerate(self._pending, known)]
-        self._pending = []
+        out = [
+            self._geometry(k, index, pts_s, state, base)
+            for k, (index, pts_s) in enumerate(self._pending[:ready], known)
+        ]
+        self._pending = self._pending[ready:]
         keep = out[-1].index + 1 - BLOCK
         self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
         return out

@@ -140,7 +140,7 @@ class FlowWindow:
     def _shift(self, a: int, b: int) -> FloatArray:
         pictures = [self._pictures[n].astype(np.float32) for n in (a, b)]
         window = cv2.createHanningWindow((self._grid.width, self._grid.height), cv2.CV_32F)
-        (x, y), _ = cv2.phaseCorrelate(*pictures, window)
+        (x, y), _ = cv2.phaseCorrelate(pictures[0], pictures[1], window)
         return np.full((self._grid.height, self._grid.width, 2), (x, y), np.float32)
 
     def _both(self, a: int, b: int, flows: list[FloatArray]) -> list[Observation]:
