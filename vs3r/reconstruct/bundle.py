@@ -141,7 +141,7 @@ class _Seen:
             T[:, :3, :3] @ torch.diag_embed(torch.stack([1 / focal, 1 / focal, torch.ones_like(focal)], -1))[e.src]
         )
         from_pixels, R, t, f = (v.to(dtype) for v in (from_pixels, T[:, :3, :3], T[:, :3, 3], focal[e.dst, None]))
-        Y = (from_pixels.reshape(-1, 3) @ problem.homogeneous).reshape(len(t), 3, -1)
+        Y = (from_pixels.reshape(-1, 3) @ problem.homogeneous).reshape(len(t), 3, len(problem.points))
         if not problem.rotation_only:
             Y.addcmul_(t[:, :, None], state.inv_depth[e.src][:, None])
         z = Y[:, 2].clamp_min(1e-3)
