@@ -18,14 +18,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track
-
 from vs3r.config import Config, RenderConfig, SmoothConfig
 from vs3r.engine.track_file import check_frame, check_length
 from vs3r.errors import ShapeError
 from vs3r.reconstruct import Reconstructor, make_reconstructor
 from vs3r.refine import make_refiner
 from vs3r.render import SourceFrame, WarpRenderer
+from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track
 from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
 
 AnalysisItem: TypeAlias = SourceFrame | SmoothedFrame

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 import numpy as np
-from vs3r.smooth import SmoothedFrame
 
 from vs3r.render import SourceFrame
+from vs3r.smooth import SmoothedFrame
 from vs3r.types import Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
 
 FMT = PictureFormat(

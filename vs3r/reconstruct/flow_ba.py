@@ -184,18 +184,21 @@ class FlowBundleAdjustment:
     def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
         """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
         known = len(old)
-        # Frames without depth of their own cannot say where their points are seen by a camera that moves.
+        was_moving = bool(old) and not old[-1].flat
+        # Frames without depth of their own know neither where they stood nor where a moving camera sees their points:
+        # after them a walk begins where the last of them is thought to be.
         flat = torch.tensor([s.flat for s in old] + [False] * len(self._pending))
-        used = edges.select(~flat[edges.src])
+        used = edges.select(~flat[edges.src] & ~flat[edges.dst])
         fresh = used.select(used.src >= known)
         if not len(fresh.src):
             return None
-        was_moving = bool(old) and not old[-1].flat
         unexplained = _outlier_share(turning, self._problem(fresh, known, rotation_only=True))
         enough = unexplained if was_moving else (1 - MIN_GAIN) * unexplained - 0.01
         if enough < 0.01:
             return None
         problem = self._problem(used, known, rotation_only=False)
+        if not was_moving:
+            problem = replace(problem, first_free_pose=known + 1)
         state = self._begin_moving(turning, problem, old)
         for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
             state = adjust(state, problem, width_px=width, iterations=iterations)
