@@ -204,7 +204,21 @@ class FlowBundleAdjustment:
             state = adjust(state, problem, width_px=width, iterations=iterations)
         left = _outlier_share(state, self._problem(fresh, known, rotation_only=False))
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
-        return state if left < enough else None
+        if left >= enough:
+            return None
+        return state if was_moving else self._rescaled(state, known)
+
+    def _rescaled(self, state: State, known: int) -> State:
+        """A walk that begins, in the scale of the frames before it: else what stood still a moment ago leaps."""
+        depth = state.inv_depth.clone()
+        level = float(depth[known - 1].median()) if known else 1.0
+        ratio = float(depth[known:].median()) / level
+        depth[known:] /= ratio
+        T = state.cam_from_world.clone()
+        centre = rigid_inverse(T)[:, :3, 3]
+        begin = centre[max(known - 1, 0)]
+        T[known:, :3, 3] = -(T[known:, :3, :3] @ (begin + ratio * (centre[known:] - begin))[..., None]).squeeze(-1)
+        return replace(state, cam_from_world=T, inv_depth=depth)
 
     def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved]) -> State:
         """Where to start with six degrees of freedom."""
