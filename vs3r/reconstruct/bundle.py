@@ -20,8 +20,8 @@ from vs3r.geometry import rigid_inverse, se3_retract, skew
 # neighbouring flow vectors are wrong together.
 PRIOR_PX2 = 5.0
 LOG_FOCAL_STD = 0.15
-LOG_FOCAL_STEP_STD = 0.002
-# A zoom looks like walking ahead but for the parallax: a camera that moves is believed to keep its lens.
+LOG_FOCAL_STEP_STD = 0.01
+# A zoom looks like walking ahead but for the parallax: a camera that moves is believed to keep its lens at first.
 LOG_FOCAL_STEP_STD_MOVING = 0.0001
 # What a step between frames moves a point of typical depth in the picture. Where depth varies the flow decides; where
 # it hardly does, sideways motion looks like rotation, and rotation is what hands do.
@@ -88,6 +88,8 @@ class Problem:
     """The focal length is unknown."""
     free_rotation: bool = True
     """Rotations may change."""
+    zooms: bool = False
+    """A camera that moves may zoom as freely as one that only turns."""
     free_depth: bool = True
     """Inverse depths may change."""
 
@@ -184,7 +186,7 @@ class _Prior:
 
     def __init__(self, problem: Problem, n: int, typical: float) -> None:
         self._first, self._log_focal = problem.first_free_structure, problem.log_focal_prior
-        focal_step = LOG_FOCAL_STEP_STD if problem.rotation_only else LOG_FOCAL_STEP_STD_MOVING
+        focal_step = LOG_FOCAL_STEP_STD if problem.rotation_only or problem.zooms else LOG_FOCAL_STEP_STD_MOVING
         # How far one length moves a point of typical depth in the picture: sideways, and ahead on average.
         px = (
             typical * math.exp(problem.log_focal_prior),
@@ -319,7 +321,7 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
             depth_cost = rho.new_zeros(())
         before = lin.cost + prior.cost(state) + depth_cost
         accepted = False
-        for _ in range(4):
+        for _ in range(6):
             A, v = H, g
             if move_depth:
                 c = c0 * (1 + damping)

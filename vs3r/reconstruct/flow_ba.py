@@ -35,6 +35,9 @@ DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
 # Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
 CONNECTED = 0.25
+# Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left.
+ZOOM_ABOVE = 0.05
+ZOOM_GAIN = 0.3
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
@@ -199,11 +202,14 @@ class FlowBundleAdjustment:
         problem = self._problem(used, known, rotation_only=False)
         if not was_moving:
             problem = replace(problem, first_free_pose=known + 1)
-        state = self._begin_moving(turning, problem, old)
-        for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
-            state = adjust(state, problem, width_px=width, iterations=iterations)
-        left = _outlier_share(state, self._problem(fresh, known, rotation_only=False))
+        begin = self._begin_moving(turning, problem, old)
+        state, left = _refined(begin, problem, fresh)
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
+        if left > ZOOM_ABOVE and problem.free_focal:
+            zooming, left_zooming = _refined(begin, replace(problem, zooms=True), fresh)
+            log.debug("outlier share zooming %.3f", left_zooming)
+            if left_zooming < (1 - ZOOM_GAIN) * left:
+                state, left = zooming, left_zooming
         if left >= enough:
             return None
         return state if was_moving else self._rescaled(state, known)
@@ -301,6 +307,13 @@ class FlowBundleAdjustment:
             np.stack([(pose[o.dst - base] @ rigid_inverse(pose[index - base])).numpy() for o in found]),
             cell,
         )
+
+
+def _refined(state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
+    """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
+    for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
+        state = adjust(state, problem, width_px=width, iterations=iterations)
+    return state, _outlier_share(state, replace(problem, edges=fresh))
 
 
 def _outlier_share(state: State, problem: Problem) -> float:
