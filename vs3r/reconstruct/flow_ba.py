@@ -1,8 +1,8 @@
 """Reconstruction without weights: dense bundle adjustment on optical flow (DESIGN section 4).
 
 Frames are adjusted in blocks of 8, each with the 8 frames before it, which stay as they are, and the 4 after it, which
-are adjusted again with the next block. The blocks begin at the
-frame numbers of the segment, so the result does not depend on how the frames arrived.
+are adjusted again with the next block. The blocks begin at the frame numbers of the segment, so the result does not
+depend on how the frames arrived.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vs3r.flow import DisFlow, analysis_picture, analysis_size
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import dynamic_probability
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
-from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, sample
+from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
 from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
 
 log = logging.getLogger(__name__)
@@ -82,14 +82,13 @@ class FlowBundleAdjustment:
         self._observed: list[Observation] = []
         self._pending: list[tuple[int, float]] = []
         self._solved: list[_Solved] = []
-        self._first = self._count
 
     def push(self, frame: Frame) -> list[FrameGeometry]:
         """See Reconstructor."""
         picture = analysis_picture(frame, self._size)
         found = self._window.push(self._count, picture)
         done: list[FrameGeometry] = []
-        trust = float(np.mean([o.fine_weight.mean() for o in found if abs(o.src - o.dst) == 1])) if found else 1.0
+        trust = agreement([o for o in found if abs(o.src - o.dst) == 1]) if found else 1.0
         # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
         sudden, self._last_trust = self._last_trust > CONNECTED, trust
         if self._last_picture is not None and sudden and _is_cut(self._last_picture, picture, trust):
@@ -126,8 +125,8 @@ class FlowBundleAdjustment:
             start = adjust(start, turning, width_px=3.0, iterations=6)
             start = adjust(start, turning, width_px=1.0, iterations=6)
         solved = self._moving(start, edges, old) if len(edges.src) else None
-        flat = solved is None
-        state = self._standing(start, old) if solved is None else solved
+        # A camera that only turns stays where the last frame stood: no adjustment of rotations alone moves a centre.
+        flat, state = solved is None, solved or start
         for k in range(known, known + ready):
             self._solved.append(_Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], flat))
         del self._solved[: -2 * BLOCK]
@@ -258,15 +257,6 @@ class FlowBundleAdjustment:
             cells = at.numpy().astype(np.float32).reshape(self._grid.rows, self._grid.cols, 2)
             depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)
         return depth
-
-    def _standing(self, turning: State, old: list[_Solved]) -> State:
-        """The turning camera in the world of the frames before it: where the last of them stood."""
-        T = turning.cam_from_world.clone()
-        known = len(old)
-        if known:
-            centre = rigid_inverse(T[known - 1])[:3, 3]
-            T[known:, :3, 3] = -(T[known:, :3, :3] @ centre)
-        return replace(turning, cam_from_world=T)
 
     def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int) -> FrameGeometry:
         grid, f = self._grid, math.exp(float(state.log_focal[k]))

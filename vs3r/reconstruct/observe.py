@@ -76,7 +76,8 @@ def texture(picture: npt.NDArray[np.uint8]) -> FloatArray:
     return np.asarray(corner / (corner + 1.5e-4), dtype=np.float32)
 
 
-def _trust(found: list[Observation]) -> float:
+def agreement(found: list[Observation]) -> float:
+    """Share of the picture, in [0, 1], on which flow and flow back agree, averaged over observations."""
     return float(np.mean([o.fine_weight.mean() for o in found]))
 
 
@@ -122,7 +123,7 @@ class FlowWindow:
                 guess = first + sample(self._dense[middle, dst], self._pixels + first)
             flows.append(self._flow(self._pictures[src], self._pictures[dst], guess))
         found = self._both(a, b, flows)
-        if gap == 1 and _trust(found) < LOST:
+        if gap == 1 and agreement(found) < LOST:
             # A whipped camera moves further than the flow's coarsest patches reach; the correlation of whole pictures
             # does not mind.
             shift = self._shift(a, b)
@@ -131,7 +132,7 @@ class FlowWindow:
                 self._flow(self._pictures[b], self._pictures[a], -shift),
             ]
             other = self._both(a, b, again)
-            if _trust(other) > _trust(found):
+            if agreement(other) > agreement(found):
                 flows, found = again, other
         if gap < max(GAPS):
             self._dense[a, b], self._dense[b, a] = flows
