@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vs3r.errors import OutputError, TrackError
-from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat
+from vs3r.types import ROW_MOTION_ORDER, CameraTrack, DoubleArray, Frame, FrameGeometry, PictureFormat
 
 FORMAT = "vs3r-track"
-VERSION = 1
+VERSION = 2
 
 _HEADER = "vs3r"
 _MAX_HEADER = 1000
@@ -40,6 +40,8 @@ _TENSORS: dict[str, tuple[str, tuple[int | None, ...]]] = {
     "cam_from_world": ("F64", (4, 4)),
     "inv_depth": ("F16", (None, None)),
     "dynamic": ("U8", (None, None)),
+    "readout_s": ("F64", ()),
+    "row_motion": ("F64", (ROW_MOTION_ORDER, 6)),
 }
 # What float16 can hold, without its denormal numbers.
 _INV_DEPTH_RANGE = (6.2e-5, 6.5e4)
@@ -83,7 +85,15 @@ class TrackBuilder:
             cam_from_world=np.stack([row.cam_from_world for row in self._rows]).astype(np.float64),
             inv_depth=np.stack(self._inv_depth),
             dynamic=np.stack(self._dynamic),
+            readout_s=np.array([row.readout_s for row in self._rows], np.float64),
+            row_motion=np.stack([_padded(row.row_motion) for row in self._rows]),
         )
+
+
+def _padded(row_motion: DoubleArray) -> DoubleArray:
+    out = np.zeros((ROW_MOTION_ORDER, 6))
+    out[: len(row_motion)] = row_motion
+    return out
 
 
 def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
@@ -233,6 +243,8 @@ def _first_problem(track: CameraTrack) -> str | None:
     """What makes the numbers of a track unusable, None when nothing does."""
     K, T = track.K, track.cam_from_world
     if not (np.isfinite(K).all() and np.isfinite(T).all() and np.isfinite(track.inv_depth).all()):
+        return "it holds numbers that are not finite"
+    if not (np.isfinite(track.readout_s).all() and np.isfinite(track.row_motion).all()):
         return "it holds numbers that are not finite"
     if np.any(track.pts[1:] <= track.pts[:-1]):
         return "its times do not increase"

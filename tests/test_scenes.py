@@ -182,7 +182,7 @@ def test_the_same_frame_is_the_same_picture() -> None:
     taken = shot("rotation")
     first = taken.render(12)
     taken.render(3)
-    again = SHOTS["rotation"]().render(12)
+    again = SHOTS["rotation"](0.0).render(12)
     np.testing.assert_array_equal(first.rgb, again.rgb)
     np.testing.assert_array_equal(first.depth, again.depth)
 
@@ -229,13 +229,15 @@ def test_footage_is_rendered_once_and_read_back_whole(tmp_path: Path, monkeypatc
         scene=Scene(quads=[quad], sky=flat_texture(0)),
         world_from_cam=poses,
         stable_world_from_cam=poses,
+        rows_world_from_cam=poses[:, None],
+        readout_frames=0.0,
         K=np.tile(intrinsics(20, 32, 16), (3, 1, 1)),
         fps=Fraction(30),
         width=32,
         height=16,
     )
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setitem(SHOTS, "tiny", lambda: tiny)
+    monkeypatch.setitem(SHOTS, "tiny", lambda _late_s: tiny)
     first = footage("tiny")
     monkeypatch.setattr(Shot, "render", None)  # a second rendering would fail
     second = footage("tiny")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -11,6 +11,9 @@ import numpy.typing as npt
 Plane = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
+
+ROW_MOTION_ORDER = 6
+"""Highest order of FrameGeometry.row_motion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +83,20 @@ class FrameGeometry:
     K: DoubleArray
     """(3, 3) intrinsics in pixels of the full-size picture; first pixel's centre at (0.5, 0.5)."""
     cam_from_world: DoubleArray
-    """(4, 4) rigid transform, OpenCV axes (x right, y down, z forward); lengths up to scale."""
+    """(4, 4) rigid transform at the time of the middle row, OpenCV axes (x right, y down, z forward); lengths up to
+    scale."""
     inv_depth: FloatArray
-    """(Gh, Gw) inverse depth 1/z > 0 at the centres of a Gh x Gw grid of cells that tile the picture."""
+    """(Gh, Gw) inverse depth 1/z > 0 at the centres of a Gh x Gw grid of cells that tile the picture; z in the camera
+    at the time of the middle row."""
     dynamic: FloatArray
     """(Mh, Mw) probability in [0, 1] that what is seen moves in the world; cells tile the picture likewise."""
+    readout_s: float = 0.0
+    """Rolling shutter: time from the first row to the last; negative where the last is read first; 0 for a global
+    shutter."""
+    row_motion: DoubleArray = field(default_factory=lambda: np.zeros((0, 6)))
+    """(N, 6) coefficients c of the camera's motion while it reads: the row at height s = y / height - 1/2 is seen by a
+    camera moved from cam_from_world by c[0] s + c[1] s**2 + ... = (translation, rotation vector), which takes points of
+    the middle row's camera to that row's. Empty for a global shutter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,6 +126,10 @@ class CameraTrack:
     """(T, Gh, Gw) see FrameGeometry.inv_depth."""
     dynamic: npt.NDArray[np.uint8]
     """(T, Mh, Mw) probability times 255, see FrameGeometry.dynamic."""
+    readout_s: DoubleArray
+    """(T,) see FrameGeometry.readout_s."""
+    row_motion: DoubleArray
+    """(T, N, 6) see FrameGeometry.row_motion."""
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -128,6 +144,8 @@ class CameraTrack:
             cam_from_world=self.cam_from_world[index],
             inv_depth=self.inv_depth[index].astype(np.float32),
             dynamic=self.dynamic[index].astype(np.float32) / 255.0,
+            readout_s=float(self.readout_s[index]),
+            row_motion=self.row_motion[index],
         )
 
 

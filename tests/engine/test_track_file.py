@@ -38,6 +38,8 @@ def make_track(count: int = 5) -> CameraTrack:
         cam_from_world=pose,
         inv_depth=rng.uniform(0.1, 2, (count, 3, 4)).astype(np.float16),
         dynamic=rng.integers(0, 256, (count, 6, 8)).astype(np.uint8),
+        readout_s=rng.normal(size=count),
+        row_motion=rng.normal(size=(count, 6, 6)),
     )
 
 
@@ -111,11 +113,11 @@ def test_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
 def altered(tmp_path: Path, *, header: dict[str, Any] | None = None, **arrays: Any) -> Path:
     """A file with some of the header or the arrays replaced; None leaves one out."""
     track = make_track()
-    names = ("pts", "segment", "K", "cam_from_world", "inv_depth", "dynamic")
+    names = ("pts", "segment", "K", "cam_from_world", "inv_depth", "dynamic", "readout_s", "row_motion")
     tensors = {name: getattr(track, name) for name in names} | arrays
     text = {
         "format": "vs3r-track",
-        "version": "1",
+        "version": "2",
         "width": "64",
         "height": "48",
         "sample_aspect": "16/15",
@@ -134,8 +136,8 @@ def test_unaltered_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "complaint"),
     [
-        ({"version": "2"}, "expected a track of version 1, got version '2'"),
-        ({"version": ""}, "expected a track of version 1"),
+        ({"version": "1"}, "expected a track of version 2, got version '1'"),
+        ({"version": ""}, "expected a track of version 2"),
         ({"format": "other"}, "another safetensors file"),
         ({"width": "0"}, "width is '0'"),
         ({"width": "-5"}, "width is '-5'"),

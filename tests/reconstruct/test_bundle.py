@@ -40,11 +40,14 @@ def grid_points(rows: int, cols: int) -> Tensor:
     return torch.stack([u, v], -1).reshape(-1, 2)
 
 
-def project(T: Tensor, log_focal: Tensor, inv_depth: Tensor, problem: Problem) -> Tensor:
+def project(T: Tensor, log_focal: Tensor, inv_depth: Tensor, problem: Problem, readout: Tensor | float = 0.0) -> Tensor:
     """(E, 2, P) where the destination cameras see the points: unproject, to the world, to the other camera."""
-    seen = []
-    for a, b in zip(problem.edges.src.tolist(), problem.edges.dst.tolist(), strict=True):
-        ray = torch.cat([problem.points / log_focal[a].exp(), torch.ones_like(problem.points[:, :1])], 1).T
+    seen, edges = [], problem.edges
+    for k, (a, b) in enumerate(zip(edges.src.tolist(), edges.dst.tolist(), strict=True)):
+        source = edges.source[k, :2]
+        if edges.slope is not None:
+            source = source + (readout - edges.slope_at) * edges.slope[k, :2]
+        ray = torch.cat([source / log_focal[a].exp(), torch.ones_like(source[:1])])
         b_from_a = T[b] @ torch.linalg.inv(T[a])
         point = b_from_a[:3, :3] @ ray
         if not problem.rotation_only:
@@ -54,9 +57,9 @@ def project(T: Tensor, log_focal: Tensor, inv_depth: Tensor, problem: Problem) -
 
 
 def scene(
-    n: int, grid: tuple[int, int], *, gaps: tuple[int, ...], rotation_only: bool, seed: int = 0
+    n: int, grid: tuple[int, int], *, gaps: tuple[int, ...], rotation_only: bool, seed: int = 0, rolling: bool = False
 ) -> tuple[State, Problem]:
-    """A true state of n cameras and a problem with exact observations of it."""
+    """A true state of n cameras and a problem with exact observations of it; rolling: they depend on a read-out."""
     normal = random(seed)
     points = grid_points(*grid)
     steps = torch.cat([0.01 * normal(n, 3), 0.01 * normal(n, 3)], 1)
@@ -69,6 +72,8 @@ def scene(
         cam_from_world=torch.stack(poses),
         log_focal=torch.full((n,), FOCAL_PX).double().log(),
         inv_depth=depth.T.contiguous().clamp_min(0.1),
+        readout=torch.tensor(0.02 if rolling else 0.0).double(),
+        readout_info=torch.tensor(0.0).double(),
     )
     pairs = [(i, j) for i in range(n) for j in range(n) if abs(i - j) in gaps]
     edges = Edges(
@@ -76,9 +81,11 @@ def scene(
         dst=torch.tensor([j for _, j in pairs]),
         target=torch.zeros(len(pairs), 2, len(points)).double(),
         weight=normal(len(pairs), len(points)).abs().clamp(0.2, 1),
+        source=torch.cat([points, torch.ones(len(points), 1).double()], 1).T.expand(len(pairs), -1, -1),
+        slope=200 * normal(len(pairs), 4, len(points)) if rolling else None,
+        slope_at=0.01,
     )
     problem = Problem(
-        points=points,
         grid=grid,
         edges=edges,
         first_free_pose=1,
@@ -86,8 +93,10 @@ def scene(
         log_focal_prior=float(state.log_focal[0]),
         rotation_only=rotation_only,
     )
-    seen = project(state.cam_from_world, state.log_focal, state.inv_depth, problem)
-    return state, replace(problem, edges=replace(edges, target=seen))
+    target = project(state.cam_from_world, state.log_focal, state.inv_depth, problem, state.readout)
+    if edges.slope is not None:
+        target = target - edges.slope[:, 2:] * (state.readout - edges.slope_at)
+    return state, replace(problem, edges=replace(edges, target=target))
 
 
 def moved(state: State, xi: Tensor) -> State:
@@ -113,30 +122,34 @@ def exponential(xi: Tensor) -> Tensor:
 
 
 def jacobians(state: State, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Residuals (R,) and their derivatives by the 7n increments (R, 7n) and by the inverse depths (R, nP)."""
+    """Residuals (R,) and their derivatives by the 7n + 1 increments and by the inverse depths (R, nP)."""
+    edges = problem.edges
 
-    def residual(xi: Tensor, inv_depth: Tensor) -> Tensor:
+    def residual(increments: Tensor, inv_depth: Tensor) -> Tensor:
+        xi, readout = increments[:-1].reshape(-1, 7), state.readout + increments[-1]
         T = exponential(xi[:, :6]) @ state.cam_from_world
-        return project(T, state.log_focal + xi[:, 6], inv_depth, problem) - problem.edges.target
+        seen = project(T, state.log_focal + xi[:, 6], inv_depth, problem, readout) - edges.target
+        return seen if edges.slope is None else seen - (readout - edges.slope_at) * edges.slope[:, 2:]
 
-    zero = torch.zeros(len(state.log_focal), 7).double()
+    zero = torch.zeros(7 * len(state.log_focal) + 1).double()
     by_xi, by_depth = torch.func.jacrev(residual, argnums=(0, 1))(zero, state.inv_depth)
     r = residual(zero, state.inv_depth)
     return r, by_xi.reshape(r.numel(), -1), by_depth.reshape(r.numel(), -1)
 
 
+@pytest.mark.parametrize("rolling", [True, False])
 @pytest.mark.parametrize("rotation_only", [True, False])
 @pytest.mark.parametrize("fixed", [0, 2])
-def test_normal_equations(rotation_only: bool, fixed: int) -> None:
+def test_normal_equations(rotation_only: bool, fixed: int, rolling: bool) -> None:
     """J^T W J and J^T W r, with every derivative taken automatically; relative to the largest entry."""
-    true, problem = scene(4, (2, 3), gaps=(1, 2), rotation_only=rotation_only)
+    true, problem = scene(4, (2, 3), gaps=(1, 2), rotation_only=rotation_only, rolling=rolling)
     problem = replace(problem, first_free_structure=fixed)
     state = perturbed(true, 0.02)
     r, J, D = jacobians(state, problem)
     weight = robust_weight(r, 3.0)[1] * problem.edges.weight
     W = weight[:, None].expand_as(r).reshape(-1, 1)
     found = _linearise(state, problem, 3.0)
-    P = len(problem.points)
+    P = problem.edges.target.shape[-1]
     pairs = [(found.hessian, J.T @ (W * J)), (found.gradient, (J.T @ (W * r.reshape(-1, 1)))[:, 0])]
     if not rotation_only:
         C = (J.T @ (W * D)).reshape(-1, 4, P).transpose(0, 1)[fixed:]
@@ -184,8 +197,9 @@ def test_the_prior_and_its_derivatives(rotation_only: bool) -> None:
     """To first order in the steps between frames: the error is a few per cent at 0.01 and falls with the step."""
     true, problem = scene(4, (2, 3), gaps=(1,), rotation_only=rotation_only)
     problem = replace(problem, log_focal_prior=problem.log_focal_prior + 0.1)
+    problem = replace(problem, readout_prior=(0.01, 3.0))
     prior = _Prior(problem, 4, 1.0)
-    zero = torch.zeros(28).double()
+    zero = torch.zeros(29).double()
     worst = []
     for size in (1e-2, 1e-3, 0.0):
         poses = [torch.eye(4).double()]
@@ -195,10 +209,9 @@ def test_the_prior_and_its_derivatives(rotation_only: bool) -> None:
         state = replace(true, cam_from_world=torch.stack(poses), log_focal=true.log_focal + zoom)
 
         def cost(xi: Tensor, state: State = state) -> Tensor:
-            T = exponential(xi.reshape(4, 7)[:, :6]) @ state.cam_from_world
-            return 0.5 * prior.cost(
-                replace(state, cam_from_world=T, log_focal=state.log_focal + xi.reshape(4, 7)[:, 6])
-            )
+            steps = xi[:-1].reshape(4, 7)
+            T, zoom = exponential(steps[:, :6]) @ state.cam_from_world, state.log_focal + steps[:, 6]
+            return 0.5 * prior.cost(replace(state, cam_from_world=T, log_focal=zoom, readout=state.readout + xi[-1]))
 
         gradient = torch.func.jacrev(cost)(zero)
         hessian = torch.func.jacrev(torch.func.jacrev(cost))(zero)
@@ -252,6 +265,30 @@ def test_rotations_are_recovered() -> None:
     # Worst seen 1.4e-4 degrees and 5e-6.
     assert rotation_error_deg(state, true) < 1e-3
     assert float((state.log_focal - true.log_focal).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("rotation_only", [True, False])
+def test_the_readout_is_recovered(rotation_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together with the poses; and what is known of it is the curvature of the least cost along it."""
+    monkeypatch.setattr(bundle, "PRIOR_PX2", 5e-6)
+    monkeypatch.setattr(bundle, "POINT_PX2", 0.25e-6)
+    true, problem = scene(8, (6, 10), gaps=(1, 2, 4), rotation_only=rotation_only, rolling=True)
+    problem = replace(problem, free_focal=False)
+    start = replace(true, readout=true.readout + 0.004)
+
+    def solved(state: State, problem: Problem) -> State:
+        for width in (16.0, 4.0, 1.0):
+            state = adjust(state, problem, width_px=width, iterations=20)
+        return state
+
+    found = solved(start, problem)
+    assert float(found.readout) == pytest.approx(0.02, abs=1e-6)
+    # Twice the cost of holding the read-out off by a little, over its square.
+    off, hold = 1e-4, 1e12
+    held = solved(found, replace(problem, readout_prior=(0.02 + off, hold)))
+    cost = float(_Seen.of(held, problem).cost(problem, 1.0)[0])
+    assert float(held.readout) == pytest.approx(0.02 + off, abs=1e-7)
+    assert cost / off**2 == pytest.approx(float(found.readout_info), rel=0.02)
 
 
 def wild_problem(outliers: float) -> tuple[State, Problem, State]:
@@ -322,6 +359,8 @@ def test_what_is_fixed_stays_to_the_last_bit(rotation_only: bool) -> None:
         cam_from_world=start.cam_from_world.clone(),
         log_focal=start.log_focal.clone(),
         inv_depth=start.inv_depth.clone(),
+        readout=start.readout.clone(),
+        readout_info=start.readout_info.clone(),
     )
     found = adjust(start, problem, width_px=4.0, iterations=5)
     for part in ("cam_from_world", "log_focal", "inv_depth"):

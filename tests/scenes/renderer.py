@@ -165,7 +165,7 @@ class View:
 class Rays:
     """One ray per sample: origin[r] + depth * (base[r] + x[c] * step[r]), in world axes.
 
-    The pose stands in every row of its own, so that a row-wise exposure needs only another way of making Rays.
+    The pose stands in every row of its own: rows may be exposed one after the other.
     """
 
     origin: F64
@@ -239,19 +239,29 @@ def _cross(a: F64, b: F64) -> F64:
 
 
 def pinhole_rays(cam_from_world: F64, K: F64, width: int, height: int, *, samples: int = 1) -> Rays:
-    """The rays of a global-shutter pinhole camera, samples x samples to a pixel, evenly spread about its centre."""
-    rotation = cam_from_world[:3, :3]
-    origin = -rotation.T @ cam_from_world[:3, 3]
+    """The rays of a pinhole camera, samples x samples to a pixel, evenly spread about its centre.
+
+    cam_from_world is one pose, (4, 4), or of a rolling shutter (k, 4, 4), the poses at k times evenly spaced from the
+    first row's to the last row's.
+    """
+    v = (np.arange(height * samples) + 0.5) / samples
     x = ((np.arange(width * samples) + 0.5) / samples - K[0, 2]) / K[0, 0]
-    y = ((np.arange(height * samples) + 0.5) / samples - K[1, 2]) / K[1, 1]
-    right, down, forward = rotation
-    rows = len(y)
+    y = (v - K[1, 2]) / K[1, 1]
+    # Between poses so near to one another the entries of the matrices may be interpolated one by one.
+    cam_from_world = cam_from_world.reshape(-1, 4, 4)
+    at = v / height * (len(cam_from_world) - 1)
+    before = np.minimum(at.astype(int), max(len(cam_from_world) - 2, 0))
+    share = (at - before)[:, None, None]
+    world_from_cam = np.linalg.inv(cam_from_world)
+    after = np.minimum(before + 1, len(cam_from_world) - 1)
+    pose = (1 - share) * world_from_cam[before] + share * world_from_cam[after]
+    right, down, forward = pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2]
     return Rays(
-        origin=np.tile(origin, (rows, 1)),
+        origin=pose[:, :3, 3],
         base=forward + y[:, None] * down,
-        step=np.tile(right, (rows, 1)),
+        step=right,
         x=x,
-        row_step=np.tile(down / (samples * K[1, 1]), (rows, 1)),
+        row_step=down / (samples * K[1, 1]),
     )
 
 
@@ -354,7 +364,7 @@ class Scene:
         """What a camera sees at a time.
 
         Args:
-            cam_from_world: (4, 4) pose, lengths in metres.
+            cam_from_world: (4, 4) pose, or (k, 4, 4) poses from the first row's to the last row's; lengths in metres.
             K: (3, 3) intrinsics in pixels; the first pixel's centre is (0.5, 0.5).
             width: columns of the picture.
             height: rows of the picture.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -18,6 +19,7 @@ from tests.scenes import worlds
 from tests.scenes.renderer import F32, F64, I32, U8, Bools, Scene, View
 
 HFOV_DEG = 65.0
+_ROW_POSES = 9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +31,7 @@ class Shot:
     scene: Scene
     """The world."""
     world_from_cam: F64
-    """(T, 4, 4) the true, shaky path, in metres."""
+    """(T, 4, 4) the true, shaky path, in metres, at the time of the middle row."""
     stable_world_from_cam: F64
     """(T, 4, 4) the path that was intended."""
     K: F64
@@ -40,6 +42,10 @@ class Shot:
     """Columns of the picture."""
     height: int
     """Rows of the picture."""
+    readout_frames: float
+    """Time from the first row to the last over that between frames; negative where the last is read first."""
+    rows_world_from_cam: F64
+    """(T, k, 4, 4) the shaky path while a frame is read, at k times evenly spaced from the first row to the last."""
     grain: float = 1.5
     """Standard deviation of the sensor's noise in the shaky picture, in grey levels; different in every frame."""
 
@@ -52,14 +58,14 @@ class Shot:
 
     def render(self, index: int) -> View:
         """What the shaking camera recorded in frame `index`, with its noise."""
-        view = self._view(self.world_from_cam[index], index)
+        view = self._view(self.rows_world_from_cam[index], index)
         noise = np.random.default_rng(index).standard_normal(view.rgb.shape, np.float32) * np.float32(self.grain)
         rgb = np.clip(np.rint(view.rgb + noise), 0, 255).astype(np.uint8)
         return View(rgb=rgb, depth=view.depth, object_id=view.object_id, moving=view.moving)
 
     def render_stable(self, index: int) -> View:
         """What the camera would have seen at that time on the intended path, without noise."""
-        return self._view(self.stable_world_from_cam[index], index)
+        return self._view(self.stable_world_from_cam[index, None], index)
 
     def _view(self, world_from_cam: F64, index: int) -> View:
         cam_from_world = np.asarray(np.linalg.inv(world_from_cam), np.float64)
@@ -142,6 +148,8 @@ def _shot(
         name=name,
         scene=scene,
         world_from_cam=shaky,
+        rows_world_from_cam=shaky[:, None],
+        readout_frames=0.0,
         stable_world_from_cam=stable,
         K=K,
         fps=Fraction(30),
@@ -150,18 +158,18 @@ def _shot(
     )
 
 
-def _times(count: int) -> F64:
-    return np.arange(count) / 30.0
+def _times(count: int, late_s: float) -> F64:
+    return np.arange(count) / 30.0 + late_s
 
 
-def _rotation() -> Shot:
-    t = _times(90)
+def _rotation(late_s: float) -> Shot:
+    t = _times(90, late_s)
     path = _Path(time_s=t, yaw=8 * np.sin(1.1 * t), pitch=2 * np.sin(0.8 * t), shake_deg=(1.4, 1.1, 0.8), seed=100)
     return _shot("rotation", worlds.square(), path)
 
 
-def _walking() -> Shot:
-    t = _times(90)
+def _walking(late_s: float) -> Shot:
+    t = _times(90, late_s)
     path = _Path(
         time_s=t,
         yaw=4 * np.sin(0.9 * t),
@@ -176,8 +184,8 @@ def _walking() -> Shot:
     return _shot("walking", worlds.square(), path)
 
 
-def _running() -> Shot:
-    t = _times(90)
+def _running(late_s: float) -> Shot:
+    t = _times(90, late_s)
     path = _Path(
         time_s=t,
         yaw=5 * np.sin(1.2 * t + 1.0),
@@ -192,23 +200,23 @@ def _running() -> Shot:
     return _shot("running", worlds.square(), path)
 
 
-def _quick_rotation() -> Shot:
-    t = _times(100)
+def _quick_rotation(late_s: float) -> Shot:
+    t = _times(100, late_s)
     yaw = -35 + 75 * _ease(t, 0.5, 1.5) - 60 * _ease(t, 1.8, 2.8)
     position = (0.1 * np.sin(t), -1.6, 0.15 * t)
     path = _Path(time_s=t, yaw=yaw, position=position, shake_deg=(1.3, 1.2, 1.2), shake_m=(0.01, 0.01, 0.01), seed=400)
     return _shot("quick_rotation", worlds.square(), path)
 
 
-def _zoom() -> Shot:
-    t = _times(90)
+def _zoom(late_s: float) -> Shot:
+    t = _times(90, late_s)
     hfov = HFOV_DEG - 30 * _ease(t, 0.4, 1.5) + 22 * _ease(t, 1.8, 2.7)
     path = _Path(time_s=t, yaw=3 * np.sin(0.7 * t), shake_deg=(0.9, 0.8, 0.5), shake_m=(0.008, 0.008, 0.006), seed=500)
     return _shot("zoom", worlds.square(), path, hfov_deg=hfov)
 
 
-def _crowd() -> Shot:
-    t = _times(90)
+def _crowd(late_s: float) -> Shot:
+    t = _times(90, late_s)
     path = _Path(
         time_s=t,
         yaw=2 * np.sin(0.8 * t),
@@ -223,16 +231,16 @@ def _crowd() -> Shot:
     return _shot("crowd", worlds.crowd(), path)
 
 
-def _still() -> Shot:
-    return _shot("still", worlds.square(), _Path(time_s=_times(60), yaw=10.0))
+def _still(late_s: float) -> Shot:
+    return _shot("still", worlds.square(), _Path(time_s=_times(60, late_s), yaw=10.0))
 
 
-def _tripod() -> Shot:
-    return _shot("tripod", worlds.square_with_walker(), _Path(time_s=_times(90)))
+def _tripod(late_s: float) -> Shot:
+    return _shot("tripod", worlds.square_with_walker(), _Path(time_s=_times(90, late_s)))
 
 
-def _street() -> Shot:
-    t = _times(180)
+def _street(late_s: float) -> Shot:
+    t = _times(180, late_s)
     path = _Path(
         time_s=t,
         yaw=5 * np.sin(0.55 * t) - 2,
@@ -248,7 +256,7 @@ def _street() -> Shot:
     return _shot("street", worlds.street(), path, size=(1280, 720))
 
 
-SHOTS: dict[str, Callable[[], Shot]] = {
+SHOTS: dict[str, Callable[[float], Shot]] = {
     "rotation": _rotation,
     "walking": _walking,
     "running": _running,
@@ -259,14 +267,20 @@ SHOTS: dict[str, Callable[[], Shot]] = {
     "tripod": _tripod,
     "street": _street,
 }
-"""Builders by name: camera turning on the spot, a walk, a run, whip pans, a zoom, a walk towards people who cross, no
-motion at all, a person before a standing camera, and the demo (1280x720, the rest 480x270)."""
+"""Builders by name, of the seconds by which every frame is taken later: camera turning on the spot, a walk, a run, whip
+pans, a zoom, a walk towards people who cross, no motion at all, a person before a standing camera, and the demo
+(1280x720, the rest 480x270)."""
 
 
 @functools.cache
-def shot(name: str) -> Shot:
-    """The shot of that name."""
-    return SHOTS[name]()
+def shot(name: str, *, readout_frames: float = 0.0) -> Shot:
+    """The shot of that name, with a rolling shutter where the read-out is not 0."""
+    taken = SHOTS[name](0.0)
+    if readout_frames == 0:
+        return taken
+    late = np.linspace(-0.5, 0.5, _ROW_POSES) * readout_frames / float(taken.fps)
+    rows = np.stack([SHOTS[name](float(late_s)).world_from_cam for late_s in late], axis=1)
+    return dataclasses.replace(taken, readout_frames=readout_frames, rows_world_from_cam=rows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -283,14 +297,15 @@ class Footage:
     """(T, H, W) see View.moving."""
 
 
-def footage(name: str, *, stable: bool = False) -> Footage:
+def footage(name: str, *, stable: bool = False, readout_frames: float = 0.0) -> Footage:
     """All frames of a shot, shaky or from the intended path; rendered once and kept in a temporary folder.
 
     The key is the shot's name and the sources of this package, so an edited scene is rendered anew.
     """
-    path = _cache_folder() / f"{name}-{'stable' if stable else 'shaky'}-{_source_hash()}.npz"
+    kind = "stable" if stable else f"shaky{readout_frames:+g}"
+    path = _cache_folder() / f"{name}-{kind}-{_source_hash()}.npz"
     if not path.exists():
-        taken = shot(name)
+        taken = shot(name, readout_frames=readout_frames)
         views = [taken.render_stable(index) if stable else taken.render(index) for index in range(len(taken))]
         arrays = {part: np.stack([getattr(view, part) for view in views]) for part in View.__dataclass_fields__}
         # Another process may be rendering the same shot: whoever is last replaces an equal file.

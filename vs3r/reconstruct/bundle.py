@@ -8,7 +8,7 @@ Levenberg-Marquardt damping; the inverse depths, whose block is diagonal, are el
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,10 +48,24 @@ class Edges:
     """(E, 2, P) where they are seen, in pixels from the picture's centre."""
     weight: Tensor
     """(E, P) trust in the observation, in [0, 1]."""
+    source: Tensor
+    """(E, 3, P) the points in the source frame, in pixels from the picture's centre, and 1."""
+    slope: Tensor | None = None
+    """(E, 4, P) how source and target move with the read-out, pixels a second; None where it is not unknown."""
+    slope_at: float = 0.0
+    """Read-out in seconds for which source and target are given."""
 
     def select(self, keep: Tensor) -> Edges:
         """The edges for which the mask keep (E,) is true."""
-        return Edges(src=self.src[keep], dst=self.dst[keep], target=self.target[keep], weight=self.weight[keep])
+        return replace(
+            self,
+            src=self.src[keep],
+            dst=self.dst[keep],
+            target=self.target[keep],
+            weight=self.weight[keep],
+            source=self.source[keep],
+            slope=None if self.slope is None else self.slope[keep],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,14 +78,16 @@ class State:
     """(n,) log of the focal length in analysis pixels."""
     inv_depth: Tensor
     """(n, P)."""
+    readout: Tensor
+    """() time from the picture's first row to its last in seconds; negative where the last is read first."""
+    readout_info: Tensor
+    """() what is known of it: PRIOR_PX2 over its variance, 1/s^2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Problem:
     """What stays fixed during one adjustment."""
 
-    points: Tensor
-    """(P, 2) grid points in pixels from the picture's centre. Their dtype is that of all arithmetic on points."""
     grid: tuple[int, int]
     """Rows and columns of the grid; rows * columns = P."""
     edges: Edges
@@ -92,11 +108,8 @@ class Problem:
     """A camera that moves may zoom as freely as one that only turns."""
     free_depth: bool = True
     """Inverse depths may change."""
-
-    @property
-    def homogeneous(self) -> Tensor:
-        """(3, P) grid points and 1."""
-        return torch.cat([self.points, torch.ones_like(self.points[:, :1])], 1).T.contiguous()
+    readout_prior: tuple[float, float] = (0.0, 0.0)
+    """Expected read-out in seconds, and what is known of it: its inverse variance times PRIOR_PX2."""
 
 
 @dataclass(slots=True)
@@ -115,6 +128,19 @@ def reprojection_error(state: State, problem: Problem) -> Tensor:
     return torch.where(seen.ahead, seen.residual.norm(dim=1), 1e3)
 
 
+def inv_depth_at_target(state: State, edges: Edges) -> Tensor:
+    """Inverse depth (E, P) of the points in the destination frames."""
+    problem = Problem(
+        grid=(1, edges.target.shape[-1]),
+        edges=edges,
+        first_free_pose=0,
+        first_free_structure=0,
+        log_focal_prior=0.0,
+        rotation_only=False,
+    )
+    return state.inv_depth[edges.src] / _Seen.of(state, problem).z
+
+
 @dataclass(slots=True)
 class _Seen:
     """The points of the source frames in the destination cameras; coordinates are times the inverse depth."""
@@ -127,6 +153,8 @@ class _Seen:
     """(E, P)."""
     slope: Tensor
     """(E, 2, P) x / z and y / z."""
+    source: Tensor
+    """(E, 3, P) the points in the source frame, for the state's read-out."""
     from_pixels: Tensor
     """(E, 3, 3) pixels and 1 of the source to directions of the destination."""
     R: Tensor
@@ -136,20 +164,25 @@ class _Seen:
 
     @staticmethod
     def of(state: State, problem: Problem) -> _Seen:
-        e, dtype = problem.edges, problem.points.dtype
+        e, dtype = problem.edges, problem.edges.target.dtype
         focal = state.log_focal.exp()
         T = state.cam_from_world[e.dst] @ rigid_inverse(state.cam_from_world[e.src])
         from_pixels = (
             T[:, :3, :3] @ torch.diag_embed(torch.stack([1 / focal, 1 / focal, torch.ones_like(focal)], -1))[e.src]
         )
         from_pixels, R, t, f = (v.to(dtype) for v in (from_pixels, T[:, :3, :3], T[:, :3, 3], focal[e.dst, None]))
-        Y = (from_pixels.reshape(-1, 3) @ problem.homogeneous).reshape(len(t), 3, len(problem.points))
+        source, target = e.source, e.target
+        if e.slope is not None:
+            shift = e.slope * (state.readout - e.slope_at).to(dtype)
+            source, target = source.clone(), target + shift[:, 2:]
+            source[:, :2] += shift[:, :2]
+        Y = from_pixels @ source
         if not problem.rotation_only:
             Y.addcmul_(t[:, :, None], state.inv_depth[e.src][:, None])
         z = Y[:, 2].clamp_min(1e-3)
         slope = Y[:, :2] / z[:, None]
-        residual = torch.addcmul(-e.target, f[:, None], slope)
-        return _Seen(residual, Y[:, 2] > 1e-2, z, slope, from_pixels, R, t, f)
+        residual = torch.addcmul(-target, f[:, None], slope)
+        return _Seen(residual, Y[:, 2] > 1e-2, z, slope, source, from_pixels, R, t, f)
 
     def cost(self, problem: Problem, width_px: float) -> tuple[Tensor, Tensor]:
         """Robust cost and the weights (E, P) of the squared residuals."""
@@ -186,11 +219,12 @@ class _Prior:
 
     def __init__(self, problem: Problem, n: int, typical: float) -> None:
         self._first, self._log_focal = problem.first_free_structure, problem.log_focal_prior
+        self._readout, self._k_readout = problem.readout_prior
         focal_step = LOG_FOCAL_STEP_STD if problem.rotation_only or problem.zooms else LOG_FOCAL_STEP_STD_MOVING
         # How far one length moves a point of typical depth in the picture: sideways, and ahead on average.
         px = (
             typical * math.exp(problem.log_focal_prior),
-            typical * float(problem.points.norm(dim=1).square().mean().sqrt()),
+            typical * float(problem.edges.source[0, :2].norm(dim=0).square().mean().sqrt()),
         )
         sideways, ahead = TRANSLATION_STEP_STD_PX / px[0], TRANSLATION_STEP_STD_PX / px[1]
         # A rotation of no data at all stays where it is; with data this is far too weak to be felt.
@@ -200,7 +234,9 @@ class _Prior:
         chain[0, 0] = chain[-1, -1] = min(1, n - 1)
         hessian = torch.einsum("ij,kl->ikjl", chain, torch.diag(self._k))
         hessian[self._first, 6, self._first, 6] += self._k_focal
-        self.hessian = hessian.reshape(7 * n, 7 * n)
+        self.hessian = torch.zeros(7 * n + 1, 7 * n + 1).double()
+        self.hessian[:-1, :-1] = hessian.reshape(7 * n, 7 * n)
+        self.hessian[-1, -1] = self._k_readout
 
     def _steps(self, state: State) -> tuple[Tensor, Tensor]:
         step = state.cam_from_world[1:] @ rigid_inverse(state.cam_from_world[:-1])
@@ -210,7 +246,8 @@ class _Prior:
 
     def cost(self, state: State) -> Tensor:
         steps, off = self._steps(state)
-        return (self._k * steps * steps).sum() + self._k_focal * off * off
+        rolling = self._k_readout * (state.readout - self._readout) ** 2
+        return (self._k * steps * steps).sum() + self._k_focal * off * off + rolling
 
     def gradient(self, state: State) -> Tensor:
         steps, off = self._steps(state)
@@ -218,20 +255,27 @@ class _Prior:
         g[1:] += self._k * steps
         g[:-1] -= self._k * steps
         g[self._first, 6] += self._k_focal * off
-        return g.reshape(-1)
+        return torch.cat([g.reshape(-1), (self._k_readout * (state.readout - self._readout)).reshape(1)])
 
 
 def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
-    """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments."""
-    e, dtype = problem.edges, problem.points.dtype
+    """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments; the read-out."""
+    e, dtype = problem.edges, problem.edges.target.dtype
     n, P = state.inv_depth.shape
     seen = _Seen.of(state, problem)
     total, w = seen.cost(problem, width_px)
     (a, b), f = seen.slope.unbind(1), seen.f
     fa, fb, s = f * a, f * b, f / seen.z
-    zoom_src = -(seen.from_pixels[:, :, :2].reshape(-1, 2) @ problem.homogeneous[:2]).reshape(len(e.src), 3, P)
-    # Rows: dst translation (3), dst rotation (3), dst log f, src log f, then the residual itself; for u and for v.
-    J = torch.zeros(len(e.src), 9, 2, P, dtype=dtype)
+
+    def moved(source_move: Tensor) -> Tensor:
+        """How the picture moves (E, 2, P) when the source's points do (E, 2, P)."""
+        v = seen.from_pixels[:, :, :2] @ source_move
+        return s[:, None] * (v[:, :2] - seen.slope * v[:, 2:])
+
+    # Rows: dst translation (3), dst rotation (3), dst log f, src log f, read-out where it is unknown, then the residual
+    # itself; for u and for v.
+    L = 8 if e.slope is None else 9
+    J = torch.zeros(len(e.src), L + 1, 2, P, dtype=dtype)
     if not problem.rotation_only:
         q = state.inv_depth[e.src] * s
         J[:, 0, 0] = J[:, 1, 1] = q
@@ -243,25 +287,32 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     torch.mul(fa, b, out=J[:, 4, 1])
     torch.neg(fb, out=J[:, 5, 0])
     J[:, 5, 1], J[:, 6, 0], J[:, 6, 1] = fa, fa, fb
-    J[:, 7] = s[:, None] * (zoom_src[:, :2] - seen.slope * zoom_src[:, 2:])
-    J[:, 8] = seen.residual
-    # The 14 unknowns of an edge (src pose, src log f, dst pose, dst log f) in the 8 above:
+    J[:, 7] = moved(-seen.source[:, :2])
+    if e.slope is not None:
+        J[:, 8] = moved(e.slope[:, :2]) - e.slope[:, 2:]
+    J[:, L] = seen.residual
+    # The 15 unknowns of an edge (src pose, src log f, dst pose, dst log f, read-out) in the rows above:
     # dst_from_src * exp(-xi_src) = exp(-Ad xi_src) * dst_from_src.
-    M = torch.zeros(len(e.src), 8, 14, dtype=dtype)
+    M = torch.zeros(len(e.src), L, 15, dtype=dtype)
     M[:, :3, :3] = M[:, 3:6, 3:6] = -seen.R
     M[:, :3, 3:6] = -skew(seen.t) @ seen.R
     M[:, 7, 6] = 1
     M[:, :6, 7:13] = torch.eye(6, dtype=dtype)
     M[:, 6, 13] = 1
+    M[:, 8:, 14] = 1
 
     wJ = J * w[:, None, None]
     gram = (wJ.flatten(2) @ J.flatten(2).transpose(1, 2)).double()
     Mt = M.transpose(1, 2)
-    H14, g14 = Mt.double() @ gram[:, :8, :8] @ M.double(), (Mt.double() @ gram[:, :8, 8:]).squeeze(-1)
-    cols = torch.cat([e.src[:, None] * 7 + torch.arange(7), e.dst[:, None] * 7 + torch.arange(7)], 1)
-    H = torch.zeros(7 * n * 7 * n).double()
-    H.index_add_(0, (cols[:, :, None] * (7 * n) + cols[:, None, :]).reshape(-1), H14.reshape(-1))
-    g = torch.zeros(7 * n).double().index_add_(0, cols.reshape(-1), g14.reshape(-1))
+    H15, g15 = Mt.double() @ gram[:, :L, :L] @ M.double(), (Mt.double() @ gram[:, :L, L:]).squeeze(-1)
+    N = 7 * n + 1
+    columns = torch.arange(7)
+    cols = torch.cat(
+        [e.src[:, None] * 7 + columns, e.dst[:, None] * 7 + columns, torch.full((len(e.src), 1), N - 1)], 1
+    )
+    H = torch.zeros(N * N).double()
+    H.index_add_(0, (cols[:, :, None] * N + cols[:, None, :]).reshape(-1), H15.reshape(-1))
+    g = torch.zeros(N).double().index_add_(0, cols.reshape(-1), g15.reshape(-1))
     info = grad = coupling = torch.zeros(0, dtype=dtype)
     if problem.free_depth and not problem.rotation_only:
         first = problem.first_free_structure
@@ -271,12 +322,29 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
         D = s[own, None] * (t[:, :2, None] - seen.slope[own] * t[:, 2:, None])
         wJ = wJ[own]
         info = torch.zeros(n - first, P, dtype=dtype).index_add_(0, src, (w[own, None] * D * D).sum(1))
-        grad = torch.zeros(n - first, P, dtype=dtype).index_add_(0, src, (wJ[:, 8] * D).sum(1))
-        C = Mt[own] @ (wJ[:, :8] * D[:, None]).sum(2)
-        coupling = torch.zeros((n - first) * 7 * n, P, dtype=dtype)
-        coupling.index_add_(0, (src[:, None] * (7 * n) + cols[own]).reshape(-1), C.reshape(-1, P))
-        coupling = coupling.reshape(n - first, 7 * n, P)
-    return _Linear(total, H.reshape(7 * n, 7 * n), g, info, grad, coupling)
+        grad = torch.zeros(n - first, P, dtype=dtype).index_add_(0, src, (wJ[:, L] * D).sum(1))
+        C = Mt[own] @ (wJ[:, :L] * D[:, None]).sum(2)
+        coupling = torch.zeros((n - first) * N, P, dtype=dtype)
+        coupling.index_add_(0, (src[:, None] * N + cols[own]).reshape(-1), C.reshape(-1, P))
+        coupling = coupling.reshape(n - first, N, P)
+    return _Linear(total, H.reshape(N, N), g, info, grad, coupling)
+
+
+def _free(problem: Problem, n: int) -> Tensor:
+    """Mask (7 n + 1,) of the unknowns that may change."""
+    free = torch.zeros(n, 7, dtype=torch.bool)
+    free[problem.first_free_pose :, :6] = True
+    free[problem.first_free_structure :, 6] = problem.free_focal
+    if problem.rotation_only:
+        free[:, :3] = False
+    if not problem.free_rotation:
+        free[:, 3:6] = False
+    return torch.cat([free.reshape(-1), torch.tensor([problem.edges.slope is not None])])
+
+
+def _eliminated(H: Tensor, E: Tensor, c: Tensor) -> Tensor:
+    """The Hessian of the cameras when the inverse depths, of Hessian c and coupling E, follow them."""
+    return H - ((E / c[:, None]) @ E.transpose(1, 2)).sum(0).double()
 
 
 def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) -> State:
@@ -291,14 +359,7 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
         The adjusted state; never one of higher cost than the given.
     """
     n, _ = state.inv_depth.shape
-    free = torch.zeros(n, 7, dtype=torch.bool)
-    free[problem.first_free_pose :, :6] = True
-    free[problem.first_free_structure :, 6] = problem.free_focal
-    if problem.rotation_only:
-        free[:, :3] = False
-    if not problem.free_rotation:
-        free[:, 3:6] = False
-    free = free.reshape(-1)
+    free = _free(problem, n)
     move_depth = problem.free_depth and not problem.rotation_only
     b = problem.first_free_structure
     typical = float(state.inv_depth[b:].median())
@@ -325,17 +386,16 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
             A, v = H, g
             if move_depth:
                 c = c0 * (1 + damping)
-                Ec = E / c[:, None]
-                A = H - (Ec @ E.transpose(1, 2)).sum(0).double()
-                v = g - (Ec @ h[..., None]).sum(0).squeeze(-1).double()
+                A = _eliminated(H, E, c)
+                v = g - ((E / c[:, None]) @ h[..., None]).sum(0).squeeze(-1).double()
             A = A + torch.diag(damping * H.diagonal() + 1e-9)
             factor, info = torch.linalg.cholesky_ex(A)
             if int(info) != 0:
                 damping = max(damping * 10, 1e-3)
                 continue
-            step = g.new_zeros(7 * n)
+            step = g.new_zeros(7 * n + 1)
             step[free] = -torch.cholesky_solve(v[:, None], factor)[:, 0]
-            xi = step.reshape(n, 7)
+            xi = step[:-1].reshape(n, 7)
             new_rho = state.inv_depth.clone()
             if move_depth:
                 d_rho = -(h + (E.transpose(1, 2) @ step[free][:, None].to(E.dtype)).squeeze(-1)) / c
@@ -344,6 +404,8 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
                 cam_from_world=se3_retract(xi[:, :6], state.cam_from_world),
                 log_focal=state.log_focal + xi[:, 6].clamp(-0.2, 0.2),
                 inv_depth=new_rho,
+                readout=state.readout + step[-1],
+                readout_info=state.readout_info,
             )
             after = _Seen.of(trial, problem).cost(problem, width_px)[0] + prior.cost(trial)
             if move_depth:
@@ -358,4 +420,9 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
         damping = max(damping * 0.3, 1e-6)
         if before - after < 1e-4 * before:
             break
+    if free[-1]:
+        # Without damping: what remains of the read-out's curvature when all others follow it.
+        A = _eliminated(H, E, c0) if move_depth else H
+        rest = torch.linalg.solve(A[:-1, :-1] + 1e-9 * torch.eye(len(A) - 1).double(), A[:-1, -1])
+        state = replace(state, readout_info=A[-1, -1] - A[-1, :-1] @ rest)
     return state

@@ -21,9 +21,10 @@ from vs3r.config import Config
 from vs3r.flow import DisFlow, analysis_picture, analysis_size
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import dynamic_probability
-from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
+from vs3r.reconstruct.bundle import PRIOR_PX2, Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
-from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
+from vs3r.reconstruct.rolling import Shutter, rectify
+from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ CONNECTED = 0.25
 # Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left.
 ZOOM_ABOVE = 0.05
 ZOOM_GAIN = 0.3
+# Before looking: a read-out of this part of a frame, either way.
+READOUT_STD = 0.5
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
@@ -49,6 +52,7 @@ class _Solved:
     cam_from_world: Tensor
     log_focal: Tensor
     inv_depth: Tensor
+    pts_s: float
     flat: bool
 
 
@@ -82,6 +86,7 @@ class FlowBundleAdjustment:
         self._observed: list[Observation] = []
         self._pending: list[tuple[int, float]] = []
         self._solved: list[_Solved] = []
+        self._readout, self._readout_info = 0.0, PRIOR_PX2 / (READOUT_STD * 33e-3) ** 2
 
     def push(self, frame: Frame) -> list[FrameGeometry]:
         """See Reconstructor."""
@@ -117,21 +122,27 @@ class FlowBundleAdjustment:
         """Adjust the pending frames and make the geometry of the first `ready` of them final."""
         old = self._solved[-BLOCK:]
         base = self._pending[0][0] - len(old)
-        edges = self._edges(base)
+        found = self._fresh_observations(base)
+        edges = self._edges(found, base) if found else None
         start = self._predict(old, edges)
         known = len(old)
-        turning = self._problem(edges, known, rotation_only=True)
-        if len(edges.src):
-            start = adjust(start, turning, width_px=3.0, iterations=6)
-            start = adjust(start, turning, width_px=1.0, iterations=6)
-        solved = self._moving(start, edges, old) if len(edges.src) else None
+        times = [s.pts_s for s in old] + [pts_s for _, pts_s in self._pending]
+        shutter = Shutter(pts_s=torch.tensor(times, dtype=torch.float64), height=self._size[1])
+        if edges is not None:
+            start = self._turning(start, edges, known, shutter)
+        solved = self._moving(start, edges, old, shutter) if edges is not None else None
         # A camera that only turns stays where the last frame stood: no adjustment of rotations alone moves a centre.
         flat, state = solved is None, solved or start
+        self._readout, self._readout_info = float(state.readout), float(state.readout_info)
+        interval = shutter.interval_s
+        log.debug("readout %.3f frames, info %.1f", self._readout / interval, self._readout_info * interval**2)
         for k in range(known, known + ready):
-            self._solved.append(_Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], flat))
+            self._solved.append(
+                _Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], times[k], flat)
+            )
         del self._solved[: -2 * BLOCK]
         out = [
-            self._geometry(k, index, pts_s, state, base)
+            self._geometry(k, index, pts_s, state, base, shutter)
             for k, (index, pts_s) in enumerate(self._pending[:ready], known)
         ]
         self._pending = self._pending[ready:]
@@ -139,24 +150,27 @@ class FlowBundleAdjustment:
         self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
         return out
 
-    def _edges(self, base: int) -> Edges:
+    def _fresh_observations(self, base: int) -> list[Observation]:
+        """Those between the frames from `base` that are of use for the pending ones."""
         new = self._pending[0][0]
-        found = [o for o in self._observed if min(o.src, o.dst) >= base and max(o.src, o.dst) >= new]
-        if not found:
-            P = len(self._points)
-            none = torch.zeros(0, dtype=torch.long)
-            return Edges(src=none, dst=none, target=torch.zeros(0, 2, P), weight=torch.zeros(0, P))
-        flow = torch.from_numpy(np.stack([o.flow for o in found])).flatten(1, 2)
+        return [o for o in self._observed if min(o.src, o.dst) >= base and max(o.src, o.dst) >= new]
+
+    def _edges(self, found: list[Observation], base: int, *, fine: bool = False) -> Edges:
+        """Observations, at the coarse or the fine cells, of frames numbered from `base`."""
+        centre = np.array(self._size, dtype=np.float32) / 2
+        points = torch.from_numpy((self._grid.centres(fine) - centre).reshape(-1, 2))
+        P = len(points)
+        flow = torch.from_numpy(np.stack([o.fine_flow if fine else o.flow for o in found])).flatten(1, 2)
         return Edges(
             src=torch.tensor([o.src - base for o in found]),
             dst=torch.tensor([o.dst - base for o in found]),
-            target=(self._points + flow).transpose(1, 2).contiguous(),
-            weight=torch.from_numpy(np.stack([o.weight for o in found])).flatten(1),
+            target=(points + flow).transpose(1, 2).contiguous(),
+            weight=torch.from_numpy(np.stack([o.fine_weight if fine else o.weight for o in found])).flatten(1),
+            source=torch.cat([points, torch.ones(P, 1)], 1).T.expand(len(found), -1, -1),
         )
 
     def _problem(self, edges: Edges, known: int, *, rotation_only: bool) -> Problem:
         return Problem(
-            points=self._points,
             grid=(self._grid.rows, self._grid.cols),
             edges=edges,
             first_free_pose=max(1, known),
@@ -164,26 +178,39 @@ class FlowBundleAdjustment:
             log_focal_prior=self._log_focal,
             rotation_only=rotation_only,
             free_focal=not self._focal_known,
+            readout_prior=(self._readout, self._readout_info),
         )
 
-    def _predict(self, old: list[_Solved], edges: Edges) -> State:
+    def _predict(self, old: list[_Solved], edges: Edges | None) -> State:
         """Where to start: each new frame by a robust rotation from the one before it."""
         new, P = len(self._pending), len(self._points)
         poses = [s.cam_from_world for s in old] or [torch.eye(4).double()]
-        focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal).double()]
+        focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal, dtype=torch.float64)]
         n = len(old) + new
         level = float(old[-1].inv_depth.median()) if old else 1.0
         state = State(
             cam_from_world=torch.stack((poses + [poses[-1]] * new)[:n]),
             log_focal=torch.stack((focals + [focals[-1]] * new)[:n]),
             inv_depth=torch.stack([s.inv_depth for s in old] + [torch.full((P,), level)] * new),
+            readout=torch.tensor(self._readout, dtype=torch.float64),
+            readout_info=torch.tensor(self._readout_info, dtype=torch.float64),
         )
+        if edges is None:
+            return state
         steps = self._problem(edges.select((edges.src - edges.dst).abs() == 1), len(old), rotation_only=True)
         for width in (16.0, 4.0, 1.5):
             state = adjust(state, steps, width_px=width, iterations=4)
         return state
 
-    def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
+    def _turning(self, state: State, edges: Edges, known: int, shutter: Shutter) -> State:
+        """The camera that only turns, and the read-out."""
+        problem = self._problem(edges, known, rotation_only=True)
+        for width in (3.0, 1.0, 1.0):
+            seen = rectify(edges, state, shutter, free=True)
+            state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=6)
+        return state
+
+    def _moving(self, turning: State, edges: Edges, old: list[_Solved], shutter: Shutter) -> State | None:
         """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
         known = len(old)
         was_moving = bool(old) and not old[-1].flat
@@ -194,18 +221,19 @@ class FlowBundleAdjustment:
         fresh = used.select(used.src >= known)
         if not len(fresh.src):
             return None
-        unexplained = _outlier_share(turning, self._problem(fresh, known, rotation_only=True))
+        flat_problem = self._problem(rectify(fresh, turning, shutter), known, rotation_only=True)
+        unexplained = _outlier_share(turning, flat_problem)
         enough = unexplained if was_moving else (1 - MIN_GAIN) * unexplained - 0.01
         if enough < 0.01:
             return None
         problem = self._problem(used, known, rotation_only=False)
         if not was_moving:
             problem = replace(problem, first_free_pose=known + 1)
-        begin = self._begin_moving(turning, problem, old)
-        state, left = _refined(begin, problem, fresh)
+        begin = self._begin_moving(turning, problem, old, shutter)
+        state, left = _refined(begin, problem, fresh, shutter)
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
         if left > ZOOM_ABOVE and problem.free_focal:
-            zooming, left_zooming = _refined(begin, replace(problem, zooms=True), fresh)
+            zooming, left_zooming = _refined(begin, replace(problem, zooms=True), fresh, shutter)
             log.debug("outlier share zooming %.3f", left_zooming)
             if left_zooming < (1 - ZOOM_GAIN) * left:
                 state, left = zooming, left_zooming
@@ -225,7 +253,7 @@ class FlowBundleAdjustment:
         T[known:, :3, 3] = -(T[known:, :3, :3] @ (begin + ratio * (centre[known:] - begin))[..., None]).squeeze(-1)
         return replace(state, cam_from_world=T, inv_depth=depth)
 
-    def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved]) -> State:
+    def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved], shutter: Shutter) -> State:
         """Where to start with six degrees of freedom."""
         known = len(old)
         # A lens that zooms while it turns is what walking ahead looks like: begin without.
@@ -240,7 +268,8 @@ class FlowBundleAdjustment:
             # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
             problem = replace(problem, free_rotation=False, free_focal=False)
         for width in (12.0, 4.0):
-            state = adjust(state, problem, width_px=width, iterations=8)
+            seen = rectify(problem.edges, state, shutter)
+            state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
         return state
 
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
@@ -258,11 +287,13 @@ class FlowBundleAdjustment:
             depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)
         return depth
 
-    def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int) -> FrameGeometry:
+    def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int, shutter: Shutter) -> FrameGeometry:
         grid, f = self._grid, math.exp(float(state.log_focal[k]))
         scale_x, scale_y = self._format.width / self._size[0], self._format.height / self._size[1]
         K = np.array([[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]])
         inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy()
+        readout_s = float(state.readout)
+        motion = shutter.motion(state.cam_from_world)[k] * readout_s ** torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None]
         return FrameGeometry(
             index=index,
             pts_s=pts_s,
@@ -270,10 +301,12 @@ class FlowBundleAdjustment:
             K=K,
             cam_from_world=state.cam_from_world[k].numpy(),
             inv_depth=inv_depth,
-            dynamic=self._dynamic(index, inv_depth, state, base),
+            dynamic=self._dynamic(index, inv_depth, state, base, shutter),
+            readout_s=readout_s,
+            row_motion=motion.numpy(),
         )
 
-    def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int) -> FloatArray:
+    def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int, shutter: Shutter) -> FloatArray:
         grid = self._grid
         fine = (2 * grid.cols, 2 * grid.rows)
         last = base + len(state.log_focal) - 1
@@ -281,6 +314,10 @@ class FlowBundleAdjustment:
         if not found:
             return np.zeros(fine[::-1], np.float32)
         cell = (grid.width / fine[0], grid.height / fine[1])
+        fine_depth = np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+        depths = torch.from_numpy(fine_depth).flatten().expand(len(state.log_focal), -1)
+        seen = rectify(self._edges(found, base, fine=True), replace(state, inv_depth=depths), shutter)
+        flows = (seen.target - seen.source[:, :2]).transpose(1, 2).reshape(len(found), *fine[::-1], 2).numpy()
 
         def intrinsics(n: int) -> DoubleArray:
             f = math.exp(float(state.log_focal[n - base]))
@@ -288,8 +325,8 @@ class FlowBundleAdjustment:
 
         pose = state.cam_from_world
         return dynamic_probability(
-            np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32),
-            [o.fine_flow for o in found],
+            fine_depth,
+            list(flows),
             [o.fine_weight for o in found],
             [abs(o.dst - index) for o in found],
             np.stack([intrinsics(index)] * len(found)),
@@ -299,11 +336,12 @@ class FlowBundleAdjustment:
         )
 
 
-def _refined(state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
+def _refined(state: State, problem: Problem, fresh: Edges, shutter: Shutter) -> tuple[State, float]:
     """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
     for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
-        state = adjust(state, problem, width_px=width, iterations=iterations)
-    return state, _outlier_share(state, replace(problem, edges=fresh))
+        seen = rectify(problem.edges, state, shutter, free=True)
+        state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
+    return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, shutter)))
 
 
 def _outlier_share(state: State, problem: Problem) -> float:

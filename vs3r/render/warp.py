@@ -75,7 +75,8 @@ def backward_map(
 
     A source point x = (x, y, 1) with inverse depth rho is seen in direction Y = R x + rho t. In source axes, with
     t' = R^T t, that is d = (x + rho t') / |x + rho t'|, so x is proportional to d - s t' with s = rho / |x + rho t'|,
-    which is iterated. Distances along the ray, not depths, so that rays beyond 90 degrees work as well.
+    which is iterated. Distances along the ray, not depths, so that rays beyond 90 degrees work as well. Where the
+    source has a rolling shutter, x is seen by the camera of its own row, which is found in the same iteration.
 
     Args:
         rays: (rows, cols, 3) unit rays in virtual camera axes.
@@ -91,23 +92,42 @@ def backward_map(
     fx, fy, skew = (np.float32(geometry.K[i]) for i in ((0, 0), (1, 1), (0, 1)))
     cx, cy = np.float32(geometry.K[0, 2]), np.float32(geometry.K[1, 2])
 
-    def project(
-        px: FloatArray, py: FloatArray, pz: FloatArray
-    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    def over_z(px: FloatArray, py: FloatArray, pz: FloatArray) -> tuple[FloatArray, FloatArray]:
         z = np.maximum(pz, np.float32(FRONT))
-        nx, ny = f32(px / z), f32(py / z)
-        return nx, ny, f32(fx * nx + skew * ny + cx), f32(fy * ny + cy)
+        return f32(px / z), f32(py / z)
 
-    nx, ny, u, v = project(dx, dy, dz)
+    def pixel(nx: FloatArray, ny: FloatArray) -> tuple[FloatArray, FloatArray]:
+        return f32(fx * nx + skew * ny + cx), f32(fy * ny + cy)
+
+    nx, ny = over_z(dx, dy, dz)
+    u, v = pixel(nx, ny)
     pz = dz
     settled = np.ones(u.shape, np.bool_)
-    if float(np.hypot(np.hypot(tx, ty), tz)) * float(inv_depth.max()) > 1e-7:
+    rolls = bool(geometry.row_motion.any())
+    if rolls or float(np.hypot(np.hypot(tx, ty), tz)) * float(inv_depth.max()) > 1e-7:
         for _ in range(ITERATIONS):
             rho = sample_cells(inv_depth, u, v, size)
             s = rho / np.sqrt((nx + rho * tx) ** 2 + (ny + rho * ty) ** 2 + (1 + rho * tz) ** 2)
             pz = dz - s * tz
             last_u, last_v = u, v
-            nx, ny, u, v = project(dx - s * tx, dy - s * ty, pz)
+            nx, ny = over_z(dx - s * tx, dy - s * ty, pz)
+            row = f32(np.clip(v / np.float32(size[1]), 0, 1) - np.float32(0.5))
+            u, v = pixel(*over_z(*_at_row(nx, ny, rho, geometry.row_motion, row))) if rolls else pixel(nx, ny)
         settled = np.maximum(np.abs(u - last_u), np.abs(v - last_v)) < 0.004 * max(size)
     front = ((pz > FRONT) & (dz > FRONT)).astype(np.float32)
     return BackwardMap(x=u, y=v, front=front, settled=settled.astype(np.float32))
+
+
+def _at_row(
+    x: FloatArray, y: FloatArray, inv_depth: FloatArray, row_motion: DoubleArray, s: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Points (x, y, 1) of the middle row's camera in that of row s, see FrameGeometry.row_motion."""
+    tx, ty, tz, a, b, c = (f32(np.polyval([*column[::-1], 0.0], s)) for column in row_motion.T)
+    # Rotation by a small vector w to second order: v + w x v + w x (w x v) / 2.
+    ux, uy, uz = b - c * y, c * x - a, a * y - b * x
+    half = np.float32(0.5)
+    return (
+        f32(x + ux + half * (b * uz - c * uy) + inv_depth * tx),
+        f32(y + uy + half * (c * ux - a * uz) + inv_depth * ty),
+        f32(1 + uz + half * (a * uy - b * ux) + inv_depth * tz),
+    )
