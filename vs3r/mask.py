@@ -39,17 +39,19 @@ def dynamic_probability(
     """
     scale = np.array(cell_px, dtype=np.float32)
     px = float(scale.mean())
-    residual, ahead = rigid_flow_residual(
+    tau = np.array([TAU_PX + TAU_PX_PER_GAP * g for g in gaps], dtype=np.float32) / px
+    rigid = rigid_flow_residual(
         torch.from_numpy(np.broadcast_to(inv_depth, (len(flows), *inv_depth.shape)).copy()),
         torch.from_numpy(np.stack(flows) / scale),
         K_src=torch.from_numpy(K_src.astype(np.float32)),
         K_dst=torch.from_numpy(K_dst.astype(np.float32)),
         dst_from_src=torch.from_numpy(dst_from_src.astype(np.float32)),
+        tau=torch.from_numpy(tau),
     )
-    tau = np.array([TAU_PX + TAU_PX_PER_GAP * g for g in gaps], dtype=np.float32)[:, None, None]
-    excess = residual.numpy() * px / tau
+    # A vote that rises softly about the threshold instead of the mask's step.
+    excess = rigid.residual.numpy() / tau[:, None, None]
     vote = 1 / (1 + np.exp(-4 * (excess - 1.5)))
-    trust = np.stack(weights) * ahead.numpy() + 1e-3
+    trust = np.stack(weights) * rigid.ahead.numpy() + 1e-3
     # Where the flow is not trusted at all nothing is said: still.
     probability = (trust * vote).sum(0) / (trust.sum(0) + 0.1)
     probability = cv2.medianBlur(np.asarray(probability * 255, dtype=np.uint8), 3).astype(np.float32) / 255

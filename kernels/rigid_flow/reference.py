@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+SEEN, OUTSIDE, BEHIND, INVALID = 0, 1, 2, 3
+"""See RigidFlow.status."""
+NEAREST = 1e-3
+"""A point must be ahead of the destination by this share of its depth in the source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RigidFlow:
+    """How far the flow of each pixel is from what a rigid world would show."""
+
+    residual: Tensor
+    """(B, H, W) pixels, finite; 0 where the status is BEHIND or INVALID."""
+    mask: Tensor
+    """(B, H, W) bool: seen, and the residual is more than tau; or in the semantic mask."""
+    status: Tensor
+    """(B, H, W) uint8: SEEN by the destination, OUTSIDE its picture, BEHIND its camera, or INVALID: depth negative,
+    or depth, flow or the position not finite."""
+    flow: Tensor | None
+    """(B, H, W, 2) rigid flow in pixels, 0 where BEHIND or INVALID; None where it was not asked for."""
+
+    @property
+    def ahead(self) -> Tensor:
+        """(B, H, W) bool: the point lies ahead of the destination camera, in its picture or not."""
+        return self.status < BEHIND
+
 
 def rigid_flow_residual_reference(
-    inv_depth: Tensor, observed_flow: Tensor, K_src: Tensor, K_dst: Tensor, dst_from_src: Tensor
-) -> tuple[Tensor, Tensor]:
+    inv_depth: Tensor,
+    observed_flow: Tensor,
+    K_src: Tensor,
+    K_dst: Tensor,
+    dst_from_src: Tensor,
+    tau: Tensor,
+    semantic: Tensor | None,
+    with_flow: bool,
+) -> RigidFlow:
     """See vs3r.kernels.rigid_flow.rigid_flow_residual."""
-    _, H, W = inv_depth.shape
-    rows, columns = torch.arange(H).to(inv_depth) + 0.5, torch.arange(W).to(inv_depth) + 0.5
-    v, u = torch.meshgrid(rows, columns, indexing="ij")
-    pixels = torch.stack([u, v, torch.ones_like(u)], -1)
+    B, H, W = inv_depth.shape
+    dtype = torch.float64 if inv_depth.dtype == torch.float64 else torch.float32
+    rho, flow_x, flow_y = (a.to(dtype).reshape(B, H * W) for a in (inv_depth, *observed_flow.unbind(-1)))
+    known = (rho >= 0) & (rho < torch.inf) & flow_x.isfinite() & flow_y.isfinite()
+    rho = torch.where(known, rho, 0)
+    v, u = torch.meshgrid(torch.arange(H).to(rho) + 0.5, torch.arange(W).to(rho) + 0.5, indexing="ij")
+    u, v = u.flatten(), v.flatten()
     # project(K_dst (R K_src^-1 p / rho + t)), multiplied by rho so that a point at infinity is nothing special.
-    KRK = K_dst @ dst_from_src[:, :3, :3] @ torch.linalg.inv(K_src)
-    Kt = (K_dst @ dst_from_src[:, :3, 3:]).squeeze(-1)
-    Y = torch.einsum("bij,hwj->bhwi", KRK, pixels) + inv_depth[..., None] * Kt[:, None, None]
-    z = Y[..., 2]
-    ahead = z > 1e-3
-    seen = Y[..., :2] / z.clamp_min(1e-3)[..., None]
-    residual = (seen - pixels[..., :2] - observed_flow).norm(dim=-1)
-    return torch.where(ahead, residual, torch.zeros_like(residual)), ahead
+    K_src, K_dst, dst_from_src = K_src.double(), K_dst.double(), dst_from_src.double()
+    KRK = (K_dst @ dst_from_src[:, :3, :3] @ torch.linalg.inv(K_src)).to(dtype)
+    Kt = (K_dst @ dst_from_src[:, :3, 3:]).to(dtype)
+    x, y, z = (KRK @ torch.stack([u, v, torch.ones_like(u)]) + rho[:, None] * Kt).unbind(1)
+    ahead = z > NEAREST
+    x, y = x / torch.where(ahead, z, 1), y / torch.where(ahead, z, 1)
+    residual = torch.hypot(x - u - flow_x, y - v - flow_y)
+    known &= residual.isfinite()
+    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)
+    status = torch.full_like(rho, SEEN, dtype=torch.uint8)
+    status.masked_fill_(~inside, OUTSIDE).masked_fill_(~ahead, BEHIND).masked_fill_(~known, INVALID)
+    mask = ((status == SEEN) & (residual > tau.to(dtype)[:, None])).view(B, H, W)
+    told = status < BEHIND
+    flow = torch.stack([x - u, y - v], -1).where(told[..., None], 0).view(B, H, W, 2) if with_flow else None
+    return RigidFlow(
+        residual=residual.where(told, 0).view(B, H, W),
+        mask=mask if semantic is None else mask | semantic,
+        status=status.view(B, H, W),
+        flow=flow,
+    )
