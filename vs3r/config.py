@@ -61,6 +61,13 @@ class ReconstructConfig:
     hfov_deg: float | None = option(
         None, "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated", low=5, high=160
     )
+    readout_ms: float | None = option(
+        None,
+        "rolling shutter: milliseconds from the first row of a frame to the last, negative where the last is read "
+        "first, 0 for a global shutter, when it is known; otherwise estimated",
+        low=-100,
+        high=100,
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -53,8 +53,9 @@ def make_frames(grey: Sequence[Grey], first: int = 0) -> list[Frame]:
     ]
 
 
-def maker(frames: Sequence[Frame], hfov_deg: float | None = None) -> Reconstructor:
-    return make_reconstructor(Config(reconstruct=ReconstructConfig(hfov_deg=hfov_deg)), frames[0].format)
+def maker(frames: Sequence[Frame], hfov_deg: float | None = None, *, readout_ms: float | None = None) -> Reconstructor:
+    config = ReconstructConfig(hfov_deg=hfov_deg, readout_ms=readout_ms)
+    return make_reconstructor(Config(reconstruct=config), frames[0].format)
 
 
 def run(frames: Sequence[Frame], reconstructor: Reconstructor) -> list[FrameGeometry]:
@@ -161,6 +162,12 @@ def test_a_rolling_shutter_is_measured(name: str, readout_frames: float) -> None
         true = np.asarray(np.linalg.inv(world_from_row) @ world_from_middle)[:3, :3]
         off.append(np.rad2deg(np.abs(so3_log(torch.from_numpy(true)).numpy() - moved[3:]).max()))
     assert np.median(off) < 0.03
+
+
+def test_a_readout_that_is_given_stays() -> None:
+    frames = make_frames(pictures("rotation", 18))
+    assert {g.readout_s for g in run(frames, maker(frames, readout_ms=-12.5))} == {-0.0125}
+    assert not any(g.row_motion.any() for g in run(frames, maker(frames, readout_ms=0)))
 
 
 @pytest.mark.parametrize("name", ["rotation", "walking", "still"])
@@ -270,15 +277,15 @@ def elsewhere() -> list[Grey]:
 
 @pytest.mark.parametrize("at", [1, 5, 18])
 def test_a_hard_cut_begins_a_segment(at: int) -> None:
-    """After it everything is as if the second shot had been alone."""
+    """After it everything is as if the second shot had been alone, but for the read-out, which is the camera's."""
     before, after = pictures("walking", at), elsewhere()
     frames = make_frames([*before, *after])
-    found = run(frames, maker(frames))
+    found = run(frames, maker(frames, readout_ms=0))
     check(found, frames)
     assert [g.segment for g in found] == [0] * at + [1] * 6
     alone = make_frames(after, first=at)
-    for ours, theirs in zip(found[at:], run(alone, maker(alone)), strict=True):
+    for ours, theirs in zip(found[at:], run(alone, maker(alone, readout_ms=0)), strict=True):
         np.testing.assert_array_equal(ours.cam_from_world, theirs.cam_from_world)
         np.testing.assert_array_equal(ours.inv_depth, theirs.inv_depth)
     first = make_frames(before)
-    assert_same(found[:at], run(first, maker(first)))
+    assert_same(found[:at], run(first, maker(first, readout_ms=0)))

@@ -36,7 +36,7 @@ def test_motion_within_a_frame(hz: float, worst_px: float) -> None:
     """Half an interval to either side, in pixels at a focal length of 380 px; worst seen 4e-5, 0.004, 0.35."""
     pts = torch.arange(16).double() / FPS
     poses = camera_at(pts, hz=hz)
-    motion = Shutter(pts_s=pts, height=HEIGHT).motion(poses)
+    motion = Shutter(pts.tolist(), HEIGHT).motion(poses)
     errors = []
     for i in range(3, 13):
         for late in (-0.5, -0.25, 0.25, 0.5):
@@ -53,10 +53,10 @@ def test_motion_at_the_ends_and_across_gaps() -> None:
     rate = torch.tensor([0.0, 0.3, 0.0, 0.1, 0.5, -0.2]).double()
     poses = rigid(so3_exp(rate[3:] * pts[:, None]), torch.zeros(len(pts), 3).double())
     poses[5:] = torch.eye(4).double()
-    motion = Shutter(pts_s=pts, height=HEIGHT).motion(poses)
+    motion = Shutter(pts.tolist(), HEIGHT).motion(poses)
     torch.testing.assert_close(motion[:5, 0, 3:], rate[3:].expand(5, 3), rtol=0, atol=1e-6)
     assert float(motion[5:].abs().max()) < 1e-9
-    alone = Shutter(pts_s=pts[:1], height=HEIGHT).motion(poses[:1])
+    alone = Shutter(pts[:1].tolist(), HEIGHT).motion(poses[:1])
     assert alone.shape == (1, ROW_MOTION_ORDER, 6) and not alone.any()
 
 
@@ -74,7 +74,7 @@ def observed(readout: float) -> tuple[State, Edges, Edges, Shutter]:
         readout_info=torch.tensor(0.0).double(),
     )
     src, dst = torch.tensor([4, 5, 6, 5]), torch.tensor([5, 4, 7, 7])
-    shutter = Shutter(pts_s=pts, height=HEIGHT)
+    shutter = Shutter(pts.tolist(), HEIGHT)
     rolled, still = [], []
     for a, b in zip(src.tolist(), dst.tolist(), strict=True):
         # A grid point's place in the middle row's camera, then where another camera sees it, row by row.

@@ -39,8 +39,11 @@ CONNECTED = 0.25
 # Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left.
 ZOOM_ABOVE = 0.05
 ZOOM_GAIN = 0.3
-# Before looking: a read-out of this part of a frame, either way.
-READOUT_STD = 0.5
+# What is believed of the read-out before looking, and how well it must be known to be settled, as standard deviations.
+READOUT_STD_S = 0.015
+READOUT_SETTLED_STD_S = 0.00025
+# After a cut it may be another camera.
+READOUT_CUT_STD_S = 0.002
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
@@ -69,6 +72,8 @@ class FlowBundleAdjustment:
         long_side = self._size[0] if hfov is not None else max(self._size)
         angle = math.radians(hfov if hfov is not None else DEFAULT_HFOV_DEG)
         self._log_focal = math.log(0.5 * long_side / math.tan(angle / 2))
+        ms = config.reconstruct.readout_ms
+        self._readout_given = None if ms is None else ms / 1000
         centre = np.array(self._size, dtype=np.float32) / 2
         self._points = torch.from_numpy((self._grid.centres(fine=False) - centre).reshape(-1, 2))
         self.reset()
@@ -78,6 +83,8 @@ class FlowBundleAdjustment:
         self._count = 0
         self._segment = 0
         self._last_picture: npt.NDArray[np.uint8] | None = None
+        self._readout = 0.0 if self._readout_given is None else self._readout_given
+        self._readout_info = PRIOR_PX2 / READOUT_STD_S**2
         self._start_segment()
 
     def _start_segment(self) -> None:
@@ -86,7 +93,7 @@ class FlowBundleAdjustment:
         self._observed: list[Observation] = []
         self._pending: list[tuple[int, float]] = []
         self._solved: list[_Solved] = []
-        self._readout, self._readout_info = 0.0, PRIOR_PX2 / (READOUT_STD * 33e-3) ** 2
+        self._readout_info = min(self._readout_info, PRIOR_PX2 / READOUT_CUT_STD_S**2)
 
     def push(self, frame: Frame) -> list[FrameGeometry]:
         """See Reconstructor."""
@@ -127,7 +134,7 @@ class FlowBundleAdjustment:
         start = self._predict(old, edges)
         known = len(old)
         times = [s.pts_s for s in old] + [pts_s for _, pts_s in self._pending]
-        shutter = Shutter(pts_s=torch.tensor(times, dtype=torch.float64), height=self._size[1])
+        shutter = Shutter(times, self._size[1])
         if edges is not None:
             start = self._turning(start, edges, known, shutter)
         solved = self._moving(start, edges, old, shutter) if edges is not None else None
@@ -205,8 +212,8 @@ class FlowBundleAdjustment:
     def _turning(self, state: State, edges: Edges, known: int, shutter: Shutter) -> State:
         """The camera that only turns, and the read-out."""
         problem = self._problem(edges, known, rotation_only=True)
-        for width in (3.0, 1.0, 1.0):
-            seen = rectify(edges, state, shutter, free=True)
+        for width in (3.0, 1.0):
+            seen = rectify(edges, state, shutter, free=self._readout_unsettled)
             state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=6)
         return state
 
@@ -230,16 +237,27 @@ class FlowBundleAdjustment:
         if not was_moving:
             problem = replace(problem, first_free_pose=known + 1)
         begin = self._begin_moving(turning, problem, old, shutter)
-        state, left = _refined(begin, problem, fresh, shutter)
+        state, left = self._refined(begin, problem, fresh, shutter)
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
         if left > ZOOM_ABOVE and problem.free_focal:
-            zooming, left_zooming = _refined(begin, replace(problem, zooms=True), fresh, shutter)
+            zooming, left_zooming = self._refined(begin, replace(problem, zooms=True), fresh, shutter)
             log.debug("outlier share zooming %.3f", left_zooming)
             if left_zooming < (1 - ZOOM_GAIN) * left:
                 state, left = zooming, left_zooming
         if left >= enough:
             return None
         return state if was_moving else self._rescaled(state, known)
+
+    def _refined(self, state: State, problem: Problem, fresh: Edges, shutter: Shutter) -> tuple[State, float]:
+        """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
+        for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
+            seen = rectify(problem.edges, state, shutter, free=self._readout_unsettled)
+            state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
+        return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, shutter)))
+
+    @property
+    def _readout_unsettled(self) -> bool:
+        return self._readout_given is None and self._readout_info < PRIOR_PX2 / READOUT_SETTLED_STD_S**2
 
     def _rescaled(self, state: State, known: int) -> State:
         """A walk that begins, in the scale of the frames before it: else what stood still a moment ago leaps."""
@@ -334,14 +352,6 @@ class FlowBundleAdjustment:
             np.stack([(pose[o.dst - base] @ rigid_inverse(pose[index - base])).numpy() for o in found]),
             cell,
         )
-
-
-def _refined(state: State, problem: Problem, fresh: Edges, shutter: Shutter) -> tuple[State, float]:
-    """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
-    for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
-        seen = rectify(problem.edges, state, shutter, free=True)
-        state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
-    return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, shutter)))
 
 
 def _outlier_share(state: State, problem: Problem) -> float:

@@ -8,8 +8,9 @@ seen had all rows been exposed with the middle one, so that everything after see
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,22 +22,41 @@ from vs3r.types import ROW_MOTION_ORDER
 # The motion within a frame is the polynomial through the poses of so many frames to each side.
 REACH = ROW_MOTION_ORDER // 2
 # Step of the derivative with respect to the read-out, in intervals between frames.
-_DELTA = 0.05
+_DELTA = 0.01
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Shutter:
-    """When the rows of n frames are read."""
+    """When the rows of n frames are read, and how a camera with known poses at n times moves around them."""
 
-    pts_s: Tensor
-    """(n,) times of the middle rows in seconds, increasing."""
-    height: float
-    """Of the picture, in the pixels of the edges."""
-
-    @property
-    def interval_s(self) -> float:
+    def __init__(self, pts_s: Sequence[float], height: float) -> None:
+        """
+        Args:
+            pts_s: times of the middle rows in seconds, increasing; at least one.
+            height: of the picture, in the pixels of the edges.
+        """
+        self.height = height
+        steps = sorted(b - a for a, b in itertools.pairwise(pts_s))
+        self.interval_s = steps[len(steps) // 2] if steps else 1 / 30
         """The usual time between frames."""
-        return float((self.pts_s[1:] - self.pts_s[:-1]).median()) if len(self.pts_s) > 1 else 1 / 30
+        # Per frame: its neighbours, itself where it has fewer, and what turns their motions into a polynomial.
+        n = len(pts_s)
+        self._neighbour = torch.arange(n)[:, None].repeat(1, ROW_MOTION_ORDER)
+        self._solve = torch.zeros(n, ROW_MOTION_ORDER, ROW_MOTION_ORDER, dtype=torch.float64)
+        for i in range(n):
+            near = self._neighbours(pts_s, i)
+            t = torch.tensor([pts_s[k] - pts_s[i] for k in near], dtype=torch.float64) / self.interval_s
+            powers = torch.arange(1, len(near) + 1)
+            self._neighbour[i, : len(near)] = torch.tensor(near)
+            self._solve[i, : len(near), : len(near)] = (
+                torch.linalg.inv(t[:, None] ** powers) / self.interval_s ** powers[:, None]
+            )
+
+    def _neighbours(self, pts_s: Sequence[float], i: int) -> list[int]:
+        # A polynomial through points of one side only swings out: near an end, take fewer.
+        before, after = min(i, REACH), min(len(pts_s) - 1 - i, REACH)
+        before, after = min(before, max(after + 1, 2)), min(after, max(before + 1, 2))
+        within = (REACH + 0.5) * self.interval_s
+        return [k for k in range(i - before, i + after + 1) if k != i and abs(pts_s[k] - pts_s[i]) < within]
 
     def motion(self, cam_from_world: Tensor) -> Tensor:
         """How a camera with poses (n, 4, 4) moves around each frame's time.
@@ -45,29 +65,8 @@ class Shutter:
             (n, 6, 6) coefficients c: t seconds after frame i, in axes of camera i, the camera has moved by
             c[i, 0] t + ... + c[i, 5] t**6 = (translation, rotation vector), which takes points of camera i there.
         """
-        out = torch.zeros(len(self.pts_s), ROW_MOTION_ORDER, 6).double()
-        for offsets, frames in self._neighbours().items():
-            i, k = torch.tensor(frames), torch.tensor(frames)[:, None] + torch.tensor(offsets)
-            step = cam_from_world[k] @ rigid_inverse(cam_from_world[i])[:, None]
-            moved = torch.cat([step[..., :3, 3], so3_log(step[..., :3, :3])], -1)
-            t = (self.pts_s[k] - self.pts_s[i, None]) / self.interval_s
-            powers = torch.arange(1, len(offsets) + 1)
-            c = torch.linalg.solve(t[..., None] ** powers, moved)
-            out[i, : len(offsets)] = c / self.interval_s ** powers[:, None]
-        return out
-
-    def _neighbours(self) -> dict[tuple[int, ...], list[int]]:
-        """Which frames, counted from a frame, tell how it moves, and for which frames it is those."""
-        n, out = len(self.pts_s), defaultdict[tuple[int, ...], list[int]](list)
-        within = (REACH + 0.5) * self.interval_s
-        for i in range(n):
-            # A polynomial through points of one side only swings out: near an end, take fewer.
-            before, after = min(i, REACH), min(n - 1 - i, REACH)
-            before, after = min(before, max(after + 1, 2)), min(after, max(before + 1, 2))
-            near = [k for k in range(-before, after + 1) if k and abs(self.pts_s[i + k] - self.pts_s[i]) < within]
-            if near:
-                out[tuple(near)].append(i)
-        return out
+        step = cam_from_world[self._neighbour] @ rigid_inverse(cam_from_world)[:, None]
+        return self._solve @ torch.cat([step[..., :3, 3], so3_log(step[..., :3, :3])], -1)
 
 
 def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False) -> Edges:
@@ -86,36 +85,34 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
         return edges
     motion = shutter.motion(state.cam_from_world).to(edges.target.dtype)
     focal = state.log_focal.exp().to(edges.target.dtype)
-    n, P = len(focal), edges.target.shape[-1]
     # All source points of a frame are the same grid: rectified once a frame, not once an edge.
-    first = torch.zeros(n, dtype=torch.long)
-    first[edges.src] = torch.arange(len(edges.src))
-    grid = edges.source[first, :2]
-    depth = state.inv_depth
+    frames, frame_of_edge = torch.unique(edges.src, return_inverse=True)
+    edge_of_frame = torch.zeros_like(frames)
+    edge_of_frame[frame_of_edge] = torch.arange(len(edges.src))
+    grid, grid_depth = edges.source[edge_of_frame, :2], state.inv_depth[frames]
     seen_depth = inv_depth_at_target(state, edges)
 
     def at(r: float) -> tuple[Tensor, Tensor]:
-        source = _rectified(grid, depth, focal, motion, r / shutter.height)
+        source = _rectified(grid, grid_depth, focal[frames], motion[frames], r / shutter.height)
         target = _rectified(edges.target, seen_depth, focal[edges.dst], motion[edges.dst], r / shutter.height)
-        return source[edges.src], target
+        return source[frame_of_edge], target
 
     source, target = at(readout)
     slope = None
     if free:
         delta = _DELTA * shutter.interval_s
-        ahead, behind = at(readout + delta), at(readout - delta)
-        slope = torch.cat([a - b for a, b in zip(ahead, behind, strict=True)], 1) / (2 * delta)
-    whole = torch.cat([source, torch.ones(len(source), 1, P, dtype=source.dtype)], 1)
+        slope = (torch.cat(at(readout + delta), 1) - torch.cat([source, target], 1)) / delta
+    whole = torch.cat([source, torch.ones_like(source[:, :1])], 1)
     return replace(edges, source=whole, target=target, slope=slope, slope_at=readout)
 
 
 def _rectified(points: Tensor, inv_depth: Tensor, focal: Tensor, motion: Tensor, s_per_row: float) -> Tensor:
     """Points (n, 2, P) with inverse depth (n, P), moved from their row's time to that of the middle row."""
     t = points[:, 1] * s_per_row
-    c = motion[..., None]
-    move = torch.zeros_like(t)[:, None]
-    for k in reversed(range(ROW_MOTION_ORDER)):
-        move = t[:, None] * (c[:, k] + move)
+    powers = [t]
+    for _ in range(ROW_MOTION_ORDER - 1):
+        powers.append(powers[-1] * t)
+    move = motion.transpose(1, 2) @ torch.stack(powers, 1)
     f = focal[:, None]
     x = points[:, 0] / f - inv_depth * move[:, 0]
     y = points[:, 1] / f - inv_depth * move[:, 1]
