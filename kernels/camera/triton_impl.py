@@ -1,0 +1,135 @@
+"""The camera models for kernels. vs3r.kernels.camera.reference defines them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vs3r.kernels import camera
+
+PINHOLE = tl.constexpr(camera.PINHOLE)
+KANNALA_BRANDT = tl.constexpr(camera.KANNALA_BRANDT)
+UNIFIED = tl.constexpr(camera.UNIFIED)
+DOUBLE_SPHERE = tl.constexpr(camera.DOUBLE_SPHERE)
+INFINITY = tl.constexpr(float("inf"))
+PI = tl.constexpr(3.141592653589793)
+
+
+def lens(view: camera.View) -> tuple[float, float, float, float, float]:
+    """The arguments p0 to p3 and limit of the functions below."""
+    p0, p1, p2, p3 = (*view.parameters, 0.0, 0.0, 0.0, 0.0)[:4]
+    return p0, p1, p2, p3, view.limit
+
+
+@triton.jit
+def arctangent(across, z):
+    """The angle in [0, pi] of (z, across), across >= 0, not both 0. Error below 1e-8, and the rounding."""
+    longer = tl.maximum(across, tl.abs(z))
+    t = tl.minimum(across, tl.abs(z)) / longer
+    upper = t > 0.41421356  # tan(pi / 8): there the angle is pi / 4 and that of (t - 1) / (t + 1)
+    t = tl.where(upper, (t - 1) / (t + 1), t)
+    s = t * t
+    # Least squares of the relative error over Chebyshev's points.
+    series = ((0.08037958 * s - 0.13871331) * s + 0.19976819) * s - 0.33332900
+    angle = t + t * s * series + tl.where(upper, PI / 4, 0.0)
+    angle = tl.where(across > tl.abs(z), PI / 2 - angle, angle)
+    return tl.where(z < 0, PI - angle, angle)
+
+
+@triton.jit
+def radius_of(theta, p0, p1, p2, p3):
+    """Kannala-Brandt: the radius of an angle."""
+    s = theta * theta
+    return theta * (1 + s * (p0 + s * (p1 + s * (p2 + s * p3))))
+
+
+@triton.jit
+def project(x, y, z, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
+    """u, v, depth and whether it is seen, of points in the view's axes. K points to nine floats."""
+    far = tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.abs(z))
+    seen = (far > 0) & (far < INFINITY)
+    near = tl.where(seen, far, 1.0)
+    x = tl.where(seen, x / near, 0.0)
+    y = tl.where(seen, y / near, 0.0)
+    z = tl.where(seen, z / near, 1.0)
+    across = tl.sqrt(x * x + y * y)
+    d = tl.sqrt(x * x + y * y + z * z)
+    if MODEL == PINHOLE:
+        seen &= z > 0
+        scale = 1 / tl.where(z > 0, z, 1.0)
+        d = z
+    elif MODEL == KANNALA_BRANDT:
+        theta = arctangent(across, z)
+        seen &= theta <= limit
+        near_axis = 1 / tl.where(z == 0, 1.0, z)
+        scale = tl.where(
+            across > 1e-12, radius_of(theta, p0, p1, p2, p3) / tl.maximum(across, 1e-12), near_axis
+        )
+    elif MODEL == UNIFIED:
+        seen &= z > limit * d
+        scale = 1 / tl.where(seen, p0 * d + (1 - p0) * z, 1.0)
+    else:
+        seen &= z > limit * d
+        behind = p0 * d + z
+        d2 = tl.sqrt(x * x + y * y + behind * behind)
+        scale = (1 + p0) / tl.where(seen, p1 * d2 + (1 - p1) * behind, 1.0)
+    mx = x * scale
+    my = y * scale
+    u = tl.load(K) * mx + tl.load(K + 1) * my + tl.load(K + 2)
+    v = tl.load(K + 4) * my + tl.load(K + 5)
+    seen &= (tl.abs(u) < INFINITY) & (tl.abs(v) < INFINITY)
+    return tl.where(seen, u, 0.0), tl.where(seen, v, 0.0), tl.where(seen, d * far, 1.0), seen
+
+
+@triton.jit
+def unproject(u, v, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
+    """Ray x, y, z through pixels, such that ray times depth is the point, and whether the model sees anything there."""
+    my = (v - tl.load(K + 5)) / tl.load(K + 4)
+    mx = (u - tl.load(K + 2) - tl.load(K + 1) * my) / tl.load(K)
+    if MODEL == PINHOLE:
+        x = mx
+        y = my
+        z = mx * 0.0 + 1.0
+        seen = mx == mx
+    else:
+        if MODEL == KANNALA_BRANDT:
+            radius = tl.sqrt(mx * mx + my * my)
+            seen = radius <= radius_of(limit, p0, p1, p2, p3)
+            theta = tl.minimum(radius, limit)
+            for _ in range(12):
+                s = theta * theta
+                slope = 1 + s * (3 * p0 + s * (5 * p1 + s * (7 * p2 + s * 9 * p3)))
+                step = (radius_of(theta, p0, p1, p2, p3) - radius) / tl.maximum(slope, 1e-6)
+                theta = tl.minimum(tl.maximum(theta - step, 0.0), limit)
+            scale = tl.where(radius > 1e-12, tl.sin(theta) / tl.maximum(radius, 1e-12), 1.0)
+            x = mx * scale
+            y = my * scale
+            z = tl.cos(theta)
+        elif MODEL == UNIFIED:
+            xi = p0 / (1 - p0)
+            x = mx * (1 - p0)
+            y = my * (1 - p0)
+            r2 = x * x + y * y
+            root = 1 + (1 - xi * xi) * r2
+            seen = root >= 0
+            factor = (xi + tl.sqrt(tl.maximum(root, 0.0))) / (1 + r2)
+            x *= factor
+            y *= factor
+            z = factor - xi
+        else:
+            x = mx / (1 + p0)
+            y = my / (1 + p0)
+            r2 = x * x + y * y
+            root = 1 - (2 * p1 - 1) * r2
+            mz = (1 - p1 * p1 * r2) / (p1 * tl.sqrt(tl.maximum(root, 0.0)) + 1 - p1)
+            inner = mz * mz + (1 - p0 * p0) * r2
+            seen = (root >= 0) & (inner >= 0)
+            factor = (mz * p0 + tl.sqrt(tl.maximum(inner, 0.0))) / (mz * mz + r2)
+            x *= factor
+            y *= factor
+            z = factor * mz - p0
+        length = tl.sqrt(x * x + y * y + z * z)
+        x = tl.where(seen, x / length, 0.0)
+        y = tl.where(seen, y / length, 0.0)
+        z = tl.where(seen, z / length, 1.0)
+    return x, y, z, seen
