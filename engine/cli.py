@@ -7,6 +7,7 @@ and exit code 1, an interrupt exit code 130. Everything heavy is imported by the
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vs3r import __version__
-from vs3r.engine.options import config_from, config_options
+from vs3r.engine.options import config_from, config_options, settings_from, settings_options
+from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.talk import Talk
 from vs3r.errors import InputError, OutputError, Vs3rError
 
@@ -105,19 +107,39 @@ def cli() -> None:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @config_options("smooth", "render", "refine", "flow", "reconstruct", "encode")
+@click.option("--server", metavar="HOST:PORT", help="let a server (vs3r serve) do the work")
+@click.option("--server-token-file", metavar="FILE", help="file with the server's token")
+@click.option("--server-ca", metavar="FILE", help="certificate (PEM) that the server's is signed with; turns on TLS")
 @overwrite_option
 @talk_options
-def stabilize(source: str, target: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any) -> None:
+def stabilize(
+    source: str,
+    target: str,
+    server: str | None,
+    server_token_file: str | None,
+    server_ca: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **values: Any,
+) -> None:
     """Stabilize the video IN and write it to OUT (.mp4, .mov or .mkv).
 
     Sound, subtitles, times, rotation, aspect ratio and colour tags are kept.
     """
     talk, config = Talk(as_json=as_json, quiet=quiet), config_from(values)
     check_target(target, overwrite, source)
-    from vs3r.engine.files import stabilize_file
-
     with talk.progress() as progress:
-        report = stabilize_file(source, target, config, progress=progress)
+        if server is None:
+            from vs3r.engine.files import stabilize_file
+
+            report = stabilize_file(source, target, config, progress=progress)
+        else:
+            from vs3r.engine.client.connection import read_access
+            from vs3r.engine.client.files import stabilize_file_at
+
+            access = read_access(server_token_file, server_ca)
+            report = stabilize_file_at(server, access, source, target, config, progress=progress)
     _tell_report(talk, report)
 
 
@@ -211,6 +233,27 @@ def compare(a: str, b: str, target: str, overwrite: bool, as_json: bool, quiet: 
     with talk.progress() as progress:
         compare_files(a, b, target, progress=_counter(progress, a))
     talk.event("result", f"{target}: {a} and {b} side by side", output=target)
+
+
+@cli.command()
+@settings_options("serve", ServeConfig)
+@talk_options
+def serve(as_json: bool, quiet: bool, **values: Any) -> None:
+    """Make the engine available to editors and programs over gRPC, until it is told to end.
+
+    Only this machine can reach it unless --listen says otherwise. docs/server.md tells more.
+    """
+    config = settings_from("serve", ServeConfig, values)
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    from vs3r.engine.server.serve import Server
+
+    with Server(config) as server:
+        talk = Talk(as_json=as_json, quiet=quiet)
+        talk.event("serving", f"serving on {server.address}", address=server.address, metrics_port=server.metrics_port)
+        sys.stdout.flush()
+        server.wait()
 
 
 @cli.command()

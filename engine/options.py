@@ -15,6 +15,7 @@ from vs3r.config import Config
 _KINDS = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings")
 
 
 def flag_of(section: str, name: str) -> str:
@@ -27,13 +28,32 @@ def config_options(*sections: str) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         for section in reversed(sections):
-            settings = getattr(Config(), section)
-            annotations = typing.get_type_hints(type(settings))
-            for spec in reversed(fields(settings)):
-                command = _option(section, spec, annotations[spec.name])(command)
+            command = settings_options(section, type(getattr(Config(), section)))(command)
         return command
 
     return decorate
+
+
+def settings_options(section: str, settings: type[Any]) -> Callable[[Command], Command]:
+    """A decorator that adds the options of one settings dataclass to a click command."""
+
+    def decorate(command: Command) -> Command:
+        annotations = typing.get_type_hints(settings)
+        for spec in reversed(fields(settings)):
+            command = _option(section, spec, annotations[spec.name])(command)
+        return command
+
+    return decorate
+
+
+def settings_from(section: str, settings: type[Settings], values: dict[str, Any]) -> Settings:
+    """Build a settings dataclass from what click parsed; what is not given keeps its default.
+
+    Raises:
+        InputError: a value is out of its bounds.
+    """
+    given = {s.name: values.get(_parameter(section, s.name)) for s in fields(settings)}  # type: ignore[arg-type]
+    return settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def config_from(values: dict[str, Any]) -> Config:
@@ -42,12 +62,8 @@ def config_from(values: dict[str, Any]) -> Config:
     Raises:
         InputError: a value is out of its bounds.
     """
-    parts = {}
-    for section in (spec.name for spec in fields(Config)):
-        settings = type(getattr(Config(), section))
-        given = {s.name: values.get(_parameter(section, s.name)) for s in fields(settings)}
-        parts[section] = settings(**{name: value for name, value in given.items() if value is not None})
-    return Config(**parts)
+    sections = (spec.name for spec in fields(Config))
+    return Config(**{name: settings_from(name, type(getattr(Config(), name)), values) for name in sections})
 
 
 def _parameter(section: str, name: str) -> str:
@@ -57,17 +73,16 @@ def _parameter(section: str, name: str) -> str:
 def _option(section: str, spec: Field[Any], annotation: Any) -> Callable[[Command], Command]:
     meta = spec.metadata
     plain = [t for t in typing.get_args(annotation) if t is not types.NoneType] or [annotation]
-    kind = (
-        click.Choice(meta["choices"])
-        if meta["choices"]
-        else {int: click.INT, float: click.FLOAT, str: click.STRING}[plain[0]]
-    )
+    if plain[0] is bool:
+        name = _parameter(section, spec.name)
+        return click.option(flag_of(section, spec.name), name, is_flag=True, default=None, help=meta["doc"])
     notes = []
     if meta["low"] is not None and meta["high"] is not None:
         notes.append(f"{meta['low']:g} to {meta['high']:g}")
     if spec.default is not None:
         notes.append(f"default {spec.default}")
     note = f"  [{'; '.join(notes)}]" if notes else ""
+    kind = click.Choice(meta["choices"]) if meta["choices"] else _KINDS[plain[0]]
     # No default here: the one in Config counts.
     return click.option(
         flag_of(section, spec.name), _parameter(section, spec.name), type=kind, default=None, help=meta["doc"] + note

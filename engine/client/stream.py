@@ -1,0 +1,241 @@
+"""The blocking client's Stream call: credit, shared memory, and going on where the connection broke."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from vs3r.config import Config
+from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.shared import SlotPool
+from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady
+from vs3r.engine.proto.convert import config_message
+from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.types import Frame
+
+if TYPE_CHECKING:
+    from vs3r.engine.client.sync import Client
+
+_PAUSE_S = 0.2
+
+
+class Streaming:
+    """One stream of frames, over as many calls as it takes."""
+
+    def __init__(
+        self,
+        client: Client,
+        config: Config | None,
+        *,
+        session: str | None,
+        shared_memory: bool,
+        patience_s: float,
+    ) -> None:
+        self._client = client
+        self._config = config or Config()
+        self._session = session
+        self._shared = shared_memory
+        self._patience_s = patience_s
+        self._source = _Source()
+        self._started = False
+
+    def run(self, frames: Iterator[Frame]) -> Iterator[Steady | Refused]:
+        """Results in order; see Client.stabilize."""
+        first = next(frames, None)
+        if first is None:
+            return
+        self._source.start(first, frames)
+        layout = planar_layout(first.format)
+        with ExitStack() as held:
+            held.callback(self._source.stop)
+            last_s = time.monotonic()
+            while True:
+                try:
+                    for result in self._call(layout, first):
+                        last_s = time.monotonic()
+                        yield result
+                    if self._source.error is not None:
+                        raise self._source.error
+                    return
+                except ServerError as error:
+                    # A server that was started anew knows no session; it is given the frames without one.
+                    if error.reason == "SESSION_UNKNOWN" and self._started:
+                        self._session = None
+                    elif not error.is_passing or time.monotonic() - last_s > self._patience_s:
+                        raise
+                    self._source.wait(error.retry_s or _PAUSE_S)
+
+    def _call(self, layout: Layout, first: Frame) -> Iterator[Steady | Refused]:
+        with ExitStack() as held:
+            session, own = self._session, None
+            if session is None and self._shared:
+                # Shared memory belongs to a session.
+                session = own = self._client.create_session(f"stream-{uuid.uuid4()}", self._config).name
+                held.callback(self._forget, own)
+            sender = _Sender(self._source, layout)
+            held.callback(sender.stop)
+            requests = sender.requests(self._opening(layout, first, session))
+            responses = held.enter_context(self._client.open_call("Stream", requests))
+            for response in responses:
+                match response.WhichOneof("message"):
+                    case "started":
+                        self._started = True
+                        if self._shared and session is not None:
+                            slots = response.started.latency_frames + 2 * response.started.credits
+                            pool = held.enter_context(SlotPool.registered(self._client, session, layout, slots))
+                            sender.pool = pool
+                        sender.add_credit(response.started.credits)
+                    case "credit":
+                        sender.add_credit(response.credit.frames)
+                    case "frame":
+                        yield self._result(response.frame, layout, sender)
+                    case "frame_error":
+                        self._source.drop(response.frame_error.sequence)
+                        yield refused(response.frame_error)
+
+    def _opening(self, layout: Layout, first: Frame, session: str | None) -> pb.StreamRequest:
+        unfinished = self._source.unfinished
+        config = pb.StreamConfig(
+            session=session or "",
+            config=None if session else config_message(self._config),
+            format=layout_message(layout),
+            time_base=rational(first.time_base),
+            first_sequence=unfinished.first,
+            output_from_sequence=unfinished.returned_below,
+        )
+        return pb.StreamRequest(config=config)
+
+    def _result(self, message: pb.StabilizedFrame, layout: Layout, sender: _Sender) -> Steady:
+        data: bytes | memoryview = message.data
+        if message.WhichOneof("pixels") == "slot":
+            assert sender.pool is not None, "only slots that were given come back"
+            data = sender.pool.take_back(message.slot)
+        source = self._source.find(message.sequence)
+        result = steady(message, data, layout, time_base=source.time_base, key_frame=source.key_frame)
+        self._source.done(message.sequence)
+        return result
+
+    def _forget(self, session: str) -> None:
+        with suppress(ServerError):  # it is gone, or will expire
+            self._client.delete_session(session)
+
+
+class _Source:
+    """The clip's frames, read when there is credit for them, and kept until their results have come."""
+
+    def __init__(self) -> None:
+        self.unfinished = Unfinished()
+        """Frames kept. Changed with the lock held."""
+        self.error: BaseException | None = None
+        """What reading the clip raised."""
+        self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._ended = threading.Event()
+        self._frames: Iterator[Frame] = iter(())
+
+    def start(self, first: Frame, frames: Iterator[Frame]) -> None:
+        """Set the clip: its first frame, and the others."""
+        self.unfinished.add(first)
+        self._frames = frames
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._ended.set()
+
+    def wait(self, seconds: float) -> None:
+        """Pause, unless the stream is stopped."""
+        self._ended.wait(seconds)
+
+    def next(self, after: int) -> tuple[int, Frame] | None:
+        """The first frame beyond a number, kept or read; None at the end. Called by one call's thread after another,
+        and at a break for a moment by two."""
+        with self._reading:
+            with self._lock:
+                kept = self.unfinished.after(after)
+            if kept is not None or self._ended.is_set():
+                return kept
+            try:
+                frame = next(self._frames, None)
+            except BaseException as error:  # raised again in the caller's thread
+                self.error, frame = error, None
+            if frame is None:
+                self._frames = iter(())
+                return None
+            with self._lock:
+                return self.unfinished.add(frame), frame
+
+    def find(self, sequence: int) -> Frame:
+        """A frame whose result has come."""
+        with self._lock:
+            frame = self.unfinished.find(sequence)
+        if frame is None:
+            raise ServerError(f"the server sent a result for frame {sequence}, which was not sent", code="INTERNAL")
+        return frame
+
+    def done(self, sequence: int) -> None:
+        """See Unfinished."""
+        with self._lock:
+            self.unfinished.done(sequence)
+
+    def drop(self, sequence: int) -> None:
+        """See Unfinished."""
+        with self._lock:
+            self.unfinished.drop(sequence)
+
+
+class _Sender:
+    """The requests of one call."""
+
+    def __init__(self, source: _Source, layout: Layout) -> None:
+        self._source = source
+        self._layout = layout
+        self._changed = threading.Condition()
+        self._credit = 0
+        self._stopped = False
+        self.pool: SlotPool | None = None
+        """Shared memory, where it is used."""
+
+    def add_credit(self, frames: int) -> None:
+        """So many frames more may be sent."""
+        with self._changed:
+            self._credit += frames
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """The call has ended."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def requests(self, opening: pb.StreamRequest) -> Iterator[pb.StreamRequest]:
+        """Run by gRPC in a thread of its own."""
+        yield opening
+        last = -1
+        while self._take_credit():
+            item = self._source.next(last)
+            if item is None:
+                return
+            last, frame = item
+            yield pb.StreamRequest(frame=self._message(last, frame))
+
+    def _take_credit(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._credit > 0 or self._stopped)
+            self._credit -= 1
+            return not self._stopped
+
+    def _message(self, sequence: int, frame: Frame) -> pb.Frame:
+        message = pb.Frame(sequence=sequence, pts=frame.pts, duration=frame.duration)
+        data = self._layout.pack(frame.planes)
+        slot = self.pool.put(data) if self.pool is not None else None
+        if slot is None:
+            message.data = b"".join(data)
+        else:
+            message.slot.CopyFrom(slot)
+            message.output_slot.CopyFrom(slot)
+        return message

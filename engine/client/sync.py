@@ -1,0 +1,221 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from vs3r.config import Config
+from vs3r.engine.client.connection import Access, open_channel, stubs
+from vs3r.engine.client.errors import server_error
+from vs3r.engine.client.stream import Streaming
+from vs3r.engine.client.unfinished import Refused, Steady, steady
+from vs3r.engine.proto.convert import config_message
+from vs3r.engine.proto.layout import Layout, layout_message, layout_of, planar_layout, rational, time_base_of
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.types import Frame
+
+_TIMEOUT_S = 60.0
+
+
+class Client:
+    """A connection to a server. Safe to use from several threads. Every call may raise ServerError.
+
+    with Client("127.0.0.1:50777") as client:
+        for result in client.stabilize(frames):
+            ...
+    """
+
+    def __init__(self, target: str, access: Access | None = None, *, timeout_s: float = _TIMEOUT_S) -> None:
+        """
+        Args:
+            target: HOST:PORT or unix:PATH.
+            access: token and certificates.
+            timeout_s: of calls that do not stream.
+        Raises:
+            BackendError: gRPC is not installed.
+        """
+        self.target = target
+        self._access = access or Access()
+        self._timeout_s = timeout_s
+        self._channel = open_channel(target, self._access, asyncio=False)
+        self._stubs = stubs(self._channel)
+
+    def close(self) -> None:
+        """End all calls."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- the server
+
+    def capabilities(self) -> pb.GetCapabilitiesResponse:
+        """What the server can do."""
+        return self.call("GetCapabilities", pb.GetCapabilitiesRequest())  # type: ignore[no-any-return]
+
+    def status(self) -> pb.GetStatusResponse:
+        """Its counters."""
+        return self.call("GetStatus", pb.GetStatusRequest())  # type: ignore[no-any-return]
+
+    # ---- sessions
+
+    def create_session(self, media_key: str, config: Config | None = None) -> pb.Session:
+        """The session of this clip and these settings."""
+        request = pb.CreateSessionRequest(media_key=media_key, config=config_message(config or Config()))
+        return self.call("CreateSession", request).session  # type: ignore[no-any-return]
+
+    def get_session(self, session: str) -> pb.Session:
+        """What a session holds."""
+        return self.call("GetSession", pb.GetSessionRequest(name=session)).session  # type: ignore[no-any-return]
+
+    def list_sessions(self) -> Iterator[pb.Session]:
+        """All sessions."""
+        token = None
+        while token != "":
+            page = self.call("ListSessions", pb.ListSessionsRequest(page_token=token or ""))
+            yield from page.sessions
+            token = page.next_page_token
+
+    def delete_session(self, session: str) -> None:
+        """Drop a session."""
+        self.call("DeleteSession", pb.DeleteSessionRequest(name=session))
+
+    # ---- frames
+
+    def stabilize(
+        self,
+        frames: Iterable[Frame],
+        config: Config | None = None,
+        *,
+        session: str | None = None,
+        shared_memory: bool = False,
+        patience_s: float = 30.0,
+    ) -> Iterator[Steady | Refused]:
+        """Stabilize frames as they come, results in order.
+
+        Frames are read ahead by another thread, no further than the server's credit goes. Where the connection breaks,
+        or the server is started anew, the stream goes on from the last result that came.
+
+        Args:
+            frames: all of one format and time base.
+            config: settings; not with a session, which has its own.
+            session: name of a session that gets the track.
+            shared_memory: hand frames over in shared memory; for a server on this machine that allows it.
+            patience_s: how long to try to reach the server again.
+        """
+        streaming = Streaming(self, config, session=session, shared_memory=shared_memory, patience_s=patience_s)
+        return streaming.run(iter(frames))
+
+    def analyze_file(
+        self, session: str, path: str, *, progress: Callable[[pb.AnalyzeProgress], object] | None = None
+    ) -> pb.Analysis:
+        """Make the track of a file below the server's media root."""
+        first = pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, path=path))
+        return self._analyze(iter([first]), progress)
+
+    def analyze_frames(
+        self,
+        session: str,
+        frames: Iterable[Frame],
+        *,
+        progress: Callable[[pb.AnalyzeProgress], object] | None = None,
+    ) -> pb.Analysis:
+        """Make the track of frames, numbered from 0."""
+
+        def requests() -> Iterator[pb.AnalyzeRequest]:
+            for source, message in _messages(enumerate(frames)):
+                if source is not None:
+                    yield pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source))
+                yield pb.AnalyzeRequest(frame=message)
+
+        return self._analyze(requests(), progress)
+
+    def download_track(self, session: str) -> bytes:
+        """The session's track as a .vs3r file."""
+        with self.open_call("DownloadTrack", pb.DownloadTrackRequest(session=session)) as chunks:
+            return b"".join(message.chunk for message in chunks)
+
+    def set_smoothing(self, session: str, smooth: pb.SmoothConfig) -> pb.SetSmoothingResponse:
+        """Smooth the path again; fields that are not set stay as they are."""
+        request = pb.SetSmoothingRequest(session=session, smooth=smooth)
+        return self.call("SetSmoothing", request)  # type: ignore[no-any-return]
+
+    def upload_frames(self, session: str, frames: Iterable[tuple[int, Frame]]) -> pb.UploadFramesResponse:
+        """Give the session source frames with their numbers, in order."""
+
+        def requests() -> Iterator[pb.UploadFramesRequest]:
+            for source, message in _messages(frames):
+                if source is not None:
+                    yield pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source))
+                yield pb.UploadFramesRequest(frame=message)
+
+        return self.call("UploadFrames", requests(), timeout_s=None)  # type: ignore[no-any-return]
+
+    def get_frame(self, session: str, index: int) -> Steady:
+        """One stabilized frame; ServerError.missing names the source frames that the server lacks."""
+        response: pb.GetFrameResponse = self.call("GetFrame", pb.GetFrameRequest(session=session, index=index))
+        layout = layout_of(response.format)
+        return steady(response.frame, response.frame.data, layout, time_base=time_base_of(response.time_base))
+
+    def get_warp(self, session: str, index: int, *, map_only: bool = False) -> pb.GetWarpResponse:
+        """Where to sample the source, and what to lay over it."""
+        request = pb.GetWarpRequest(session=session, index=index, map_only=map_only)
+        return self.call("GetWarp", request)  # type: ignore[no-any-return]
+
+    # ---- below
+
+    def call(self, name: str, request: Any, *, timeout_s: float | None = _TIMEOUT_S) -> Any:
+        """Call by the proto's name; for what has no function here."""
+        import grpc
+
+        limit = None if timeout_s is None else self._timeout_s
+        try:
+            return self._stubs[name](request, timeout=limit, metadata=self._access.metadata)
+        except grpc.RpcError as error:
+            raise server_error(error, self.target) from None
+
+    @contextmanager
+    def open_call(self, name: str, request: Any) -> Iterator[Any]:
+        """A call whose responses stream; it is cancelled on leaving."""
+        import grpc
+
+        call = self._stubs[name](request, metadata=self._access.metadata)
+        try:
+            yield call
+        except grpc.RpcError as error:
+            raise server_error(error, self.target) from None
+        finally:
+            call.cancel()
+
+    def _analyze(
+        self, requests: Iterator[pb.AnalyzeRequest], progress: Callable[[pb.AnalyzeProgress], object] | None
+    ) -> pb.Analysis:
+        analysis = pb.Analysis()
+        with self.open_call("Analyze", requests) as responses:
+            for response in responses:
+                kind = response.WhichOneof("message")
+                if kind == "progress" and progress is not None:
+                    progress(response.progress)
+                elif kind == "analysis":
+                    analysis = response.analysis
+        return analysis
+
+
+def _messages(frames: Iterable[tuple[int, Frame]]) -> Iterator[tuple[pb.FrameSource | None, pb.Frame]]:
+    """Frames as messages; the first comes with what they are."""
+    layout: Layout | None = None
+    for number, frame in frames:
+        source = None
+        if layout is None:
+            layout = planar_layout(frame.format)
+            source = pb.FrameSource(format=layout_message(layout), time_base=rational(frame.time_base))
+        data = b"".join(layout.pack(frame.planes))
+        yield source, pb.Frame(sequence=number, pts=frame.pts, duration=frame.duration, data=data)

@@ -1,0 +1,115 @@
+"""Which frames of a stream a client must keep, to go on after the connection broke. No input or output here."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+
+from vs3r.engine.proto.layout import Layout
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.types import Frame
+
+CONTEXT_FRAMES = 30
+"""Frames before the break that the server is shown again, so that the path goes on without a jolt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Steady:
+    """A stabilized frame from a server."""
+
+    sequence: int
+    """Number of the frame in the clip."""
+    frame: Frame
+    """The picture, with the time of its source."""
+    own_share: float
+    """Share of the picture that its own source frame covers, in [0, 1]."""
+    valid_share: float
+    """Share that any source frame covers; the rest was repaired."""
+    passed_through: bool
+    """The model failed here: this is the source frame."""
+    timings: pb.FrameTimings
+    """Where the frame spent its time on the server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A frame that the server could not use."""
+
+    sequence: int
+    """Number of the frame in the clip."""
+    reason: str
+    """What happened, for programs."""
+    message: str
+    """What was expected, what came, what to do."""
+
+
+class Unfinished:
+    """Frames sent, or to be sent, whose results have not come, and a few before them."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[int, Frame]] = deque()
+        self._next = 0
+        self.returned_below = 0
+        """All frames before this one are done."""
+
+    def add(self, frame: Frame) -> int:
+        """A new frame of the clip; returns its number."""
+        self._kept.append((self._next, frame))
+        self._next += 1
+        return self._next - 1
+
+    def after(self, sequence: int) -> tuple[int, Frame] | None:
+        """The first frame kept beyond a number."""
+        return next((item for item in self._kept if item[0] > sequence), None)
+
+    def find(self, sequence: int) -> Frame | None:
+        """A frame that is kept."""
+        return next((frame for number, frame in self._kept if number == sequence), None)
+
+    def done(self, sequence: int) -> None:
+        """A frame's result has come; so have those of all before it."""
+        self.returned_below = max(self.returned_below, sequence + 1)
+        while self._kept and self._kept[0][0] < self.returned_below - CONTEXT_FRAMES:
+            self._kept.popleft()
+
+    def drop(self, sequence: int) -> None:
+        """A frame was refused."""
+        self._kept = deque(item for item in self._kept if item[0] != sequence)
+
+    @property
+    def first(self) -> int:
+        """Number of the first frame that a new call sends."""
+        return self._kept[0][0] if self._kept else self._next
+
+
+def steady(
+    message: pb.StabilizedFrame,
+    data: bytes | memoryview,
+    layout: Layout,
+    *,
+    time_base: Fraction,
+    key_frame: bool = False,
+) -> Steady:
+    """A result and its pixels."""
+    frame = Frame(
+        format=layout.format,
+        planes=layout.unpack(data),
+        pts=message.pts,
+        time_base=time_base,
+        duration=message.duration,
+        key_frame=key_frame,
+    )
+    return Steady(
+        sequence=message.sequence,
+        frame=frame,
+        own_share=message.own_share,
+        valid_share=message.valid_share,
+        passed_through=message.passed_through,
+        timings=message.timings,
+    )
+
+
+def refused(message: pb.FrameError) -> Refused:
+    """A refusal."""
+    return Refused(sequence=message.sequence, reason=message.reason, message=message.message)

@@ -1,0 +1,250 @@
+"""Calls that take or give frames."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vs3r.engine.media import VideoReader
+from vs3r.engine.proto.convert import config_from, settings_from
+from vs3r.engine.proto.layout import Layout, field_error, layout_message, planar_layout, rational, time_base_of
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server import access
+from vs3r.engine.server.file_frames import FileFrames, resolve
+from vs3r.engine.server.guard import guarded_stages
+from vs3r.engine.server.intake import Intake, frame_error
+from vs3r.engine.server.problems import Problem
+from vs3r.engine.server.sessions import Session
+from vs3r.engine.server.shm import Regions
+from vs3r.engine.server.state import State, first_config, frame_bytes, next_frame
+from vs3r.engine.server.stream_run import CREDITS, StreamRun, draining, result_message
+from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
+from vs3r.engine.track_file import check_source, save_track
+from vs3r.errors import Vs3rError
+from vs3r.reconstruct.flow_ba import BLOCK, OVERLAP
+
+if TYPE_CHECKING:
+    import grpc
+
+_CHUNK = 1 << 20
+_PROGRESS_EVERY = 8
+
+
+class FrameCalls:
+    """One function per call of the proto, named as it in lower case."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._sessions = state.sessions
+        self._memory = state.memory
+
+    def stream(
+        self, requests: Iterator[pb.StreamRequest | None], context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamResponse]:
+        config: pb.StreamConfig = first_config(requests)
+        session = self._sessions.get(config.session) if config.session else None
+        if session is not None and config.HasField("config"):
+            raise field_error("config.config", "expected none beside a session, which has its own")
+        settings = config_from(config.config) if session is None else session.config
+        layout, time_base = self._state.layout(config.format), time_base_of(config.time_base, field="config.time_base")
+        regions = Regions() if session is None else session.regions
+        latency = 2 * BLOCK + OVERLAP + settings.smooth.lookahead_frames
+        kept = latency + 2 * settings.render.fill_window_frames + 4 * CREDITS
+        finished = False
+        with ExitStack() as held:
+            held.enter_context(self._state.slot())
+            held.enter_context(self._memory.reserve(kept * frame_bytes(layout.format)))
+            recorder = None
+            if session is not None:
+                self._state.use_layout(session, layout)
+                recorder = TrackRecorder(session, self._memory, layout.format, time_base)
+            stages = guarded_stages(self._state.models, settings, layout.format)
+            run = StreamRun(
+                stages,
+                Intake(layout, time_base, regions, first_sequence=config.first_sequence),
+                layout=layout,
+                regions=regions,
+                metrics=self._state.metrics,
+                output_from_sequence=config.output_from_sequence,
+                recorder=recorder,
+            )
+            held.enter_context(self._state.running(run, context, session))
+            try:
+                yield pb.StreamResponse(started=pb.StreamStarted(credits=CREDITS, latency_frames=latency))
+                yield from run.responses(requests)
+                if recorder is not None:
+                    recorder.finish(stages.failed, self._state.store)
+                finished = True
+            finally:
+                # A client that has vanished takes its shared memory with it.
+                if not finished:
+                    regions.remove("")
+
+    def analyze(
+        self, requests: Iterator[pb.AnalyzeRequest | None], context: grpc.ServicerContext
+    ) -> Iterator[pb.AnalyzeResponse]:
+        config: pb.AnalyzeConfig = first_config(requests)
+        session = self._sessions.get(config.session)
+        with self._state.slot(), self._sessions.call(session, context.cancel):
+            match config.WhichOneof("source"):
+                case "path":
+                    yield from self._analyze_file(session, config.path)
+                case "frames":
+                    yield from self._analyze_frames(session, config.frames, requests)
+                case _:
+                    raise field_error("config.source", "expected path or frames, got neither")
+
+    def _analyze_file(self, session: Session, name: str) -> Iterator[pb.AnalyzeResponse]:
+        path = resolve(self._state.config.media_root, name)
+        try:
+            reader = VideoReader(path)
+        except Vs3rError as error:
+            # Where the root lies is no client's business.
+            raise Problem("INVALID_ARGUMENT", "MEDIA_UNUSABLE", str(error).replace(str(path), name)) from None
+        with reader:
+            fmt = reader.info.format
+            most = self._state.config.max_frame_pixels
+            if fmt.width * fmt.height > most:
+                raise field_error("config.path", f"expected at most {most} pixels a frame")
+            self._state.use_layout(session, planar_layout(fmt))
+            with session.lock:
+                old, session.file = session.file, FileFrames(path)
+            if old is not None:
+                old.close()
+            if session.track is not None:
+                check_source(session.track, fmt)
+                yield _reused(session)
+                return
+            recorder = TrackRecorder(session, self._memory, fmt, reader.info.time_base)
+            analysis = ClipAnalysis(recorder, self._state.models, session.config, fmt)
+            total = reader.info.frames_estimate or 0
+            for index, frame in enumerate(reader):
+                self._check_open()
+                analysis.push(index, frame)
+                if analysis.frames % _PROGRESS_EVERY == 0:
+                    yield _progress(analysis.frames, total)
+            yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
+
+    def _analyze_frames(
+        self, session: Session, source: pb.FrameSource, requests: Iterator[pb.AnalyzeRequest | None]
+    ) -> Iterator[pb.AnalyzeResponse]:
+        layout, intake, recorder = self._frames_of(session, source)
+        if session.track is not None:
+            check_source(session.track, layout.format)
+            yield _reused(session)
+            return
+        analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
+        yield pb.AnalyzeResponse(credit=pb.Credit(frames=CREDITS))
+        for request in requests:
+            self._check_open()
+            message = next_frame(request)
+            try:
+                arrival = intake.take(message)
+            except Vs3rError as error:
+                yield pb.AnalyzeResponse(frame_error=frame_error(message.sequence, error))
+                yield pb.AnalyzeResponse(credit=pb.Credit(frames=1))
+                continue
+            analysis.push(arrival.sequence, arrival.frame)
+            yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
+            if analysis.frames % _PROGRESS_EVERY == 0:
+                yield _progress(analysis.frames, 0)
+        yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
+
+    def download_track(
+        self, request: pb.DownloadTrackRequest, _context: grpc.ServicerContext
+    ) -> Iterator[pb.DownloadTrackResponse]:
+        track, _ = self._sessions.get(request.session).path()
+        # Written anew: the one in the cache may be gone or going.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "track.vs3r"
+            save_track(track, path)
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield pb.DownloadTrackResponse(chunk=chunk)
+
+    def set_smoothing(self, request: pb.SetSmoothingRequest, _context: grpc.ServicerContext) -> pb.SetSmoothingResponse:
+        session = self._sessions.get(request.session)
+        seconds = session.set_smoothing(settings_from(session.config.smooth, request.smooth, field="smooth"))
+        message = pb.SetSmoothingResponse(session=self._sessions.message(session))
+        message.smoothing_time.FromNanoseconds(int(seconds * 1e9))
+        return message
+
+    def upload_frames(
+        self, requests: Iterator[pb.UploadFramesRequest | None], context: grpc.ServicerContext
+    ) -> pb.UploadFramesResponse:
+        config: pb.UploadConfig = first_config(requests)
+        session = self._sessions.get(config.session)
+        result = pb.UploadFramesResponse()
+        with self._state.slot(), self._sessions.call(session, context.cancel):
+            _, intake, _ = self._frames_of(session, config.frames)
+            for request in requests:
+                self._check_open()
+                message = next_frame(request)
+                try:
+                    arrival = intake.take(message)
+                except Vs3rError as error:
+                    result.frame_errors.append(frame_error(message.sequence, error))
+                else:
+                    self._memory.hold(session.name, arrival.sequence, arrival.frame)
+                    result.frames += 1
+        return result
+
+    def get_frame(self, request: pb.GetFrameRequest, _context: grpc.ServicerContext) -> pb.GetFrameResponse:
+        session = self._sessions.get(request.session)
+        drawn = self._draw(session, access.frame_index(session, request))
+        data = drawn.layout.pack(drawn.picture.frame.planes)
+        message = result_message(drawn.picture, sequence=drawn.picture.index, passed_through=drawn.passed_through)
+        if request.HasField("output_slot"):
+            session.regions.write(request.output_slot, data)
+            message.slot.CopyFrom(request.output_slot)
+        else:
+            message.data = b"".join(data)
+        time_base = rational(drawn.picture.frame.time_base)
+        return pb.GetFrameResponse(frame=message, format=layout_message(drawn.layout), time_base=time_base)
+
+    def get_warp(self, request: pb.GetWarpRequest, _context: grpc.ServicerContext) -> pb.GetWarpResponse:
+        session = self._sessions.get(request.session)
+        index = access.frame_index(session, request)
+        grid, inside = access.warp_grid(session, index)
+        if request.map_only:
+            return pb.GetWarpResponse(sequence=index, grid=grid)
+        drawn = self._draw(session, index)
+        return pb.GetWarpResponse(
+            sequence=index,
+            grid=grid,
+            patches=access.patches(drawn, inside),
+            patch_format=layout_message(drawn.layout.tight()),
+            own_share=drawn.picture.own_share,
+            valid_share=drawn.picture.valid_share,
+        )
+
+    def _draw(self, session: Session, index: int) -> access.Drawn:
+        with self._sessions.call(session, lambda: None):
+            return access.draw(session, self._memory, self._state.models, index)
+
+    def _frames_of(self, session: Session, source: pb.FrameSource) -> tuple[Layout, Intake, TrackRecorder]:
+        layout = self._state.layout(source.format, field="config.frames.format")
+        time_base = time_base_of(source.time_base, field="config.frames.time_base")
+        self._state.use_layout(session, layout)
+        recorder = TrackRecorder(session, self._memory, layout.format, time_base)
+        return layout, Intake(layout, time_base, session.regions), recorder
+
+    def _check_open(self) -> None:
+        if self._state.draining:
+            raise draining()
+
+
+def _progress(frames: int, total: int) -> pb.AnalyzeResponse:
+    return pb.AnalyzeResponse(
+        progress=pb.AnalyzeProgress(frames=frames, total_frames=max(total, frames) if total else 0)
+    )
+
+
+def _reused(session: Session) -> pb.AnalyzeResponse:
+    track, _ = session.path()
+    return pb.AnalyzeResponse(
+        analysis=analysis_message(session, track, stored=True, failed=len(session.failed), reused=True)
+    )

@@ -1,0 +1,95 @@
+"""Frames from the wire: checked one by one, so that a bad one costs that frame only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+
+from vs3r.engine.proto.layout import Layout
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.problems import Problem, code_number, problem_of
+from vs3r.engine.server.shm import Regions
+from vs3r.types import Frame
+
+_MAX_PTS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Arrival:
+    """A frame that can be used."""
+
+    sequence: int
+    """The client's number."""
+    frame: Frame
+    """The picture."""
+    output_slot: pb.SharedMemorySlot | None
+    """Where its result goes; None for bytes."""
+    arrived_s: float
+    """When it was ready, by time.perf_counter."""
+    decode_s: float
+    """Time from bytes to planes."""
+
+
+class Intake:
+    """Takes the frames of one call."""
+
+    def __init__(self, layout: Layout, time_base: Fraction, regions: Regions, *, first_sequence: int = 0) -> None:
+        self._layout = layout
+        self._time_base = time_base
+        self._regions = regions
+        self._least_sequence = first_sequence
+        self._last_pts: int | None = None
+
+    def take(self, message: pb.Frame) -> Arrival:
+        """Check a frame and make its planes.
+
+        Raises:
+            Vs3rError: why it cannot be used. The frames after it can.
+        """
+        start = time.perf_counter()
+        if message.sequence < self._least_sequence:
+            raise Problem(
+                "ALREADY_EXISTS",
+                "SEQUENCE",
+                f"expected a sequence of at least {self._least_sequence}, got {message.sequence}: "
+                "a frame comes once, and in order",
+            )
+        self._least_sequence = message.sequence + 1
+        self._check_time(message)
+        planes = self._layout.unpack(self._bytes(message))
+        slot = None
+        if message.HasField("output_slot"):
+            slot = message.output_slot
+            self._regions.check(slot, self._layout.byte_size)
+        self._last_pts = message.pts
+        now = time.perf_counter()
+        frame = Frame(
+            format=self._layout.format,
+            planes=planes,
+            pts=message.pts,
+            time_base=self._time_base,
+            duration=message.duration,
+        )
+        return Arrival(sequence=message.sequence, frame=frame, output_slot=slot, arrived_s=now, decode_s=now - start)
+
+    def _check_time(self, message: pb.Frame) -> None:
+        last = self._last_pts
+        if not abs(message.pts) < _MAX_PTS or not 0 <= message.duration < _MAX_PTS:
+            raise Problem("INVALID_ARGUMENT", "PTS", f"expected a time below 2**62, got {message.pts}")
+        if last is not None and message.pts <= last:
+            raise Problem("INVALID_ARGUMENT", "PTS", f"expected a time later than {last}, got {message.pts}")
+
+    def _bytes(self, message: pb.Frame) -> bytes | memoryview:
+        match message.WhichOneof("pixels"):
+            case "data":
+                return message.data
+            case "slot":
+                return self._regions.read(message.slot, self._layout.byte_size)
+        raise Problem("INVALID_ARGUMENT", "PIXELS", "expected data or a slot, got a frame without pixels")
+
+
+def frame_error(sequence: int, error: Exception) -> pb.FrameError:
+    """What the client gets instead of a frame's result."""
+    problem = problem_of(error)
+    return pb.FrameError(sequence=sequence, code=code_number(problem.code), reason=problem.reason, message=str(problem))

@@ -1,0 +1,211 @@
+"""What all calls share: sessions, memory, tracks, counters, limits, and who may come in."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vs3r.engine.proto.layout import Layout, layout_of
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.guard import Models
+from vs3r.engine.server.memory import FrameMemory
+from vs3r.engine.server.metrics import Metrics
+from vs3r.engine.server.problems import Problem, malformed
+from vs3r.engine.server.sessions import Session, Sessions
+from vs3r.engine.server.settings import ServeConfig
+from vs3r.engine.server.store import TrackStore, default_folder
+from vs3r.engine.server.stream_run import StreamRun, draining
+from vs3r.types import PictureFormat
+
+if TYPE_CHECKING:
+    import grpc
+
+_RETRY_S = 5.0
+
+
+class State:
+    """The server's state. Safe to use from several threads."""
+
+    def __init__(self, config: ServeConfig, *, token: str | None = None, models: Models | None = None) -> None:
+        """
+        Args:
+            config: limits and folders.
+            token: what every call must bring; None lets everyone in.
+            models: makes the parts of the method.
+        Raises:
+            OutputError: the cache folder cannot be made.
+        """
+        self.config = config
+        self.models = models or Models()
+        self.metrics = Metrics()
+        self.memory = FrameMemory(config.memory_mb << 20)
+        folder = default_folder() if config.cache_dir is None else Path(config.cache_dir)
+        self.store = TrackStore(folder, config.cache_mb << 20)
+        self.sessions = Sessions(config, self.memory, self.store)
+        self.draining = False
+        self._token = None if token is None else f"Bearer {token}".encode()
+        self._lock = threading.Lock()
+        self._runs: dict[StreamRun, grpc.ServicerContext] = {}
+        self._busy = 0
+
+    def admit(self, context: grpc.ServicerContext) -> None:
+        """Raise a Problem unless the caller may come in."""
+        if self._token is not None:
+            given = next((value for key, value in context.invocation_metadata() if key == "authorization"), "")
+            raw = given if isinstance(given, bytes) else given.encode()
+            if not hmac.compare_digest(raw, self._token):
+                raise Problem(
+                    "UNAUTHENTICATED", "TOKEN", "expected the server's token as metadata: authorization: Bearer TOKEN"
+                )
+        if self.draining:
+            raise draining()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the calls that may stream frames at once.
+
+        Raises:
+            Problem: all are taken.
+        """
+        with self._lock:
+            if self._busy >= self.config.max_streams:
+                raise Problem(
+                    "RESOURCE_EXHAUSTED",
+                    "STREAMS",
+                    f"{self.config.max_streams} calls that stream frames are running, the most; try again later",
+                    retry_s=_RETRY_S,
+                )
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    @contextmanager
+    def running(self, run: StreamRun, context: grpc.ServicerContext, session: Session | None) -> Iterator[None]:
+        """Let drain, sweep, the end of the call and that of its session reach a stream."""
+        with self._lock:
+            self._runs[run] = context
+            if self.draining:
+                run.drain()
+        gone = Problem("ABORTED", "SESSION_DELETED", "the session was deleted")
+        try:
+            if not context.add_callback(run.stop):
+                run.stop()
+            if session is None:
+                yield
+            else:
+                with self.sessions.call(session, lambda: run.fail(gone)):
+                    yield
+        finally:
+            with self._lock:
+                self._runs.pop(run, None)
+
+    def drain(self) -> None:
+        """Take nothing new; streams finish the frames they have taken."""
+        with self._lock:
+            self.draining = True
+            runs = list(self._runs)
+        for run in runs:
+            run.drain()
+
+    def sweep(self) -> None:
+        """Drop idle sessions and end stalled streams; to be called every second or so."""
+        self.sessions.expire()
+        with self._lock:
+            runs = list(self._runs.items())
+        for run, context in runs:
+            if time.monotonic() - run.active_s > self.config.stream_idle_s:
+                idle = Problem("DEADLINE_EXCEEDED", "IDLE", "no frame was sent or taken for too long")
+                # A client that does not read never gets to see the error: the second time its call is cut.
+                if not run.fail(idle):
+                    context.cancel()
+
+    def layout(self, message: pb.FrameFormat, *, field: str = "config.format") -> Layout:
+        """Check a frame format against the limits; see layout_of."""
+        return layout_of(message, field=field, max_pixels=self.config.max_frame_pixels)
+
+    def use_layout(self, session: Session, layout: Layout) -> None:
+        """From now on the session's frames look so."""
+        with session.lock:
+            old, session.layout = session.layout, layout
+        if old is not None and old.format != layout.format:
+            self.memory.forget(session.name)
+
+    def status(self) -> pb.GetStatusResponse:
+        """Counters and gauges."""
+        with self._lock:
+            streams = self._busy
+        message = pb.GetStatusResponse(
+            sessions=len(self.sessions),
+            streams=streams,
+            shared_memory_regions=self.sessions.regions(),
+            held_frame_bytes=self.memory.held,
+            reserved_bytes=self.memory.reserved,
+            track_bytes=self.store.bytes,
+            frames_received=self.metrics.count("frames_received"),
+            frames_returned=self.metrics.count("frames_returned"),
+            frames_refused=self.metrics.count("frames_refused"),
+            frames_passed_through=self.metrics.count("frames_passed_through"),
+            draining=self.draining,
+        )
+        message.uptime.FromNanoseconds(int(self.metrics.uptime_s * 1e9))
+        return message
+
+    def page(self) -> str:
+        """For Prometheus."""
+        status = self.status()
+        names = ("sessions", "streams", "shared_memory_regions", "held_frame_bytes", "reserved_bytes", "track_bytes")
+        gauges = {"uptime_seconds": self.metrics.uptime_s} | {name: float(getattr(status, name)) for name in names}
+        return self.metrics.page(gauges)
+
+
+def first_config(requests: Iterator[Any]) -> Any:
+    """The config that a call of several messages begins with.
+
+    Raises:
+        Problem: it begins with something else.
+    """
+    first = next(requests, None)
+    if first is None:
+        raise malformed()
+    if first.WhichOneof("message") != "config":
+        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected the config first, then frames")
+    return first.config
+
+
+def next_frame(request: Any) -> pb.Frame:
+    """The frame of a message after the first.
+
+    Raises:
+        Problem: it has none.
+    """
+    if request is None:
+        raise malformed()
+    if request.WhichOneof("message") != "frame":
+        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")
+    frame: pb.Frame = request.frame
+    return frame
+
+
+def frame_bytes(fmt: PictureFormat) -> int:
+    """Memory of a picture's planes."""
+    sample = 1 if fmt.bit_depth <= 8 else 2
+    return sample * sum(rows * columns for rows, columns in map(fmt.plane_shape, range(fmt.num_planes)))
+
+
+def host_of(context: grpc.ServicerContext) -> str:
+    """The client's address without its port."""
+    peer = context.peer()
+    return "local" if is_local(context) else peer.rpartition(":")[0]
+
+
+def is_local(context: grpc.ServicerContext) -> bool:
+    """The client is on this machine."""
+    return context.peer().startswith(("unix:", "ipv4:127.", "ipv6:%5B::1%5D", "ipv6:[::1]"))

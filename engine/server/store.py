@@ -1,0 +1,99 @@
+"""Tracks on disk: bounded, least recently used first out, and never believed without a look."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from pathlib import Path
+
+from vs3r.engine.track_file import load_track, save_track
+from vs3r.errors import OutputError, TrackError
+from vs3r.types import CameraTrack
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".vs3r"
+
+
+def default_folder() -> Path:
+    """Where tracks lie unless the settings say otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vs3r" / "tracks"
+
+
+class TrackStore:
+    """A folder of tracks by their ids (letters and digits). Safe to use from several threads."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """
+        Raises:
+            OutputError: the folder cannot be made.
+        """
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the cache folder {folder}: {error.strerror}; choose another") from None
+        for left_over in folder.glob(".*.part"):  # of a server that was killed
+            _remove(left_over)
+
+    def load(self, track_id: str) -> CameraTrack | None:
+        """A track, None where there is none. A damaged file is removed."""
+        path = self.path(track_id)
+        try:
+            track = load_track(path)
+            os.utime(path)
+        except TrackError:
+            if path.exists():
+                log.warning("track %s is damaged and was removed", track_id)
+                _remove(path)
+            return None
+        except OSError:
+            return None
+        return track
+
+    def save(self, track_id: str, track: CameraTrack) -> bool:
+        """Keep a track; False where the disk does not take it."""
+        try:
+            save_track(track, self.path(track_id))
+        except OutputError:
+            log.warning("track %s cannot be written to the cache folder", track_id)
+            return False
+        with self._lock:
+            self._shrink(keep=track_id)
+        return True
+
+    def path(self, track_id: str) -> Path:
+        """The file of a track."""
+        return self._folder / f"{track_id}{_SUFFIX}"
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tracks."""
+        return sum(size for _, size, _ in self._files())
+
+    def _shrink(self, *, keep: str) -> None:
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if total <= self._max_bytes:
+                return
+            if path != self.path(keep):
+                _remove(path)
+                total -= size
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        found = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                state = path.stat()
+                found.append((state.st_mtime, state.st_size, path))
+        return found
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

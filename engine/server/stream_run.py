@@ -1,0 +1,287 @@
+"""One call of Stream: frames by credit in, pictures out, memory bounded.
+
+    read (requests) ──► analyse ──► render ──► responses (the call's own thread)
+
+Reading never waits for room: credit bounds what can arrive, and a frame without credit ends the call. So a client that
+writes and never reads is told so instead of being blocked for ever. Credit counts from when its message is sent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vs3r.engine.pipeline import AnalysisItem, StabilizedFrame
+from vs3r.engine.proto.layout import Layout
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.guard import GuardedStages
+from vs3r.engine.server.intake import Arrival, Intake, frame_error
+from vs3r.engine.server.metrics import Metrics
+from vs3r.engine.server.problems import Problem, malformed
+from vs3r.engine.server.shm import Regions
+from vs3r.engine.server.track_run import TrackRecorder
+from vs3r.engine.threads import Channel, Stages, Stopped
+from vs3r.errors import Vs3rError
+from vs3r.render import SourceFrame
+
+CREDITS = 8
+"""Frames that may be on their way: analysis works in bursts of 8."""
+_PICTURES = 4
+_ITEMS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Taken:
+    """A frame in the pipeline."""
+
+    sequence: int
+    output_slot: pb.SharedMemorySlot | None
+    decode_s: float
+    queue_s: float
+    taken_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Picture:
+    """A finished frame."""
+
+    picture: StabilizedFrame
+    taken: _Taken
+    passed_through: bool
+    finished_s: float
+
+
+class _Outbox(Channel[_Picture | pb.FrameError | pb.Credit]):
+    """What is to be sent. Pictures wait for room; the rest, which credit bounds, does not."""
+
+    def note(self, message: pb.FrameError | pb.Credit) -> None:
+        with self._changed:
+            self._items.append(message)
+            self._changed.notify_all()
+
+
+class StreamRun:
+    """A running stream. `responses` is called once; the other public functions from any thread."""
+
+    def __init__(
+        self,
+        stages: GuardedStages,
+        intake: Intake,
+        *,
+        layout: Layout,
+        regions: Regions,
+        metrics: Metrics,
+        output_from_sequence: int,
+        recorder: TrackRecorder | None,
+    ) -> None:
+        """
+        Args:
+            stages: the pipeline.
+            intake: makes frames of messages.
+            layout: of the results.
+            regions: shared memory that results may go to.
+            metrics: counts frames.
+            output_from_sequence: results before it are not sent.
+            recorder: makes the session's track on the way.
+        """
+        self._stages = stages
+        self._intake = intake
+        self._layout = layout
+        self._regions = regions
+        self._metrics = metrics
+        self._output_from = output_from_sequence
+        self._recorder = recorder
+        self._frames: Channel[Arrival] = Channel(CREDITS)
+        self._items: Channel[AnalysisItem] = Channel(_ITEMS)
+        self._outbox = _Outbox(_PICTURES)
+        self._lock = threading.Lock()
+        self._credits = CREDITS
+        self._taken: dict[int, _Taken] = {}
+        self._problem: Problem | None = None
+        self._draining = False
+        self.active_s = time.monotonic()
+        """When a frame last came or went."""
+
+    def responses(self, requests: Iterator[pb.StreamRequest | None]) -> Iterator[pb.StreamResponse]:
+        """Run the stream.
+
+        Raises:
+            Problem: what ended it early.
+        """
+        # Ends with the call, when gRPC ends `requests`; waiting for it here would wait for the client.
+        threading.Thread(target=self._read, args=(requests,), name="vs3r-stream-read", daemon=True).start()
+        try:
+            with Stages([self._frames, self._items, self._outbox]) as stages:
+                stages.start("analyse", self._analyse)
+                stages.start("render", self._render)
+                for item in self._outbox:
+                    self.active_s = time.monotonic()
+                    response = self._response(item)
+                    if response is not None:
+                        yield response
+        except Stopped:
+            pass
+        if self._problem is not None:
+            raise self._problem
+        if self._draining:
+            raise draining()
+
+    def fail(self, problem: Problem) -> bool:
+        """End the stream with an error; False when it had one before."""
+        with self._lock:
+            first, self._problem = self._problem is None, self._problem or problem
+        self.stop()
+        return first
+
+    def stop(self) -> None:
+        """End the stream now; the client is gone."""
+        for channel in (self._frames, self._items, self._outbox):
+            channel.stop()
+
+    def drain(self) -> None:
+        """Take no more frames; those taken are finished."""
+        self._draining = True
+        self._frames.end()
+
+    def _read(self, requests: Iterator[pb.StreamRequest | None]) -> None:
+        try:
+            for request in requests:
+                if self._draining:
+                    return
+                self.active_s = time.monotonic()
+                self._receive(request)
+        except Stopped:
+            return
+        except Problem as problem:
+            self.fail(problem)
+        except Exception as error:  # gRPC's way to say that the call is over; or a bug, which must not be lost
+            self.fail(Problem("CANCELLED", "CLIENT_GONE", f"the call has ended ({type(error).__name__})"))
+        else:
+            self._frames.end()
+
+    def _receive(self, request: pb.StreamRequest | None) -> None:
+        if request is None:
+            raise malformed()
+        if request.WhichOneof("message") != "frame":
+            raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")
+        with self._lock:
+            if self._credits == 0:
+                raise Problem(
+                    "RESOURCE_EXHAUSTED", "CREDIT", "expected frames by credit only; read the responses while you send"
+                )
+            self._credits -= 1
+        message = request.frame
+        try:
+            arrival = self._intake.take(message)
+        except Vs3rError as error:
+            self._metrics.add("frames_refused")
+            self._outbox.note(frame_error(message.sequence, error))
+            self._outbox.note(pb.Credit(frames=1))
+        else:
+            self._metrics.add("frames_received")
+            self._frames.put(arrival)
+
+    def _analyse(self) -> None:
+        for index, arrival in enumerate(self._frames):
+            now = time.perf_counter()
+            self._taken[index] = _Taken(
+                sequence=arrival.sequence,
+                output_slot=arrival.output_slot,
+                decode_s=arrival.decode_s,
+                queue_s=now - arrival.arrived_s,
+                taken_s=now,
+            )
+            if self._recorder is not None:
+                self._recorder.add_frame(arrival.sequence, arrival.frame)
+            self._outbox.note(pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
+            self._pass_on(self._stages.analysis.push(arrival.frame))
+        self._pass_on(self._stages.analysis.flush())
+        self._items.end()
+
+    def _pass_on(self, items: list[AnalysisItem]) -> None:
+        for item in items:
+            if self._recorder is not None and isinstance(item, SourceFrame):
+                self._recorder.add_geometry(item.geometry)
+            self._items.put(item)
+
+    def _render(self) -> None:
+        for item in self._items:
+            self._finish(self._stages.rendering.push(item))
+        self._finish(self._stages.rendering.flush())
+        self._outbox.end()
+
+    def _finish(self, pictures: list[StabilizedFrame]) -> None:
+        for picture in pictures:
+            failed = picture.index in self._stages.failed
+            if self._recorder is None:  # which needs them all at the end
+                self._stages.failed.discard(picture.index)
+            self._outbox.put(
+                _Picture(
+                    picture=picture,
+                    taken=self._taken.pop(picture.index),
+                    passed_through=failed,
+                    finished_s=time.perf_counter(),
+                )
+            )
+
+    def _response(self, item: _Picture | pb.FrameError | pb.Credit) -> pb.StreamResponse | None:
+        if isinstance(item, pb.Credit):
+            with self._lock:
+                self._credits += item.frames
+            return pb.StreamResponse(credit=item)
+        if isinstance(item, pb.FrameError):
+            return pb.StreamResponse(frame_error=item)
+        if item.taken.sequence < self._output_from:
+            return None
+        self._metrics.add("frames_returned")
+        if item.passed_through:
+            self._metrics.add("frames_passed_through")
+        return self._send(item)
+
+    def _send(self, done: _Picture) -> pb.StreamResponse:
+        taken, picture = done.taken, done.picture
+        start = time.perf_counter()
+        data = self._layout.pack(picture.frame.planes)
+        message = result_message(picture, sequence=taken.sequence, passed_through=done.passed_through)
+        if taken.output_slot is None:
+            message.data = b"".join(data)
+        else:
+            try:
+                self._regions.write(taken.output_slot, data)
+            except Vs3rError as error:
+                return pb.StreamResponse(frame_error=frame_error(taken.sequence, error))
+            message.slot.CopyFrom(taken.output_slot)
+        now = time.perf_counter()
+        message.timings.CopyFrom(
+            pb.FrameTimings(
+                decode_us=_us(taken.decode_s),
+                queue_us=_us(taken.queue_s),
+                pipeline_us=_us(done.finished_s - taken.taken_s),
+                output_us=_us(start - done.finished_s),
+                encode_us=_us(now - start),
+            )
+        )
+        return pb.StreamResponse(frame=message)
+
+
+def result_message(picture: StabilizedFrame, *, sequence: int, passed_through: bool) -> pb.StabilizedFrame:
+    """A result without its pixels."""
+    return pb.StabilizedFrame(
+        sequence=sequence,
+        pts=picture.frame.pts,
+        duration=picture.frame.duration,
+        own_share=picture.own_share,
+        valid_share=picture.valid_share,
+        passed_through=passed_through,
+    )
+
+
+def draining() -> Problem:
+    """For calls while the server ends."""
+    return Problem("UNAVAILABLE", "DRAINING", "the server is ending; go on with another or a new one", retry_s=1.0)
+
+
+def _us(seconds: float) -> int:
+    return max(0, round(seconds * 1e6))
