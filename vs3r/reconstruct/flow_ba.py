@@ -21,7 +21,7 @@ from vs3r.config import Config
 from vs3r.flow import DisFlow, analysis_picture, analysis_size
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import dynamic_probability
-from vs3r.reconstruct.bundle import PRIOR_PX2, Edges, Problem, State, adjust, reprojection_error
+from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
 from vs3r.reconstruct.rolling import Shutter, rectify
 from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
@@ -39,11 +39,13 @@ CONNECTED = 0.25
 # Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left.
 ZOOM_ABOVE = 0.05
 ZOOM_GAIN = 0.3
-# What is believed of the read-out before looking, and how well it must be known to be settled, as standard deviations.
-READOUT_STD_S = 0.015
-READOUT_SETTLED_STD_S = 0.00025
-# After a cut it may be another camera.
-READOUT_CUT_STD_S = 0.002
+# How much the observations say of the read-out: the sum of squares in px^2 by which a read-out of one interval between
+# frames would move them. That there is none is believed as if this much said so: a car that drives steadily gives
+# 1,300 in 5 s, and the errors of its lens look like a read-out; a hand gives 5,000 to 100,000 in half a second.
+READOUT_PRIOR_PX2 = 8e2
+# From here on it is settled; a cut takes it back to this, for it may have been to another camera.
+READOUT_SETTLED_PX2 = 1e5
+READOUT_AFTER_CUT_PX2 = 1e4
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
@@ -84,7 +86,7 @@ class FlowBundleAdjustment:
         self._segment = 0
         self._last_picture: npt.NDArray[np.uint8] | None = None
         self._readout = 0.0 if self._readout_given is None else self._readout_given
-        self._readout_info = PRIOR_PX2 / READOUT_STD_S**2
+        self._readout_px2 = READOUT_PRIOR_PX2
         self._start_segment()
 
     def _start_segment(self) -> None:
@@ -93,7 +95,7 @@ class FlowBundleAdjustment:
         self._observed: list[Observation] = []
         self._pending: list[tuple[int, float]] = []
         self._solved: list[_Solved] = []
-        self._readout_info = min(self._readout_info, PRIOR_PX2 / READOUT_CUT_STD_S**2)
+        self._readout_px2 = min(self._readout_px2, READOUT_AFTER_CUT_PX2)
 
     def push(self, frame: Frame) -> list[FrameGeometry]:
         """See Reconstructor."""
@@ -131,25 +133,21 @@ class FlowBundleAdjustment:
         base = self._pending[0][0] - len(old)
         found = self._fresh_observations(base)
         edges = self._edges(found, base) if found else None
+        self._shutter = Shutter([s.pts_s for s in old] + [pts_s for _, pts_s in self._pending], self._size[1])
         start = self._predict(old, edges)
         known = len(old)
-        times = [s.pts_s for s in old] + [pts_s for _, pts_s in self._pending]
-        shutter = Shutter(times, self._size[1])
         if edges is not None:
-            start = self._turning(start, edges, known, shutter)
-        solved = self._moving(start, edges, old, shutter) if edges is not None else None
+            start = self._turning(start, edges, known)
+        solved = self._moving(start, edges, old) if edges is not None else None
         # A camera that only turns stays where the last frame stood: no adjustment of rotations alone moves a centre.
         flat, state = solved is None, solved or start
-        self._readout, self._readout_info = float(state.readout), float(state.readout_info)
-        interval = shutter.interval_s
-        log.debug("readout %.3f frames, info %.1f", self._readout / interval, self._readout_info * interval**2)
-        for k in range(known, known + ready):
-            self._solved.append(
-                _Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], times[k], flat)
-            )
+        self._readout, self._readout_px2 = float(state.readout), float(state.readout_info) * self._shutter.interval_s**2
+        log.debug("readout %.3f frames, info %.1f", self._readout / self._shutter.interval_s, self._readout_px2)
+        for k, (_, pts_s) in enumerate(self._pending[:ready], known):
+            self._solved.append(_Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], pts_s, flat))
         del self._solved[: -2 * BLOCK]
         out = [
-            self._geometry(k, index, pts_s, state, base, shutter)
+            self._geometry(k, index, pts_s, state, base)
             for k, (index, pts_s) in enumerate(self._pending[:ready], known)
         ]
         self._pending = self._pending[ready:]
@@ -185,7 +183,7 @@ class FlowBundleAdjustment:
             log_focal_prior=self._log_focal,
             rotation_only=rotation_only,
             free_focal=not self._focal_known,
-            readout_prior=(self._readout, self._readout_info),
+            readout_prior=(self._readout, self._readout_px2 / self._shutter.interval_s**2),
         )
 
     def _predict(self, old: list[_Solved], edges: Edges | None) -> State:
@@ -200,7 +198,7 @@ class FlowBundleAdjustment:
             log_focal=torch.stack((focals + [focals[-1]] * new)[:n]),
             inv_depth=torch.stack([s.inv_depth for s in old] + [torch.full((P,), level)] * new),
             readout=torch.tensor(self._readout, dtype=torch.float64),
-            readout_info=torch.tensor(self._readout_info, dtype=torch.float64),
+            readout_info=torch.tensor(self._readout_px2 / self._shutter.interval_s**2, dtype=torch.float64),
         )
         if edges is None:
             return state
@@ -209,15 +207,15 @@ class FlowBundleAdjustment:
             state = adjust(state, steps, width_px=width, iterations=4)
         return state
 
-    def _turning(self, state: State, edges: Edges, known: int, shutter: Shutter) -> State:
+    def _turning(self, state: State, edges: Edges, known: int) -> State:
         """The camera that only turns, and the read-out."""
         problem = self._problem(edges, known, rotation_only=True)
         for width in (3.0, 1.0):
-            seen = rectify(edges, state, shutter, free=self._readout_unsettled)
+            seen = rectify(edges, state, self._shutter, free=self._readout_unsettled)
             state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=6)
         return state
 
-    def _moving(self, turning: State, edges: Edges, old: list[_Solved], shutter: Shutter) -> State | None:
+    def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
         """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
         known = len(old)
         was_moving = bool(old) and not old[-1].flat
@@ -228,7 +226,7 @@ class FlowBundleAdjustment:
         fresh = used.select(used.src >= known)
         if not len(fresh.src):
             return None
-        flat_problem = self._problem(rectify(fresh, turning, shutter), known, rotation_only=True)
+        flat_problem = self._problem(rectify(fresh, turning, self._shutter), known, rotation_only=True)
         unexplained = _outlier_share(turning, flat_problem)
         enough = unexplained if was_moving else (1 - MIN_GAIN) * unexplained - 0.01
         if enough < 0.01:
@@ -236,11 +234,11 @@ class FlowBundleAdjustment:
         problem = self._problem(used, known, rotation_only=False)
         if not was_moving:
             problem = replace(problem, first_free_pose=known + 1)
-        begin = self._begin_moving(turning, problem, old, shutter)
-        state, left = self._refined(begin, problem, fresh, shutter)
+        begin = self._begin_moving(turning, problem, old)
+        state, left = self._refined(begin, problem, fresh)
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
         if left > ZOOM_ABOVE and problem.free_focal:
-            zooming, left_zooming = self._refined(begin, replace(problem, zooms=True), fresh, shutter)
+            zooming, left_zooming = self._refined(begin, replace(problem, zooms=True), fresh)
             log.debug("outlier share zooming %.3f", left_zooming)
             if left_zooming < (1 - ZOOM_GAIN) * left:
                 state, left = zooming, left_zooming
@@ -248,16 +246,16 @@ class FlowBundleAdjustment:
             return None
         return state if was_moving else self._rescaled(state, known)
 
-    def _refined(self, state: State, problem: Problem, fresh: Edges, shutter: Shutter) -> tuple[State, float]:
+    def _refined(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
         for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
-            seen = rectify(problem.edges, state, shutter, free=self._readout_unsettled)
+            seen = rectify(problem.edges, state, self._shutter, free=self._readout_unsettled)
             state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
-        return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, shutter)))
+        return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
 
     @property
     def _readout_unsettled(self) -> bool:
-        return self._readout_given is None and self._readout_info < PRIOR_PX2 / READOUT_SETTLED_STD_S**2
+        return self._readout_given is None and self._readout_px2 < READOUT_SETTLED_PX2
 
     def _rescaled(self, state: State, known: int) -> State:
         """A walk that begins, in the scale of the frames before it: else what stood still a moment ago leaps."""
@@ -271,7 +269,7 @@ class FlowBundleAdjustment:
         T[known:, :3, 3] = -(T[known:, :3, :3] @ (begin + ratio * (centre[known:] - begin))[..., None]).squeeze(-1)
         return replace(state, cam_from_world=T, inv_depth=depth)
 
-    def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved], shutter: Shutter) -> State:
+    def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved]) -> State:
         """Where to start with six degrees of freedom."""
         known = len(old)
         # A lens that zooms while it turns is what walking ahead looks like: begin without.
@@ -286,7 +284,7 @@ class FlowBundleAdjustment:
             # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
             problem = replace(problem, free_rotation=False, free_focal=False)
         for width in (12.0, 4.0):
-            seen = rectify(problem.edges, state, shutter)
+            seen = rectify(problem.edges, state, self._shutter)
             state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
         return state
 
@@ -305,13 +303,15 @@ class FlowBundleAdjustment:
             depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)
         return depth
 
-    def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int, shutter: Shutter) -> FrameGeometry:
+    def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int) -> FrameGeometry:
         grid, f = self._grid, math.exp(float(state.log_focal[k]))
         scale_x, scale_y = self._format.width / self._size[0], self._format.height / self._size[1]
         K = np.array([[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]])
         inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy()
         readout_s = float(state.readout)
-        motion = shutter.motion(state.cam_from_world)[k] * readout_s ** torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None]
+        motion = (
+            self._shutter.motion(state.cam_from_world)[k] * readout_s ** torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None]
+        )
         return FrameGeometry(
             index=index,
             pts_s=pts_s,
@@ -319,12 +319,12 @@ class FlowBundleAdjustment:
             K=K,
             cam_from_world=state.cam_from_world[k].numpy(),
             inv_depth=inv_depth,
-            dynamic=self._dynamic(index, inv_depth, state, base, shutter),
+            dynamic=self._dynamic(index, inv_depth, state, base),
             readout_s=readout_s,
             row_motion=motion.numpy(),
         )
 
-    def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int, shutter: Shutter) -> FloatArray:
+    def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int) -> FloatArray:
         grid = self._grid
         fine = (2 * grid.cols, 2 * grid.rows)
         last = base + len(state.log_focal) - 1
@@ -334,7 +334,7 @@ class FlowBundleAdjustment:
         cell = (grid.width / fine[0], grid.height / fine[1])
         fine_depth = np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
         depths = torch.from_numpy(fine_depth).flatten().expand(len(state.log_focal), -1)
-        seen = rectify(self._edges(found, base, fine=True), replace(state, inv_depth=depths), shutter)
+        seen = rectify(self._edges(found, base, fine=True), replace(state, inv_depth=depths), self._shutter)
         flows = (seen.target - seen.source[:, :2]).transpose(1, 2).reshape(len(found), *fine[::-1], 2).numpy()
 
         def intrinsics(n: int) -> DoubleArray:
