@@ -16,7 +16,7 @@ from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, resolve
 from vs3r.engine.server.guard import guarded_stages
 from vs3r.engine.server.intake import Intake, frame_error
-from vs3r.engine.server.problems import Problem
+from vs3r.engine.server.problems import Malformed, Problem
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.state import State, first_config, frame_bytes, next_frame
@@ -42,7 +42,7 @@ class FrameCalls:
         self._memory = state.memory
 
     def stream(
-        self, requests: Iterator[pb.StreamRequest | None], context: grpc.ServicerContext
+        self, requests: Iterator[pb.StreamRequest | Malformed], context: grpc.ServicerContext
     ) -> Iterator[pb.StreamResponse]:
         config: pb.StreamConfig = first_config(requests)
         session = self._sessions.get(config.session) if config.session else None
@@ -84,7 +84,7 @@ class FrameCalls:
                     regions.remove("")
 
     def analyze(
-        self, requests: Iterator[pb.AnalyzeRequest | None], context: grpc.ServicerContext
+        self, requests: Iterator[pb.AnalyzeRequest | Malformed], context: grpc.ServicerContext
     ) -> Iterator[pb.AnalyzeResponse]:
         config: pb.AnalyzeConfig = first_config(requests)
         session = self._sessions.get(config.session)
@@ -129,7 +129,7 @@ class FrameCalls:
             yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
 
     def _analyze_frames(
-        self, session: Session, source: pb.FrameSource, requests: Iterator[pb.AnalyzeRequest | None]
+        self, session: Session, source: pb.FrameSource, requests: Iterator[pb.AnalyzeRequest | Malformed]
     ) -> Iterator[pb.AnalyzeResponse]:
         layout, intake, recorder = self._frames_of(session, source)
         if session.track is not None:
@@ -173,7 +173,7 @@ class FrameCalls:
         return message
 
     def upload_frames(
-        self, requests: Iterator[pb.UploadFramesRequest | None], context: grpc.ServicerContext
+        self, requests: Iterator[pb.UploadFramesRequest | Malformed], context: grpc.ServicerContext
     ) -> pb.UploadFramesResponse:
         config: pb.UploadConfig = first_config(requests)
         session = self._sessions.get(config.session)

@@ -114,6 +114,10 @@ def abort(context: grpc.ServicerContext, problem: Problem) -> NoReturn:
     raise AssertionError("abort_with_status raises")
 
 
+class Malformed:
+    """In the place of a request: bytes that are no message."""
+
+
 Call = Callable[[Any, Any], Any]
 
 
@@ -130,7 +134,7 @@ def edge(call: Call, *, admit: Callable[[Any], None], told: Callable[[str], None
     def answer(request: Any, context: Any) -> Any:
         try:
             admit(context)
-            if request is None:
+            if isinstance(request, Malformed):
                 raise malformed()
             response = call(request, context)
         except Exception as error:  # the server's edge
@@ -145,7 +149,7 @@ def edge(call: Call, *, admit: Callable[[Any], None], told: Callable[[str], None
         problem = None
         try:
             admit(context)
-            if request is None:
+            if isinstance(request, Malformed):
                 raise malformed()
             yield from call(request, context)
         except GeneratorExit:

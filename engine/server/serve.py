@@ -20,7 +20,7 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.frame_calls import FrameCalls
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.metrics import serve_page
-from vs3r.engine.server.problems import edge
+from vs3r.engine.server.problems import Malformed, edge
 from vs3r.engine.server.session_calls import SessionCalls
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.state import State
@@ -207,14 +207,14 @@ def _teller(state: State, method: str) -> Callable[[str], None]:
 
 
 def _parser(kind: Any) -> Callable[[bytes], Any]:
-    """Bytes to a message, None where they are none: the call then says so, instead of gRPC's INTERNAL."""
+    """Bytes to a message, or Malformed: the call then says so, instead of gRPC's INTERNAL."""
     from google.protobuf.message import DecodeError
 
     def parse(data: bytes) -> Any:
         try:
             return kind.FromString(data)
         except DecodeError:
-            return None
+            return Malformed()
 
     return parse
 

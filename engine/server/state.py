@@ -15,7 +15,7 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Problem, malformed
+from vs3r.engine.server.problems import Malformed, Problem, malformed
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.store import TrackStore, default_folder
@@ -173,9 +173,9 @@ def first_config(requests: Iterator[Any]) -> Any:
         Problem: it begins with something else.
     """
     first = next(requests, None)
-    if first is None:
+    if isinstance(first, Malformed):
         raise malformed()
-    if first.WhichOneof("message") != "config":
+    if first is None or first.WhichOneof("message") != "config":
         raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected the config first, then frames")
     return first.config
 
@@ -186,7 +186,7 @@ def next_frame(request: Any) -> pb.Frame:
     Raises:
         Problem: it has none.
     """
-    if request is None:
+    if isinstance(request, Malformed):
         raise malformed()
     if request.WhichOneof("message") != "frame":
         raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")

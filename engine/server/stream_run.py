@@ -19,7 +19,7 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import GuardedStages
 from vs3r.engine.server.intake import Arrival, Intake, frame_error
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Problem, malformed
+from vs3r.engine.server.problems import Malformed, Problem, malformed
 from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.track_run import TrackRecorder
 from vs3r.engine.threads import Channel, Stages, Stopped
@@ -104,7 +104,7 @@ class StreamRun:
         self.active_s = time.monotonic()
         """When a frame last came or went."""
 
-    def responses(self, requests: Iterator[pb.StreamRequest | None]) -> Iterator[pb.StreamResponse]:
+    def responses(self, requests: Iterator[pb.StreamRequest | Malformed]) -> Iterator[pb.StreamResponse]:
         """Run the stream.
 
         Raises:
@@ -145,7 +145,7 @@ class StreamRun:
         self._draining = True
         self._frames.end()
 
-    def _read(self, requests: Iterator[pb.StreamRequest | None]) -> None:
+    def _read(self, requests: Iterator[pb.StreamRequest | Malformed]) -> None:
         try:
             for request in requests:
                 if self._draining:
@@ -161,8 +161,8 @@ class StreamRun:
         else:
             self._frames.end()
 
-    def _receive(self, request: pb.StreamRequest | None) -> None:
-        if request is None:
+    def _receive(self, request: pb.StreamRequest | Malformed) -> None:
+        if isinstance(request, Malformed):
             raise malformed()
         if request.WhichOneof("message") != "frame":
             raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")

@@ -1,0 +1,194 @@
+"""The asyncio client: the vocabulary of vs3r.engine.client.sync.Client, with await."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from vs3r.config import Config
+from vs3r.engine.client.connection import Access, open_channel, stubs
+from vs3r.engine.client.errors import ServerError, server_error
+from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady
+from vs3r.engine.proto.convert import config_message
+from vs3r.engine.proto.layout import Layout, layout_message, layout_of, planar_layout, rational, time_base_of
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.types import Frame
+
+_TIMEOUT_S = 60.0
+_PAUSE_S = 0.2
+
+
+class AsyncClient:
+    """A connection to a server, for one event loop. Every call may raise ServerError."""
+
+    def __init__(self, target: str, access: Access | None = None, *, timeout_s: float = _TIMEOUT_S) -> None:
+        """See Client."""
+        self.target = target
+        self._access = access or Access()
+        self._timeout_s = timeout_s
+        self._channel = open_channel(target, self._access, asyncio=True)
+        self._stubs = stubs(self._channel)
+
+    async def close(self) -> None:
+        """End all calls."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def call(self, name: str, request: Any) -> Any:
+        """Call by the proto's name; for what has no function here."""
+        import grpc
+
+        try:
+            return await self._stubs[name](request, timeout=self._timeout_s, metadata=self._access.metadata)
+        except grpc.RpcError as error:
+            raise server_error(error, self.target) from None
+
+    async def create_session(self, media_key: str, config: Config | None = None) -> pb.Session:
+        """See Client."""
+        request = pb.CreateSessionRequest(media_key=media_key, config=config_message(config or Config()))
+        response: pb.CreateSessionResponse = await self.call("CreateSession", request)
+        return response.session
+
+    async def set_smoothing(self, session: str, smooth: pb.SmoothConfig) -> pb.SetSmoothingResponse:
+        """See Client."""
+        request = pb.SetSmoothingRequest(session=session, smooth=smooth)
+        response: pb.SetSmoothingResponse = await self.call("SetSmoothing", request)
+        return response
+
+    async def get_frame(self, session: str, index: int) -> Steady:
+        """See Client."""
+        response: pb.GetFrameResponse = await self.call("GetFrame", pb.GetFrameRequest(session=session, index=index))
+        layout = layout_of(response.format)
+        return steady(response.frame, response.frame.data, layout, time_base=time_base_of(response.time_base))
+
+    async def stabilize(
+        self,
+        frames: AsyncIterable[Frame],
+        config: Config | None = None,
+        *,
+        session: str | None = None,
+        patience_s: float = 30.0,
+    ) -> AsyncIterator[Steady | Refused]:
+        """See Client; frames travel as bytes."""
+        source = _Source(frames)
+        if await source.next(-1) is None:
+            return
+        last_s = time.monotonic()
+        started = False
+        while True:
+            opening = source.opening(config or Config(), session)
+            try:
+                async with self._call(source, opening) as responses:
+                    async for result in responses:
+                        started, last_s = True, time.monotonic()
+                        yield result
+                return
+            except ServerError as error:
+                if error.reason == "SESSION_UNKNOWN" and started:
+                    session = None  # the server was started anew
+                elif not error.is_passing or time.monotonic() - last_s > patience_s:
+                    raise
+                await asyncio.sleep(error.retry_s or _PAUSE_S)
+
+    @asynccontextmanager
+    async def _call(self, source: _Source, opening: pb.StreamRequest) -> AsyncIterator[AsyncIterator[Steady | Refused]]:
+        import grpc
+
+        credit = asyncio.Semaphore(0)
+        call = self._stubs["Stream"](source.requests(opening, credit), metadata=self._access.metadata)
+
+        async def results() -> AsyncIterator[Steady | Refused]:
+            async for response in call:
+                match response.WhichOneof("message"):
+                    case "started":
+                        _release(credit, response.started.credits)
+                    case "credit":
+                        _release(credit, response.credit.frames)
+                    case "frame":
+                        yield source.result(response.frame)
+                    case "frame_error":
+                        source.unfinished.drop(response.frame_error.sequence)
+                        yield refused(response.frame_error)
+
+        try:
+            yield results()
+        except grpc.RpcError as error:
+            raise server_error(error, self.target) from None
+        finally:
+            call.cancel()
+
+
+class _Source:
+    """The clip's frames, read when there is credit for them, and kept until their results have come."""
+
+    def __init__(self, frames: AsyncIterable[Frame]) -> None:
+        self.unfinished = Unfinished()
+        """Frames kept."""
+        self._frames = aiter(frames)
+        self._reading = asyncio.Lock()
+        self._layout: Layout | None = None
+
+    async def next(self, after: int) -> tuple[int, Frame] | None:
+        """The first frame beyond a number, kept or read; None at the end."""
+        async with self._reading:
+            kept = self.unfinished.after(after)
+            if kept is not None:
+                return kept
+            frame = await anext(self._frames, None)
+            if frame is None:
+                return None
+            self._layout = self._layout or planar_layout(frame.format)
+            return self.unfinished.add(frame), frame
+
+    def opening(self, config: Config, session: str | None) -> pb.StreamRequest:
+        """The first message of a call."""
+        first = self.unfinished.after(-1)
+        assert first is not None and self._layout is not None, "a frame was read"
+        return pb.StreamRequest(
+            config=pb.StreamConfig(
+                session=session or "",
+                config=None if session else config_message(config),
+                format=layout_message(self._layout),
+                time_base=rational(first[1].time_base),
+                first_sequence=first[0],
+                output_from_sequence=self.unfinished.returned_below,
+            )
+        )
+
+    async def requests(self, opening: pb.StreamRequest, credit: asyncio.Semaphore) -> AsyncIterator[pb.StreamRequest]:
+        """The requests of one call."""
+        assert self._layout is not None, "a frame was read"
+        yield opening
+        last = -1
+        while await credit.acquire():
+            item = await self.next(last)
+            if item is None:
+                return
+            last, frame = item
+            data = b"".join(self._layout.pack(frame.planes))
+            yield pb.StreamRequest(frame=pb.Frame(sequence=last, pts=frame.pts, duration=frame.duration, data=data))
+
+    def result(self, message: pb.StabilizedFrame) -> Steady:
+        """A result, whose frame need not be sent again."""
+        source = self.unfinished.find(message.sequence)
+        if source is None or self._layout is None:
+            raise ServerError(f"the server sent a result for frame {message.sequence}, not sent", code="INTERNAL")
+        found = steady(message, message.data, self._layout, time_base=source.time_base, key_frame=source.key_frame)
+        self.unfinished.done(message.sequence)
+        return found
+
+
+def _release(credit: asyncio.Semaphore, count: int) -> None:
+    for _ in range(count):
+        credit.release()

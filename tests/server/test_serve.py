@@ -1,0 +1,325 @@
+"""Around the calls: who may come in, health, reflection, metrics, and how a server ends or is killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.engine.clips import Clip, make_frames
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models
+from vs3r.engine.cli import run
+from vs3r.engine.client.connection import Access
+from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.sync import Client
+from vs3r.engine.client.unfinished import Steady
+from vs3r.engine.server.settings import ServeConfig
+from vs3r.errors import InputError
+from vs3r.types import Frame
+
+TOKEN = "correct-horse-battery-staple"
+SERVICE = "vs3r.v1.EngineService"
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.168.1.5:50777", ":50777"])
+def test_no_open_server_without_a_token(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--listen", listen]) == 1
+    assert "--token-file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "nowhere", "127.0.0.1:x"])
+def test_odd_addresses_are_named(listen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    options = ["--listen", listen, "--token-file", str(token), "--cache-dir", str(tmp_path)]
+    assert run(["serve", *options]) == 1
+    assert listen in capsys.readouterr().err
+
+
+def test_a_taken_port_is_named(serve: Serve) -> None:
+    first = serve()
+    with pytest.raises(InputError, match="taken"):
+        serve(listen=first.address)
+
+
+@pytest.mark.parametrize("token", ["", "short", "with spaces in it, and long"])
+def test_weak_tokens_are_refused(serve: Serve, tmp_path: Path, token: str) -> None:
+    (tmp_path / "token").write_text(token)
+    with pytest.raises(InputError, match="openssl rand"):
+        serve(token_file=str(tmp_path / "token"))
+
+
+def test_settings_that_belong_together() -> None:
+    with pytest.raises(InputError, match="--tls-key"):
+        ServeConfig(tls_cert="a.pem")
+    with pytest.raises(InputError, match="--tls-client-ca"):
+        ServeConfig(tls_client_ca="a.pem")
+
+
+@pytest.mark.parametrize("given", [None, "wrong", TOKEN + "x", TOKEN[:-1], "ünïcode"])
+def test_the_token(serve: Serve, tmp_path: Path, given: str | None) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    server = serve(token_file=str(tmp_path / "token"))
+    with Client(server.address, Access(token=TOKEN)) as client:
+        client.capabilities()
+        assert len(list(client.stabilize(FRAMES, CONFIG))) == len(FRAMES)
+    # Metadata is ASCII.
+    with Client(server.address, Access(token=given if given is None or given.isascii() else "u")) as client:
+        for call in (client.capabilities, lambda: list(client.stabilize(FRAMES, CONFIG))):
+            with pytest.raises(ServerError) as caught:
+                call()
+            assert caught.value.code == "UNAUTHENTICATED"
+
+
+def make_certificates(folder: Path) -> dict[str, str]:
+    """An authority, and certificates of it for a server and a client."""
+    ca, key = folder / "ca.pem", folder / "ca.key"
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(arguments, check=True, capture_output=True, cwd=folder)
+
+    openssl(*new, "-x509", "-subj", "/CN=test", "-keyout", str(key), "-out", str(ca))
+    for name in ("server", "client"):
+        (folder / "ext").write_text("subjectAltName=IP:127.0.0.1")
+        openssl(*new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl("openssl", "x509", "-req", "-in", f"{name}.csr", "-CA", str(ca), "-CAkey", str(key), "-CAcreateserial",
+                "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")  # fmt: skip
+    return {p.name: str(p) for p in folder.iterdir()}
+
+
+def test_tls_and_mutual_tls(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    files = make_certificates(folder)
+    tls = {"tls_cert": files["server.pem"], "tls_key": files["server.key"]}
+    ca = Path(files["ca.pem"]).read_bytes()
+    plain, known = Access(ca=ca), Access(
+        ca=ca, cert=Path(files["client.pem"]).read_bytes(), key=Path(files["client.key"]).read_bytes()
+    )  # fmt: skip
+    address = serve(**tls).address
+    with Client(address, plain) as client:
+        client.capabilities()
+    with Client(address) as client, pytest.raises(ServerError):
+        client.capabilities()
+    address = serve(**tls, tls_client_ca=files["ca.pem"]).address
+    with Client(address, known) as client:
+        client.capabilities()
+    with Client(address, plain) as client, pytest.raises(ServerError):
+        client.capabilities()
+
+
+def test_unix_sockets(serve: Serve, tmp_path: Path) -> None:
+    server = serve(still_models(), listen=f"unix:{tmp_path}/socket", allow_shm=True)
+    with connected(server) as client:
+        assert client.capabilities().shared_memory
+        assert len(list(client.stabilize(FRAMES, CONFIG, shared_memory=True))) == len(FRAMES)
+
+
+def test_health_and_reflection(serve: Serve) -> None:
+    server = serve()
+    with grpc.insecure_channel(server.address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        for name in ("", SERVICE):
+            assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == 1
+        asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = reflection.ServerReflectionInfo(iter([asked]))
+        file = descriptor_pb2.FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+        assert "GetWarp" in {m.name for m in file.service[0].method}
+
+
+def test_metrics(serve: Serve) -> None:
+    server = serve(still_models(), metrics_port=0)
+    with connected(server) as client:
+        list(client.stabilize(FRAMES, CONFIG))
+        client.create_session("clip")
+        with pytest.raises(ServerError):
+            client.get_session("sessions/none")
+    url = f"http://127.0.0.1:{server.metrics_port}"
+    page = urllib.request.urlopen(f"{url}/metrics").read().decode()
+    assert f"vs3r_frames_received_total {len(FRAMES)}\n" in page
+    assert "vs3r_sessions 1\n" in page
+    assert 'vs3r_calls_total{method="GetSession",code="NOT_FOUND"} 1\n' in page
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{url}/other")
+    caught.value.close()
+
+
+def test_limits_on_streams_memory_and_sizes(serve: Serve) -> None:
+    server = serve(still_models(), max_streams=1, memory_mb=64, max_frame_pixels=10_000, max_message_mb=1)
+    with connected(server) as client:
+        first = client.stabilize(FRAMES, CONFIG)
+        next(first)
+        with pytest.raises(ServerError) as caught:
+            list(client.stabilize(FRAMES, CONFIG))
+        assert (caught.value.reason, caught.value.retry_s is not None) == ("STREAMS", True)
+        list(first)
+        with pytest.raises(ServerError) as caught:
+            list(client.stabilize(make_frames(Clip(frames=1, width=400)), CONFIG))
+        assert [v.field for v in caught.value.violations] == ["config.format.width"]
+    with connected(serve(still_models(), memory_mb=64)) as client:
+        big = make_frames(Clip(frames=1, width=1920, height=1080))
+        with pytest.raises(ServerError) as caught:
+            list(client.stabilize(big, CONFIG))
+        assert caught.value.reason == "MEMORY"
+    with connected(serve(still_models(), max_message_mb=1)) as client:
+        with pytest.raises(ServerError) as caught:
+            list(client.stabilize(big, CONFIG))
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert len(list(client.stabilize(FRAMES, CONFIG))) == len(FRAMES)
+
+
+def test_a_stalled_stream_is_ended(serve: Serve) -> None:
+    server = serve(still_models(), stream_idle_s=1)
+    stalled = threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        yield from FRAMES[:3]
+        stalled.wait(30)
+
+    with connected(server) as client, pytest.raises(ServerError) as caught:
+        list(client.stabilize(frames(), CONFIG))
+    stalled.set()
+    assert (caught.value.code, caught.value.reason) == ("DEADLINE_EXCEEDED", "IDLE")
+
+
+def test_deleting_a_session_ends_its_stream(serve: Serve) -> None:
+    with connected(serve(still_models())) as client:
+        session = client.create_session("clip", CONFIG).name
+        results = client.stabilize(FRAMES, session=session)
+        next(results)
+        client.delete_session(session)
+        with pytest.raises(ServerError) as caught:
+            list(results)
+        assert caught.value.reason in ("SESSION_DELETED", "SESSION_UNKNOWN")
+
+
+def test_logs_keep_paths_and_tokens_to_themselves(
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "token").write_text(TOKEN)
+    server = serve(token_file=str(tmp_path / "token"), media_root=str(tmp_path))
+    with Client(server.address, Access(token=TOKEN)) as client:
+        session = client.create_session("secret-clip", CONFIG).name
+        for name in ("secret.mkv", "token"):
+            with pytest.raises(ServerError):
+                client.analyze_file(session, name)
+        client.delete_session(session)
+    text = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("vs3r"))
+    assert session in text
+    for secret in (TOKEN, "secret", str(tmp_path)):
+        assert secret not in text
+
+
+# ---- servers in a process of their own
+
+SERVER = """
+import sys
+from tests.server.conftest import shaky_models
+from vs3r.engine.server.serve import Server
+from vs3r.engine.server.settings import ServeConfig
+with Server(ServeConfig(listen=sys.argv[1], cache_dir=sys.argv[2]), models=shaky_models()) as server:
+    print(server.address, flush=True)
+    server.wait()
+print("ended", flush=True)
+"""
+
+
+class Process:
+    """A server that can be killed."""
+
+    def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, listen, str(folder)], stdout=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        self.address = self.line()
+
+    def line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> int:
+        code = self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self.send(signal.SIGKILL)
+        self.end()
+
+
+@pytest.mark.parametrize("with_session", [False, True])
+def test_a_killed_server_costs_no_frame(tmp_path: Path, with_session: bool) -> None:
+    """Killed in the middle of a stream and started anew: every frame comes once, in order; tracks are whole."""
+    server = Process(tmp_path)
+    port = server.address.rpartition(":")[2]
+    got: list[Any] = []
+    with Client(server.address) as client:
+        client.analyze_frames(client.create_session("before", CONFIG).name, FRAMES)
+        session = client.create_session("clip", CONFIG).name if with_session else None
+        results = client.stabilize(FRAMES, None if session else CONFIG, session=session)
+        for result in results:
+            got.append(result)
+            if len(got) == 9:
+                server.kill()
+                server = Process(tmp_path, f"127.0.0.1:{port}")
+        try:
+            assert client.create_session("before", CONFIG).frame_count == len(FRAMES)
+        finally:
+            server.kill()
+    assert [r.sequence for r in got] == list(range(len(FRAMES)))
+    assert [r.frame.pts for r in got] == [f.pts for f in FRAMES]
+    assert not any(pixels(r.frame) == pixels(FRAMES[r.sequence]) for r in got if isinstance(r, Steady))
+    assert not [name for name in os.listdir(tmp_path) if not re.fullmatch(r"[0-9a-f]{32}\.vs3r", name)]
+
+
+def test_sigterm_finishes_what_was_taken(tmp_path: Path) -> None:
+    """Frames taken before the signal come back, the call ends with UNAVAILABLE, the server with 0."""
+    server = Process(tmp_path)
+    waiting = threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        yield from FRAMES[:14]
+        server.send(signal.SIGTERM)
+        waiting.wait(30)
+
+    got: list[int] = []
+    with Client(server.address) as client, pytest.raises(ServerError) as caught:
+        # Those before the error count.
+        deque(map(got.append, (r.sequence for r in client.stabilize(frames(), CONFIG, patience_s=0))), maxlen=0)
+    waiting.set()
+    assert caught.value.is_passing
+    assert server.line() == "ended"
+    assert server.end() == 0
+    # Fourteen were sent; the last ones may have been under way still, and are then not acknowledged.
+    assert got == list(range(len(got)))
+    assert 6 <= len(got) <= 14
+
+
+def test_unreachable_servers_are_named() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ServerError, match=r"cannot reach the server 127\.0\.0\.1:1"):
+        client.capabilities()

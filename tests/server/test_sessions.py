@@ -1,0 +1,363 @@
+"""Sessions: found again, tracks on disk, random access, warps, limits, shared memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.engine.clips import Clip, make_frames, write_clip
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, opening, pixels, shaky_models, still_models
+from vs3r.config import SmoothConfig
+from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.sync import Client
+from vs3r.engine.pipeline import Rendering, SourceWindow, TrackAnalysis
+from vs3r.engine.proto.layout import layout_message, planar_layout, rational
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.guard import Models
+from vs3r.engine.track_file import load_track
+from vs3r.refine import make_refiner
+from vs3r.types import CameraTrack, Frame
+
+
+def along(track: CameraTrack, smooth: SmoothConfig = CONFIG.smooth) -> list[Frame]:
+    """The clip rendered along a track from the first frame to the last: what random access must agree with."""
+    analysis = TrackAnalysis(track, smooth)
+    renderer = shaky_models().renderer(CONFIG, FRAMES[0].format)
+    rendering = Rendering(renderer, make_refiner(CONFIG.refine), SourceWindow.of_track(CONFIG.render))
+    items = [item for frame in FRAMES for item in analysis.push(frame)] + analysis.flush()
+    return [d.frame for d in [done for item in items for done in rendering.push(item)] + rendering.flush()]
+
+
+@pytest.fixture
+def analysed(client: Client, tmp_path: Path) -> tuple[Client, str, CameraTrack]:
+    """A client, a session with a track, the track."""
+    session = client.create_session("clip", CONFIG).name
+    analysis = client.analyze_frames(session, FRAMES)
+    assert (analysis.frame_count, analysis.stored, analysis.reused) == (len(FRAMES), True, False)
+    path = tmp_path / "got.vs3r"
+    path.write_bytes(client.download_track(session))
+    return client, session, load_track(path)
+
+
+def refusal(client: Client, name: str, request: object) -> ServerError:
+    with pytest.raises(ServerError) as caught:
+        client.call(name, request)
+    return caught.value
+
+
+def test_a_session_is_found_again(client: Client) -> None:
+    first = client.create_session("clip", CONFIG)
+    assert client.create_session("clip", CONFIG).name == first.name
+    other = replace(CONFIG, smooth=SmoothConfig(smoothness=0.1))
+    assert len({first.name, client.create_session("clip", other).name, client.create_session("b", CONFIG).name}) == 3
+    assert client.get_session(first.name).media_key == "clip"
+    client.delete_session(first.name)
+    error = refusal(client, "GetSession", pb.GetSessionRequest(name=first.name))
+    assert (error.code, error.reason) == ("NOT_FOUND", "SESSION_UNKNOWN")
+
+
+def test_pages_of_sessions(client: Client) -> None:
+    made = {client.create_session(str(i), CONFIG).name for i in range(5)}
+    page = client.call("ListSessions", pb.ListSessionsRequest(page_size=2))
+    assert len(page.sessions) == 2
+    assert page.next_page_token
+    assert [s.name for s in client.list_sessions()] == sorted(made)
+    assert refusal(client, "ListSessions", pb.ListSessionsRequest(page_size=-1)).code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("key", ["", "x" * 1025])
+def test_media_keys_are_checked(client: Client, key: str) -> None:
+    error = refusal(client, "CreateSession", pb.CreateSessionRequest(media_key=key))
+    assert [v.field for v in error.violations] == ["media_key"]
+
+
+def test_limits_on_sessions(serve: Serve) -> None:
+    with connected(serve(max_sessions_per_peer=2)) as client:
+        names = [client.create_session(str(i), CONFIG).name for i in range(2)]
+        error = refusal(client, "CreateSession", pb.CreateSessionRequest(media_key="3"))
+        assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "SESSIONS")
+        assert error.retry_s is not None
+        client.delete_session(names[0])
+        client.create_session("3", CONFIG)
+
+
+def test_idle_sessions_expire(serve: Serve) -> None:
+    server = serve(session_idle_s=1)
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        held = server.state.sessions.get(session)
+        held.used_s -= 2
+        server.state.sweep()
+        assert refusal(client, "GetSession", pb.GetSessionRequest(name=session)).reason == "SESSION_UNKNOWN"
+
+
+def test_any_frame_as_in_sequence(analysed: tuple[Client, str, CameraTrack]) -> None:
+    client, session, track = analysed
+    want = along(track)
+    assert pixels(want[8]) != pixels(FRAMES[8])
+    for index in (8, 3, 23, 0, 9):
+        assert pixels(client.get_frame(session, index).frame) == pixels(want[index])
+    by_time = client.call("GetFrame", pb.GetFrameRequest(session=session, pts=FRAMES[7].pts + 1))
+    assert by_time.frame.sequence == 7
+    error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=24))
+    assert error.code == "OUT_OF_RANGE"
+    assert refusal(client, "GetFrame", pb.GetFrameRequest(session=session)).violations
+
+
+def test_smoothing_again(analysed: tuple[Client, str, CameraTrack]) -> None:
+    client, session, track = analysed
+    before = client.get_frame(session, 8).frame
+    response = client.set_smoothing(session, pb.SmoothConfig(smoothness=0.9))
+    assert response.session.config.smooth.smoothness == 0.9
+    assert response.session.config.smooth.lookahead_frames == 2
+    after = client.get_frame(session, 8).frame
+    assert pixels(after) == pixels(along(track, SmoothConfig(smoothness=0.9, lookahead_frames=2))[8])
+    assert pixels(after) != pixels(before)
+    wrong = pb.SetSmoothingRequest(session=session, smooth=pb.SmoothConfig(smoothness=2))
+    assert [v.field for v in refusal(client, "SetSmoothing", wrong).violations] == ["smooth"]
+
+
+def test_a_stream_makes_the_track_too(client: Client) -> None:
+    session = client.create_session("clip", CONFIG).name
+    assert refusal(client, "GetFrame", pb.GetFrameRequest(session=session)).reason == "TRACK_MISSING"
+    list(client.stabilize(FRAMES, session=session))
+    assert client.get_session(session).frame_count == len(FRAMES)
+    assert client.get_frame(session, 5).sequence == 5
+
+
+def test_tracks_survive_the_server_and_missing_frames_are_named(serve: Serve) -> None:
+    with connected(serve()) as client:
+        session = client.create_session("clip", CONFIG)
+        client.analyze_frames(session.name, FRAMES)
+        want = client.get_frame(session.name, 10)
+    with connected(serve()) as client:
+        again = client.create_session("clip", CONFIG)
+        assert (again.name, again.frame_count) == (session.name, len(FRAMES))
+        assert client.analyze_frames(again.name, FRAMES[:1]).reused
+        error = refusal(client, "GetFrame", pb.GetFrameRequest(session=again.name, index=10))
+        assert (error.code, error.missing) == ("FAILED_PRECONDITION", (range(7, 14),))
+        client.upload_frames(again.name, [(i, FRAMES[i]) for i in (7, 8, 9, 11)])
+        error = refusal(client, "GetFrame", pb.GetFrameRequest(session=again.name, index=10))
+        assert error.missing == (range(10, 11), range(12, 14))
+        client.upload_frames(again.name, [(i, FRAMES[i]) for i in (10, 12, 13)])
+        assert pixels(client.get_frame(again.name, 10).frame) == pixels(want.frame)
+        # Frames of another clip are not taken for this one's.
+        client.upload_frames(again.name, [(10, FRAMES[20])])
+        assert refusal(client, "GetFrame", pb.GetFrameRequest(session=again.name, index=10)).reason == "TRACK_UNUSABLE"
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+def test_damaged_tracks_are_made_again(serve: Serve, tmp_path: Path, damage: str) -> None:
+    with connected(serve()) as client:
+        session = client.create_session("clip", CONFIG).name
+        client.analyze_frames(session, FRAMES)
+    (file,) = (tmp_path / "cache").glob("*.vs3r")
+    data = file.read_bytes()
+    file.write_bytes({"cut": data[: len(data) // 2], "garbage": b"\xff" * 999, "empty": b""}[damage])
+    with connected(serve()) as client:
+        assert client.create_session("clip", CONFIG).frame_count == 0
+        assert not file.exists()
+        assert client.analyze_frames(session, FRAMES).stored
+    assert file.read_bytes() == data
+
+
+def test_a_full_disk(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session has its track; that it is not on disk is said."""
+
+    def full(*_arguments: object, **_named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with connected(serve()) as client:
+        monkeypatch.setattr("vs3r.engine.track_file.save_file", full)
+        session = client.create_session("clip", CONFIG).name
+        assert not client.analyze_frames(session, FRAMES).stored
+        assert client.get_frame(session, 3).sequence == 3
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_cache_is_bounded(serve: Serve, tmp_path: Path) -> None:
+    """Tracks used longest ago go first."""
+    server = serve(cache_mb=1)
+    big = tmp_path / "cache" / "old.vs3r"
+    big.write_bytes(bytes(1 << 20))
+    os.utime(big, (1, 1))
+    with connected(server) as client:
+        client.analyze_frames(client.create_session("clip", CONFIG).name, FRAMES)
+        assert 0 < client.status().track_bytes <= 1 << 20
+    assert not big.exists()
+
+
+def test_failed_windows_are_told_and_not_kept(serve: Serve, tmp_path: Path) -> None:
+    with connected(serve(shaky_models((9,)))) as client:
+        session = client.create_session("clip", CONFIG).name
+        analysis = client.analyze_frames(session, FRAMES)
+        assert (analysis.failed_frames, analysis.stored, analysis.scene_count) == (2, False, 3)
+        got = client.call("GetFrame", pb.GetFrameRequest(session=session, index=9)).frame
+        assert got.passed_through
+        assert got.data == pixels(FRAMES[9])
+    assert not list((tmp_path / "cache").glob("*.vs3r"))
+
+
+def test_files_below_the_root_only(serve: Serve, tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside.mkv"
+    root.mkdir()
+    clip = Clip(frames=24, width=64, height=48, codec="ffv1")
+    write_clip(root / "in.mkv", clip)
+    write_clip(outside, clip)
+    (root / "link.mkv").symlink_to(outside)
+    (root / "text.mkv").write_text("no video")
+    with connected(serve(media_root=str(root))) as client:
+        session = client.create_session("clip", CONFIG).name
+        for name in ("../outside.mkv", str(outside), "link.mkv", "none.mkv", "", "a\0b"):
+            with pytest.raises(ServerError) as caught:
+                client.analyze_file(session, name)
+            assert caught.value.code == "NOT_FOUND", name
+        with pytest.raises(ServerError, match=r"text\.mkv") as caught:
+            client.analyze_file(session, "text.mkv")
+        assert str(root) not in str(caught.value)
+        seen: list[int] = []
+        assert client.analyze_file(session, "in.mkv", progress=lambda p: seen.append(p.frames)).frame_count == 24
+        assert seen == [8, 16, 24]
+        track_file = tmp_path / "t.vs3r"
+        track_file.write_bytes(client.download_track(session))
+        want = along(load_track(track_file))
+        for index in (20, 2, 3):
+            assert pixels(client.get_frame(session, index).frame) == pixels(want[index])
+    with connected(serve()) as client, pytest.raises(ServerError) as caught:
+        client.analyze_file(client.create_session("clip2", CONFIG).name, "in.mkv")
+    assert caught.value.reason == "NO_MEDIA_ROOT"
+
+
+def test_warps_and_patches_make_the_frame(client: Client) -> None:
+    """A host that samples the source by the grid and lays the patches over it gets the frame, but for rounding."""
+    frames = make_frames(Clip(frames=8, width=320, height=240))
+    session = client.create_session("clip", CONFIG).name
+    client.analyze_frames(session, frames)
+    index = 4
+    warp = client.get_warp(session, index)
+    want = client.get_frame(session, index).frame.planes[0]
+    shape = warp.grid.rows, warp.grid.columns
+    h, w = want.shape
+    grid_x, grid_y = (np.frombuffer(d, "<f4").reshape(shape) for d in (warp.grid.x, warp.grid.y))
+    px, py = np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5)
+    at = [((p - warp.grid.origin_px) / warp.grid.step_px).astype(np.float32) for p in (px, py)]
+    x, y = (cv2.remap(g, at[0], at[1], cv2.INTER_LINEAR) - np.float32(0.5) for g in (grid_x, grid_y))
+    made = cv2.remap(frames[index].planes[0], x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    covered = 0
+    for patch in warp.patches:
+        luma = np.frombuffer(patch.data[: patch.width * patch.height], np.uint8).reshape(patch.height, patch.width)
+        made[patch.top : patch.top + patch.height, patch.left : patch.left + patch.width] = luma
+        covered += patch.width * patch.height
+    assert 0.1 < covered / (h * w) < 0.8
+    # OpenCV rounds positions to 1/32 px for its table of weights: a step of the texture, at most.
+    assert np.abs(made.astype(int) - want.astype(int)).max() <= 1
+    assert np.abs(frames[index].planes[0].astype(int) - want.astype(int)).max() > 20
+    assert not client.get_warp(session, index, map_only=True).patches
+
+
+# ---- shared memory
+
+
+@pytest.fixture
+def segment() -> Iterator[SharedMemory]:
+    memory = SharedMemory(create=True, size=4096)
+    yield memory
+    memory.close()
+    memory.unlink()
+
+
+def register(session: str, segment: SharedMemory, **more: object) -> pb.RegisterSharedMemoryRequest:
+    given = {"region": "r", "key": segment.name, "byte_size": 4096} | more
+    return pb.RegisterSharedMemoryRequest(session=session, **given)  # type: ignore[arg-type]
+
+
+def test_shared_memory_is_off(client: Client, segment: SharedMemory) -> None:
+    session = client.create_session("clip", CONFIG).name
+    assert not client.capabilities().shared_memory
+    assert refusal(client, "RegisterSharedMemory", register(session, segment)).code == "PERMISSION_DENIED"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"byte_size": 4097}, "SLOT_TOO_SMALL"),
+        ({"byte_size": 0}, "SLOT_TOO_SMALL"),
+        ({"offset": 1}, "SLOT_TOO_SMALL"),
+        ({"offset": (1 << 64) - 1}, "SLOT_TOO_SMALL"),
+        ({"key": "../../etc/passwd"}, "SEGMENT_NAME"),
+        ({"key": "none-such"}, "SEGMENT_UNKNOWN"),
+        ({"key": ""}, "SEGMENT_NAME"),
+        ({"region": ""}, "REGION_NAME"),
+    ],
+)
+def test_regions_are_checked(serve: Serve, segment: SharedMemory, more: dict[str, object], reason: str) -> None:
+    with connected(serve(allow_shm=True)) as client:
+        session = client.create_session("clip", CONFIG).name
+        assert refusal(client, "RegisterSharedMemory", register(session, segment, **more)).reason == reason
+        assert client.status().shared_memory_regions == 0
+
+
+def test_bad_slots_and_shrunken_segments_cost_a_frame(serve: Serve, segment: SharedMemory) -> None:
+    """Also a segment cut short by its owner: an error, where a mapping would have killed the server."""
+    shape = pb.FrameFormat(pixel_format=pb.PIXEL_FORMAT_PLANAR, planar_name="gray", width=32, height=32)
+    with connected(serve(still_models(), allow_shm=True)) as client:
+        session = client.create_session("clip", CONFIG).name
+        client.call("RegisterSharedMemory", register(session, segment))
+        slots = [
+            pb.SharedMemorySlot(region="r", byte_size=1024),
+            pb.SharedMemorySlot(region="x", byte_size=1024),
+            pb.SharedMemorySlot(region="r", byte_size=1023),
+            pb.SharedMemorySlot(region="r", offset=4000, byte_size=1024),
+            pb.SharedMemorySlot(region="r", offset=(1 << 64) - 512, byte_size=1024),
+            pb.SharedMemorySlot(region="r", offset=2048, byte_size=1024),
+        ]
+
+        def sending() -> Iterator[pb.StreamRequest]:
+            yield pb.StreamRequest(
+                config=pb.StreamConfig(session=session, format=shape, time_base=pb.Rational(numerator=1, denominator=9))
+            )
+            for i, slot in enumerate(slots):
+                if i == 5:
+                    os.truncate(f"/dev/shm/{segment.name}", 2048)
+                yield pb.StreamRequest(frame=pb.Frame(sequence=i, pts=i, slot=slot))
+
+        with client.open_call("Stream", sending()) as responses:
+            found = list(responses)
+        errors = [(r.frame_error.sequence, r.frame_error.reason) for r in found if r.HasField("frame_error")]
+        assert errors == [(1, "REGION_UNKNOWN"), *((i, "SLOT_TOO_SMALL") for i in (2, 3, 4, 5))]
+        assert [r.frame.sequence for r in found if r.HasField("frame")] == [0]
+        client.delete_session(session)
+        assert client.status().shared_memory_regions == 0
+
+
+def test_regions_go_with_a_vanished_client(serve: Serve, segment: SharedMemory) -> None:
+    server = serve(still_models(), allow_shm=True)
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        client.call("RegisterSharedMemory", register(session, segment))
+        with client.open_call("Stream", iter([opening(session=session)])) as responses:
+            next(responses)
+    with connected(server) as client:
+        descriptors = len(os.listdir("/proc/self/fd"))
+        client.delete_session(session)
+        assert client.status().shared_memory_regions == 0
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+
+
+def test_real_models_analyse_too(serve: Serve) -> None:
+    """The stand-ins above have the real ones' shape."""
+    with connected(serve(Models())) as client:
+        session = client.create_session("clip", CONFIG).name
+        source = pb.FrameSource(
+            format=layout_message(planar_layout(FRAMES[0].format)), time_base=rational(FRAMES[0].time_base)
+        )
+        assert source.format.width == 64
+        assert client.analyze_frames(session, FRAMES[:8]).frame_count == 8
+        assert client.get_frame(session, 4).valid_share > 0.5
