@@ -62,9 +62,7 @@ def project(x, y, z, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
         theta = arctangent(across, z)
         seen &= theta <= limit
         near_axis = 1 / tl.where(z == 0, 1.0, z)
-        scale = tl.where(
-            across > 1e-12, radius_of(theta, p0, p1, p2, p3) / tl.maximum(across, 1e-12), near_axis
-        )
+        scale = tl.where(across > 1e-12, radius_of(theta, p0, p1, p2, p3) / tl.maximum(across, 1e-12), near_axis)
     elif MODEL == UNIFIED:
         seen &= z > limit * d
         scale = 1 / tl.where(seen, p0 * d + (1 - p0) * z, 1.0)

@@ -21,11 +21,11 @@ def splat_points(
 ) -> Splat:
     """Draw points into a view with a z-buffer (VS3R eq. 6 and 7). Not differentiable.
 
-    Every run gives the same bytes: what several points add to a pixel is summed in integers. Points are ordered by their
-    depth in float32, those of equal depth by their number. Not drawn are points whose inverse depth is not positive and
-    finite, or whose depth in the view is not a positive float32 (other than a denormal). Attributes that are not finite
-    count as 0. Inputs may be float32, float16 or bfloat16; arithmetic and results are float32. The reference takes
-    float64 too.
+    Every run gives the same bytes: what several points add to a pixel is summed in integers. Points are ordered by
+    their depth in float32, those of equal depth by their number. Not drawn are points whose inverse depth is not
+    positive and finite, or whose depth in the view is not a positive float32 (other than a denormal). Attributes that
+    are not finite count as 0. Inputs may be float32, float16 or bfloat16; arithmetic and results are float32. The
+    reference takes float64 too.
 
     Args:
         points: what to draw.

@@ -96,7 +96,8 @@ def _moved(points: DepthPoints, rho: Tensor, view: View) -> Tensor:
     view_from_source = view.from_sources(points.cameras)
     turn = (view_from_source[:, :3, :3] @ torch.linalg.inv(points.cameras.K.double())).to(rho)
     shift = view_from_source[:, None, :3, 3].to(rho)
-    return (pixels @ turn.mT + rho.view(S, H * W, 1) * shift).view(-1, 3)
+    moved: Tensor = pixels @ turn.mT + rho.view(S, H * W, 1) * shift
+    return moved.view(-1, 3)
 
 
 def _nearest(placed: _Placed, view: View, blending: Nearest) -> Splat:

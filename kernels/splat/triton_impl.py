@@ -1,4 +1,4 @@
-"""Splatting in Triton: a program takes a block of points, unprojects them and reduces into the view with integer atomics.
+"""Splatting in Triton: a program takes a block of points, unprojects them and reduces into the view by integer atomics.
 
 The arguments from inv_depth to MODEL tell where points are; _arguments makes them and _place reads them.
 """
@@ -184,10 +184,7 @@ def mean_kernel(
 @triton.jit
 def _store_source(key, drawn, source_of, source_out, pixel, within, count, HAS_SOURCE: tl.constexpr):
     number = tl.where(drawn, key & 0xFFFFFFFF, 0)
-    if HAS_SOURCE:
-        source = tl.load(source_of + number, within & drawn, other=0)
-    else:
-        source = (number // count).to(tl.int32)
+    source = tl.load(source_of + number, within & drawn, other=0) if HAS_SOURCE else (number // count).to(tl.int32)
     tl.store(source_out + pixel, tl.where(drawn, source, -1), within)
 
 
@@ -302,7 +299,11 @@ def _arguments(points: DepthPoints | WorldPoints, view: View) -> dict[str, Any]:
         "K_source": K_source,
         "view_from_source": view_from_source.float().contiguous(),
         "K": view.K.float().contiguous(),
-        **{"p0": p0, "p1": p1, "p2": p2, "p3": p3, "limit": limit},
+        "p0": p0,
+        "p1": p1,
+        "p2": p2,
+        "p3": p3,
+        "limit": limit,
         "HAS_DEPTH": isinstance(points, DepthPoints),
         "HAS_VALID": points.valid is not None,
         "HAS_DYNAMIC": points.dynamic is not None,
@@ -349,9 +350,7 @@ def _draw_alpha(
     through = torch.ones(size, device=device)
     radius = blending.radius_px(view)
     for _ in range(blending.points_per_pixel):
-        next_kernel[grid](
-            best, last, radius**2, view.height, view.width, **given, REACH=int(radius + 0.5), BLOCK=BLOCK
-        )
+        next_kernel[grid](best, last, radius**2, view.height, view.width, **given, REACH=int(radius + 0.5), BLOCK=BLOCK)
         shade_kernel[(triton.cdiv(size, BLOCK),)](
             best, last, through, attributes, splat.attributes, splat.depth, splat.valid.view(torch.uint8), splat.source,
             radius**2, view.width, size, **given, CHANNELS=channels, BLOCK=BLOCK,

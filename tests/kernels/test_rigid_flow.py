@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import DEVICE, ignores_numpy_warnings
+from tests.kernels.common import DEVICE, ignores_numpy_warnings
 from vs3r.errors import BackendError, ShapeError
 from vs3r.geometry import rigid, so3_exp
 from vs3r.kernels.dispatch import Backend
@@ -90,7 +90,9 @@ def run(given: dict[str, Any], backend: Backend = "reference", **more: Any) -> R
     """The operator on the device at hand, its results on the CPU."""
     given = {"tau": TAU_PX, **given, **more}
     device = "cpu" if backend == "reference" else DEVICE
-    on = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
+    on: dict[str, Any] = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()
+    }
     found = rigid_flow_residual(backend=backend, **on)
     flow = None if found.flow is None else found.flow.cpu()
     return RigidFlow(residual=found.residual.cpu(), mask=found.mask.cpu(), status=found.status.cpu(), flow=flow)

@@ -1,0 +1,69 @@
+"""Compile the kernels for GPUs, without one: python -m tests.kernels.compile_kernels.
+
+A process of its own, because Triton decides at its import whether it interprets. Prints a line per kernel and
+architecture, with the bytes of machine code; the compiler's error ends it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vs3r.kernels.rigid_flow import triton_impl as rigid_flow
+from vs3r.kernels.sample import triton_impl as sample
+from vs3r.kernels.splat import triton_impl as splat
+
+CAPABILITIES = (80, 89, 90, 100)
+POINTERS = {
+    **dict.fromkeys(("best", "last", "sums"), "*i64"),
+    **dict.fromkeys(("source_of", "source_out"), "*i32"),
+    **dict.fromkeys(("valid", "dynamic", "semantic", "mask_out", "status_out", "valid_out"), "*u8"),
+    **dict.fromkeys(
+        ("K_src", "K_dst", "K_source", "K", "dst_from_src", "view_from_source", "source_from_view"), "*fp32"
+    ),
+    **dict.fromkeys(("tau", "residual_out", "flow_out", "through", "attributes_out", "depth_out"), "*fp32"),
+}
+"""Arguments whose type is the same in every case."""
+FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "margin", "least", "peak"}
+SOURCES = {"HAS_DEPTH": True, "HAS_VALID": True, "HAS_DYNAMIC": True, "HAS_SOURCE": False}
+WORLD = {"HAS_DEPTH": False, "HAS_VALID": False, "HAS_DYNAMIC": True, "HAS_SOURCE": True}
+
+
+def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
+    """Every kernel: types of the arguments that differ from case to case, constants. Four variants, i from 0 to 3,
+    which have each camera model and each branch among them."""
+    floats, pixels = ("*fp32", "*bf16", "*fp16", "*fp32")[i], ("*u8", "*u16", "*fp16", "*u8")[i]
+    more = i % 2 == 1
+    types = {"inv_depth": floats, "flow": floats}
+    yield rigid_flow.rigid_flow_kernel, types, {"HAS_SEMANTIC": more, "WITH_FLOW": more, "BLOCK": rigid_flow.BLOCK}
+    given = {**(WORLD if more else SOURCES), "MODEL": i, "BLOCK": splat.BLOCK}
+    types = {"places": floats, "attributes": "*bf16" if more else "*u8", "largest": "*fp32"}
+    yield splat.nearest_kernel, types, given
+    yield splat.sum_kernel, types, {**given, "CHANNELS": i}
+    yield splat.next_kernel, types, {**given, "REACH": 6}
+    yield splat.shade_kernel, types, {**given, "CHANNELS": i}
+    yield splat.largest_kernel, {"values": types["attributes"], "largest": "*i32"}, {"BLOCK": 4 * splat.BLOCK}
+    yield splat.mean_kernel, {"largest": "*fp32"}, {"HAS_SOURCE": more, "CHANNELS": i, "BLOCK": splat.BLOCK}
+    types = {"inv_depth": "*fp32", "source_depth": "*fp16", "pictures": pixels, "picture_out": pixels}
+    constants = {"HAS_DYNAMIC": more, "INTEGER": pixels != "*fp16", "CHANNELS": 1 + 2 * more, "MODEL": i}
+    yield sample.sample_kernel, types, {**constants, "BLOCK": sample.BLOCK}
+
+
+def main() -> None:
+    for i, capability in enumerate(CAPABILITIES):
+        for kernel, types, constants in cases(i):
+            known = {**POINTERS, **types, **dict.fromkeys(FLOATS, "fp32"), **dict.fromkeys(constants, "constexpr")}
+            signature = {name: known.get(name, "i32") for name in inspect.signature(kernel.fn).parameters}
+            source = ASTSource(kernel, signature, {(list(signature).index(n),): v for n, v in constants.items()})
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            sys.stdout.write(f"{kernel.fn.__name__} sm_{capability} {len(compiled.asm['cubin'])}\n")
+
+
+if __name__ == "__main__":
+    main()
