@@ -61,10 +61,11 @@ def shaky_models(bad: tuple[int, ...] = ()) -> Models:
     return Models(reconstructor=lambda _config, fmt: ShakyReconstructor(fmt, bad))
 
 
-def still_models() -> Models:
+def still_models(batch: int = 4) -> Models:
     """Nothing but delay: every frame comes back as it went in."""
     return Models(
-        reconstructor=lambda _config, _fmt: BatchReconstructor(4), renderer=lambda _config, _fmt: RecordingRenderer()
+        reconstructor=lambda _config, _fmt: BatchReconstructor(batch),
+        renderer=lambda _config, _fmt: RecordingRenderer(),
     )
 
 

@@ -24,6 +24,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.engine.clips import Clip, make_frames
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models
+from tests.server.relay import BreakingRelay
+from tests.server.test_stream import wait_until
 from vs3r.engine.cli import run
 from vs3r.engine.client.connection import Access
 from vs3r.engine.client.errors import ServerError
@@ -227,6 +229,19 @@ def test_logs_keep_paths_and_tokens_to_themselves(
     assert session in text
     for secret in (TOKEN, "secret", str(tmp_path)):
         assert secret not in text
+
+
+def test_connections_that_break_in_the_middle_of_a_frame(serve: Serve) -> None:
+    """Reset again and again without a goodbye: the stream goes on until all frames are there, once and in order."""
+    server = serve()
+    # In the config, in a frame, later, and where the frames sent again end.
+    limits = [300, 3_000, 43_000, 70_000, 101_000]
+    with BreakingRelay(server.address, limits) as relay, Client(relay.address) as client:
+        got = list(client.stabilize(FRAMES, CONFIG))
+    assert relay.broken == len(limits)
+    assert [r.sequence for r in got] == list(range(len(FRAMES)))
+    with connected(server) as client:
+        wait_until(lambda: client.status().streams == 0 and client.status().reserved_bytes == 0)
 
 
 # ---- servers in a process of their own

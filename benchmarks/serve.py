@@ -1,0 +1,270 @@
+"""What the server adds to the pipeline, and whether it leaks: python -m benchmarks.serve all CLIP
+
+Each part by itself: overhead, sessions, soak; latency CLIP, throughput CLIP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.process import run
+from tests.server.conftest import still_models
+from tests.server.relay import BreakingRelay
+from vs3r.config import Config, RenderConfig, SmoothConfig
+from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.sync import Client
+from vs3r.engine.client.unfinished import Steady
+from vs3r.engine.media import VideoReader
+from vs3r.engine.media.formats import picture_format
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.guard import Models
+from vs3r.engine.server.serve import Server
+from vs3r.engine.server.settings import ServeConfig
+from vs3r.types import Frame
+
+# Nothing to wait for and nothing to compute: what is left is the server.
+AT_ONCE = Config(smooth=SmoothConfig(lookahead_frames=0), render=RenderConfig(fill_window_frames=0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a process holds."""
+
+    rss_mib: float
+    """Resident memory."""
+    threads: int
+    """Threads."""
+    descriptors: int
+    """Open files and sockets."""
+    segments: int
+    """Shared-memory segments of this machine."""
+
+    @staticmethod
+    def of(pid: int) -> Usage:
+        """The process `pid` now."""
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return Usage(
+            rss_mib=int(status["VmRSS"].split()[0]) / 1024,
+            threads=int(status["Threads"]),
+            descriptors=len(os.listdir(f"/proc/{pid}/fd")),
+            segments=len(os.listdir("/dev/shm")),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rss_mib:.0f} MiB, {self.threads} threads, {self.descriptors} descriptors, {self.segments} segments"
+        )
+
+
+def serve(models: str) -> None:
+    """A server as a process of its own, until its standard input ends."""
+    made = still_models(batch=1) if models == "still" else Models()
+    with tempfile.TemporaryDirectory() as folder:
+        config = ServeConfig(listen="127.0.0.1:0", cache_dir=folder, allow_shm=True)
+        with Server(config, models=made) as server:
+            print(server.address, flush=True)
+            sys.stdin.read()
+
+
+@contextmanager
+def server(models: str) -> Iterator[tuple[str, int]]:
+    """A server's address and process."""
+    command = [sys.executable, "-m", "benchmarks.serve", "serve", models]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), process.pid
+        process.communicate()
+
+
+def noise(width: int, height: int, count: int) -> list[Frame]:
+    """4:2:0 frames at 30 per second."""
+    fmt, rng = picture_format("yuv420p", width, height), np.random.default_rng(0)
+    planes = tuple(rng.integers(0, 256, fmt.plane_shape(i), dtype=np.uint8) for i in range(3))
+    return [Frame(format=fmt, planes=planes, pts=i, time_base=Fraction(1, 30), duration=1) for i in range(count)]
+
+
+def percentiles(values: Sequence[float]) -> str:
+    """In milliseconds."""
+    return f"p50 {np.percentile(values, 50) * 1e3:.1f} ms, p99 {np.percentile(values, 99) * 1e3:.1f} ms"
+
+
+def overhead(frames: int = 300, warm_up: int = 30) -> None:
+    """Time of a 1080p frame outside the pipeline: one frame at a time, from the client's hands to its hands."""
+    pictures = noise(1920, 1080, frames)
+    for transport in ("gRPC bytes", "shared memory"):
+        with server("still") as (address, _), Client(address) as client:
+            turn, sent, outside = threading.Semaphore(1), [0.0] * frames, []
+
+            def source(turn: threading.Semaphore = turn, sent: list[float] = sent) -> Iterator[Frame]:
+                for i, frame in enumerate(pictures):
+                    turn.acquire()
+                    sent[i] = time.perf_counter()
+                    yield frame
+
+            for result in client.stabilize(source(), AT_ONCE, shared_memory=transport == "shared memory"):
+                now = time.perf_counter()
+                assert isinstance(result, Steady)
+                outside.append(now - sent[result.sequence] - result.timings.pipeline_us / 1e6)
+                turn.release()
+        print(f"overhead, 1080p 4:2:0, {transport}: {percentiles(outside[warm_up:])} of {frames - warm_up} frames")
+
+
+def latency(clip: str, frames: int = 150) -> None:
+    """From sending a frame to its result, frames at 30 per second, nothing looked ahead."""
+    with VideoReader(clip) as reader:
+        pictures = [
+            replace(frame, pts=i, time_base=Fraction(1, 30)) for i, frame in enumerate(itertools.islice(reader, frames))
+        ]
+    config = Config(smooth=SmoothConfig(lookahead_frames=0))
+    sent: list[float] = []
+
+    def source() -> Iterator[Frame]:
+        start = time.perf_counter()
+        for i, frame in enumerate(pictures):
+            time.sleep(max(0.0, start + i / 30 - time.perf_counter()))
+            sent.append(time.perf_counter())
+            yield frame
+
+    with server("real") as (address, _), Client(address) as client:
+        list(client.stabilize(pictures[:24], config))  # the first use of a library costs seconds
+        took = [time.perf_counter() - sent[r.sequence] for r in client.stabilize(source(), config)]
+    late = sent[-1] - sent[0] - (len(sent) - 1) / 30
+    size = f"{pictures[0].format.width}x{pictures[0].format.height}"
+    print(f"latency, lookahead 0, {len(pictures)} frames of {size} at 30 per second: {percentiles(took)}")
+    print(f"  the last frame was taken {late:.2f} s late")
+
+
+def throughput(clip: str) -> None:
+    """Whole commands on a clip: alone, at a server, and two at a time at a server."""
+    with tempfile.TemporaryDirectory() as folder, server("real") as (address, _):
+
+        def command(name: str, *more: str) -> list[str]:
+            start = [sys.executable, "-c", "from vs3r.engine.cli import main; main()", "stabilize", clip]
+            return [*start, f"{folder}/{name}.mkv", "--quiet", *more]
+
+        alone = run(command("alone")).wall_s
+        remote = run(command("remote", "--server", address)).wall_s
+        same = Path(f"{folder}/alone.mkv").read_bytes() == Path(f"{folder}/remote.mkv").read_bytes()
+        start = time.perf_counter()
+        both = [subprocess.Popen(command(f"both{i}", "--server", address)) for i in range(2)]
+        assert [process.wait() for process in both] == [0, 0]
+        two = time.perf_counter() - start
+    print(
+        f"throughput, {Path(clip).name}: command line {alone:.1f} s, server {remote:.1f} s ({alone / remote:.2f} of it"
+    )
+    print(f"  and the same bytes: {same}); two at once {two:.1f} s ({2 * remote / two:.2f} of one)")
+
+
+def sessions(count: int = 1000) -> None:
+    """Sessions with shared memory and a stream; every second one's connection is reset in the middle of a frame."""
+    pictures = noise(160, 120, 12)
+
+    def one(address: str) -> None:
+        memory = SharedMemory(create=True, size=4096)
+        try:
+            with Client(address) as client:
+                session = client.create_session(str(uuid.uuid4()), AT_ONCE).name
+                client.call(
+                    "RegisterSharedMemory",
+                    pb.RegisterSharedMemoryRequest(session=session, region="r", key=memory.name, byte_size=4096),
+                )
+                list(client.stabilize(pictures, session=session, patience_s=0))
+                client.delete_session(session)
+        finally:
+            memory.close()
+            memory.unlink()
+
+    with (
+        server("still") as (address, pid),
+        Client(address) as client,
+        BreakingRelay(address, itertools.repeat(150_000)) as relay,
+    ):
+
+        def round_(number: int) -> None:
+            for i in range(number):
+                with suppress(ServerError):
+                    one(relay.address if i % 2 else address)
+
+        round_(50)
+        before = _settled(client, pid)
+        start = time.perf_counter()
+        round_(count)
+        seconds, broken = time.perf_counter() - start, relay.broken
+        after = _settled(client, pid)
+    print(f"sessions, {count} in {seconds:.0f} s, {broken} connections reset (with warming up)")
+    print(f"  before: {before}\n  after:  {after}")
+
+
+def _settled(client: Client, pid: int) -> Usage:
+    """Once the server has noticed that its clients are gone, and their sessions are dropped, as time would."""
+    while client.status().streams:
+        time.sleep(0.1)
+    for session in list(client.list_sessions()):
+        client.delete_session(session.name)
+    time.sleep(1.0)
+    return Usage.of(pid)
+
+
+def soak(seconds: float = 90.0) -> None:
+    """One endless stream of small frames as fast as it goes: the memory after a third of it, and at the end."""
+    picture = noise(320, 180, 1)[0]
+    marks: list[Usage] = []
+    with server("still") as (address, pid), Client(address) as client:
+        start = time.perf_counter()
+
+        def source() -> Iterator[Frame]:
+            for i in itertools.takewhile(lambda _: time.perf_counter() - start < seconds, itertools.count()):
+                yield replace(picture, pts=i)
+
+        count = 0
+        for _ in client.stabilize(source(), AT_ONCE):
+            count += 1
+            if len(marks) == 0 and time.perf_counter() - start > seconds / 3:
+                marks.append(Usage.of(pid))
+        marks.append(Usage.of(pid))
+    print(
+        f"soak, {count} frames of 320x180 in {seconds:.0f} s, as many as {count / 30 / 60:.0f} minutes at 30 per second"
+    )
+    print(f"  a third: {marks[0]}\n  the end: {marks[-1]}")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["all", "overhead", "latency", "throughput", "sessions", "soak", "serve"])
+    parser.add_argument("argument", nargs="?", help="a clip, for latency, throughput and all")
+    given = parser.parse_args()
+    if given.part == "serve":
+        serve(given.argument)
+        return
+    if given.part in ("all", "latency", "throughput") and given.argument is None:
+        parser.error(f"{given.part} needs a clip")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    parts: dict[str, Callable[[], None]] = {"overhead": overhead, "sessions": sessions, "soak": soak}
+    for name, part in parts.items():
+        if given.part in ("all", name):
+            part()
+    for name, measure in {"latency": latency, "throughput": throughput}.items():
+        if given.part in ("all", name):
+            measure(given.argument)
+
+
+if __name__ == "__main__":
+    main()
