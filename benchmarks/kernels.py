@@ -1,0 +1,293 @@
+"""Time of the operators: python -m benchmarks.kernels [--out docs/benchmarks/kernels_gpu.csv]
+
+With an NVIDIA GPU, at 1920x1080: median, 20th and 80th percentile by device events with the L2 cache cleared, bytes
+that must move, and the bandwidth reached as a share of that of a device-to-device copy; the Triton kernels, the PyTorch
+reference, torch.compile of it, and PyTorch3D where it is installed. Without one, or with --cpu: the CPU path on one
+thread at the sizes that the pipeline uses, beside what the pipeline itself does for that work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import importlib.util
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from vs3r.geometry import rigid, so3_exp
+from vs3r.kernels.camera import SourceCameras, View
+from vs3r.kernels.rigid_flow import rigid_flow_residual
+from vs3r.kernels.rigid_flow.reference import rigid_flow_residual_reference
+from vs3r.kernels.sample import SamplePictures, sample_backward
+from vs3r.kernels.splat import Alpha, DepthPoints, Nearest, splat_points
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measurement."""
+
+    operator: str
+    """Name and what was given."""
+    by: str
+    """Who computed."""
+    size: str
+    """Of the pictures."""
+    median_ms: float
+    """Of the calls."""
+    p20_ms: float
+    """20th percentile."""
+    p80_ms: float
+    """80th percentile."""
+    mib: float
+    """Mebibytes that must be read and written at least once."""
+    share_of_copy: float | None
+    """Of the bandwidth of a device-to-device copy. None on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scene:
+    """Inputs of all operators: a walk past a rough wall."""
+
+    depth: DepthPoints
+    """Eight source frames with colours."""
+    view: View
+    """Between them."""
+    flow: torch.Tensor
+    """(1, H, W, 2) observed."""
+    moved: torch.Tensor
+    """(1, 4, 4) dst_from_src of that flow."""
+
+
+def make_scene(width: int, height: int, *, frames: int, device: str) -> Scene:
+    random = torch.Generator().manual_seed(0)
+    K = torch.tensor([[0.87 * width, 0, width / 2], [0, 0.87 * width, height / 2], [0, 0, 1]])
+    turns, moves = 0.01 * torch.randn(frames, 3, generator=random), 0.02 * torch.randn(frames, 3, generator=random)
+    columns = torch.linspace(0.8, 1.2, width).expand(frames, height, width)
+    wall = columns + 0.005 * torch.rand(frames, height, width, generator=random)
+    depth = DepthPoints(
+        inv_depth=wall.to(device),
+        cameras=SourceCameras(
+            K=K.expand(frames, 3, 3).contiguous().to(device), cam_from_world=rigid(so3_exp(turns), moves).to(device)
+        ),
+        attributes=torch.randint(0, 256, (frames, height, width, 3), generator=random).to(device, torch.uint8),
+        valid=torch.ones(frames, height, width, dtype=torch.bool, device=device),
+        dynamic=torch.zeros(frames, height, width, dtype=torch.bool, device=device),
+    )
+    view = View(K=K.to(device), cam_from_world=torch.eye(4, device=device), width=width, height=height)
+    flow = 3 * torch.randn(1, height, width, 2, generator=random).to(device)
+    return Scene(depth=depth, view=view, flow=flow, moved=depth.cameras.cam_from_world[:1])
+
+
+def bytes_of(*parts: Any) -> int:
+    """Of all tensors in results and arguments."""
+    total = 0
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            total += part.numel() * part.element_size()
+        elif hasattr(part, "__dataclass_fields__"):
+            total += bytes_of(*(getattr(part, spec.name) for spec in fields(part)))
+    return total
+
+
+def gpu_times(call: Callable[[], Any]) -> list[float]:
+    """Median, p20 and p80 in milliseconds, by device events, the L2 cache cleared before each call."""
+    from triton.testing import do_bench
+
+    return list(do_bench(call, warmup=100, rep=500, quantiles=[0.5, 0.2, 0.8]))
+
+
+def cpu_times(call: Callable[[], Any]) -> list[float]:
+    """Median, p20 and p80 of processor time in milliseconds: other work on the machine counts less than on a clock."""
+    call()
+    spent: list[float] = []
+    begin = time.perf_counter()
+    while len(spent) < 5 or (len(spent) < 40 and time.perf_counter() - begin < 4):
+        start = time.process_time()
+        call()
+        spent.append((time.process_time() - start) * 1e3)
+    cuts = statistics.quantiles(spent, n=5)
+    return [statistics.median(spent), cuts[0], cuts[3]]
+
+
+def row(operator: str, by: str, size: str, times: list[float], moved: int, copy: float | None = None) -> Row:
+    share = None if copy is None else moved / (times[0] / 1e3) / copy
+    return Row(
+        operator=operator, by=by, size=size, mib=moved / 2**20, share_of_copy=share,
+        median_ms=times[0], p20_ms=times[1], p80_ms=times[2],
+    )  # fmt: skip
+
+
+def measure_gpu(width: int, height: int) -> list[Row]:
+    scene, size = make_scene(width, height, frames=8, device="cuda"), f"{width}x{height}"
+    block = torch.empty(GIB, dtype=torch.uint8, device="cuda")
+    times = gpu_times(functools.partial(torch.empty_like(block).copy_, block))
+    copy = 2 * GIB / (times[0] / 1e3)
+    rows = [row("copy of 1 GiB", "PyTorch", size, times, 2 * GIB, copy)]
+    del block
+    K, rho = scene.depth.cameras.K[:1], scene.depth.inv_depth[:1]
+    tau = torch.full((1,), 0.5, device="cuda")
+    flow = functools.partial(rigid_flow_residual, rho, scene.flow, K_src=K, K_dst=K, dst_from_src=scene.moved, tau=tau)
+    compiled = torch.compile(rigid_flow_residual_reference)
+    found = flow(backend="triton")
+    moved = bytes_of(rho, scene.flow, found)
+    for by, call in (
+        ("triton", lambda: flow(backend="triton")),
+        ("reference", lambda: flow(backend="reference")),
+        ("torch.compile", lambda: compiled(rho, scene.flow, K, K, scene.moved, tau, None, False)),
+    ):
+        rows.append(row("rigid_flow_residual", by, size, gpu_times(call), moved, copy))
+    for name, blending in (("nearest", Nearest()), ("alpha", Alpha())):
+        splat = functools.partial(splat_points, scene.depth, scene.view, blending=blending)
+        moved = bytes_of(scene.depth, splat(backend="triton"))
+        rows.append(
+            row(
+                f"splat_points {name}",
+                "triton",
+                size,
+                gpu_times(functools.partial(splat, backend="triton")),
+                moved,
+                copy,
+            )
+        )
+        if name == "nearest":
+            times = gpu_times(functools.partial(splat, backend="reference"))
+            rows.append(row("splat_points nearest", "reference", size, times, moved, copy))
+    if importlib.util.find_spec("pytorch3d") is not None:
+        rows.append(row("splat_points alpha", "PyTorch3D", size, gpu_times(pytorch3d(scene)), moved, copy))
+    for pixels in (torch.uint8, torch.uint16, torch.float16):
+        sources = sample_sources(scene, pixels)
+        sample = functools.partial(sample_backward, rho[0], scene.view, sources=sources)
+        # The frame itself is read whole, of its neighbours only what fills.
+        moved = bytes_of(rho, sources.pictures[0], sources.inv_depth[0], sample(backend="triton"))
+        name = f"sample_backward {str(pixels).removeprefix('torch.')}"
+        rows.append(row(name, "triton", size, gpu_times(functools.partial(sample, backend="triton")), moved, copy))
+        rows.append(
+            row(name, "reference", size, gpu_times(functools.partial(sample, backend="reference")), moved, copy)
+        )
+    return rows
+
+
+def sample_sources(scene: Scene, dtype: torch.dtype) -> SamplePictures:
+    """The scene's frames as pictures of one plane."""
+    assert scene.depth.attributes is not None
+    pictures = scene.depth.attributes[..., :1].to(torch.int32).to(dtype).contiguous()
+    return SamplePictures(pictures=pictures, cameras=scene.depth.cameras, inv_depth=scene.depth.inv_depth)
+
+
+def pytorch3d(scene: Scene) -> Callable[[], Any]:
+    """Rasterization and alpha compositing of the same points, given in space, by PyTorch3D."""
+    from pytorch3d.renderer import AlphaCompositor, PointsRasterizationSettings, PointsRasterizer, PointsRenderer
+    from pytorch3d.structures import Pointclouds
+    from pytorch3d.utils import cameras_from_opencv_projection
+
+    depth, view = scene.depth, scene.view
+    S, H, W = depth.inv_depth.shape
+    v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    pixels = torch.stack([u, v, torch.ones_like(u)], -1).to(depth.inv_depth).view(1, H * W, 3)
+    in_source = pixels @ torch.linalg.inv(depth.cameras.K).mT / depth.inv_depth.view(S, H * W, 1)
+    world_from_cam = torch.linalg.inv(depth.cameras.cam_from_world)
+    xyz = (in_source @ world_from_cam[:, :3, :3].mT + world_from_cam[:, None, :3, 3]).view(1, -1, 3)
+    assert depth.attributes is not None
+    cloud = Pointclouds(points=xyz, features=depth.attributes.float().view(1, -1, 3))
+    T = view.cam_from_world[None]
+    cameras = cameras_from_opencv_projection(T[:, :3, :3], T[:, :3, 3], view.K[None], torch.tensor([[H, W]]).to(T))
+    settings = PointsRasterizationSettings(image_size=(H, W), radius=0.012, points_per_pixel=12)
+    renderer = PointsRenderer(PointsRasterizer(cameras=cameras, raster_settings=settings), AlphaCompositor())
+    return functools.partial(renderer, cloud)
+
+
+def measure_cpu() -> list[Row]:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    rows = []
+    small = make_scene(480, 270, frames=8, device="cpu")
+    rho = small.depth.inv_depth[:1].expand(6, 270, 480)[:, ::3, ::3].contiguous()
+    flow = small.flow.expand(6, 270, 480, 2)[:, ::3, ::3].contiguous()
+    K, moved = small.depth.cameras.K[:6], small.depth.cameras.cam_from_world[:6]
+    cells = functools.partial(rigid_flow_residual, rho, flow, K_src=K, K_dst=K, dst_from_src=moved, tau=0.5)
+    rows.append(
+        row("rigid_flow_residual, 6 pairs", "reference", "160x90", cpu_times(cells), bytes_of(rho, flow, cells()))
+    )
+    one, lens = small.depth.inv_depth[:1], K[:1]
+    whole = functools.partial(
+        rigid_flow_residual, one, small.flow, K_src=lens, K_dst=lens, dst_from_src=moved[:1], tau=0.5
+    )
+    rows.append(row("rigid_flow_residual", "reference", "480x270", cpu_times(whole), bytes_of(small.flow, whole())))
+    splat = functools.partial(splat_points, small.depth, small.view)
+    rows.append(row("splat_points nearest, 8 frames", "reference", "480x270", cpu_times(splat), bytes_of(small.depth)))
+    large = make_scene(1920, 1080, frames=2, device="cpu")
+    pictures = sample_sources(large, torch.uint8)
+    sources = SamplePictures(
+        pictures=pictures.pictures, cameras=pictures.cameras, inv_depth=pictures.inv_depth[:, ::27, ::27].contiguous()
+    )
+    sample = functools.partial(sample_backward, sources.inv_depth[0], large.view, sources=sources)
+    size = bytes_of(sources.pictures[0], sample().picture)
+    rows.append(row("sample_backward uint8, 2 sources", "reference", "1920x1080", cpu_times(sample), size))
+    picture = pictures.pictures[0, ..., 0].numpy()
+    x, y = np.meshgrid(np.arange(122, dtype=np.float32), np.arange(70, dtype=np.float32))
+
+    def warp() -> None:
+        """What the renderer does: a map of a node per 16 x 16 pixels, expanded, and OpenCV's bicubic of 8 bits."""
+        map_x, map_y = (cv2.resize(nodes, None, fx=16, fy=16)[:1080, :1920] for nodes in (16 * x + 3.3, 16 * y - 2.4))
+        cv2.remap(picture, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+    rows.append(row("backward map and sampling uint8", "vs3r.render", "1920x1080", cpu_times(warp), size))
+    return rows
+
+
+def machine() -> dict[str, str]:
+    """What the figures were made with."""
+    revision = ["git", "describe", "--always", "--dirty"]
+    found = {
+        "commit": subprocess.run(revision, capture_output=True, text=True, check=False).stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        import triton
+
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        found |= {"gpu": torch.cuda.get_device_name(), "driver": driver, "triton": triton.__version__}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu", action="store_true", help="measure the CPU path also where there is a GPU")
+    parser.add_argument("--size", default="1920x1080", help="of the pictures on a GPU")
+    parser.add_argument("--out", type=Path, help="write a CSV here")
+    arguments = parser.parse_args()
+    if torch.cuda.is_available() and not arguments.cpu:
+        rows = measure_gpu(*map(int, arguments.size.split("x")))
+    else:
+        rows = measure_cpu()
+    about = machine()
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    for r in rows:
+        share = "" if r.share_of_copy is None else f"  {100 * r.share_of_copy:5.1f} % of copy"
+        spread = f"{r.median_ms:9.3f} ms ({r.p20_ms:.3f} to {r.p80_ms:.3f})"
+        print(f"{r.operator:34s} {r.by:14s} {r.size:10s} {spread}  {r.mib:8.1f} MiB{share}")
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*(spec.name for spec in fields(Row)), *about])
+            writer.writeheader()
+            writer.writerows({**asdict(r), **about} for r in rows)
+
+
+if __name__ == "__main__":
+    main()
