@@ -1,7 +1,8 @@
 """The virtual camera path: Gaussian smoothing, offline and causal with a lookahead (VS3R eq. 2 and 3).
 
-A plain Gaussian that is cut off at the newest frame lags behind a pan. Each camera here is the value at frame t of a
-line fitted to its neighbours with Gaussian weights; where the neighbourhood is symmetric, that is the plain Gaussian.
+A plain Gaussian lags behind a pan where it is cut off at the newest frame, and flattens a pan's beginning and end. Each
+camera here is the value at frame t of a parabola fitted to its neighbours with Gaussian weights, its curvature shrunk,
+because curvature is what shake has most of (docs/decisions/smoothing.md).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, V
 
 __all__ = ["PathSmoother", "SmoothedFrame", "sigma_s", "smooth_path", "smooth_track"]
 
-SIGMA_AT_FULL_S = 2.0
+SIGMA_AT_FULL_S = 2.8
+# Weight of the squared curvature, in units of what a neighbourhood of one Gaussian's weight says of it.
+CURVATURE_WEIGHT = 0.5
 REACH_SIGMAS = 3.0
 # The limit on the virtual camera changes over this many frames to each side, so that its onset is not a jolt.
 LIMIT_REACH_FRAMES = 12
@@ -62,17 +65,11 @@ class _Path:
             log_focal=np.log([g.K[0, 0] for g in geometries]),
         )
 
-    def smoothed(self, at: npt.NDArray[np.int64], sigma: float, last: int) -> _Path:
-        """The smoothed path at the frames `at`, seen from frames 0 to `last` only."""
+    def smoothed(self, at: npt.NDArray[np.int64], sigma: DoubleArray, last: int) -> _Path:
+        """The smoothed path at the frames `at`, each with its own width sigma, seen from frames 0 to `last` only."""
         values = np.concatenate([self.centre, self.quat_wxyz, self.log_focal[:, None]], 1)
-        fitted = _local_line(self.pts_s[: last + 1], values[: last + 1], self.pts_s[at], sigma)
+        fitted = _local_parabola(self.pts_s[: last + 1], values[: last + 1], self.pts_s[at], sigma)
         return self._with(at, fitted)
-
-    def towards(self, other: _Path, share: DoubleArray) -> _Path:
-        """From this path (share 0) to another of the same length (share 1), share (T,)."""
-        a = np.concatenate([self.centre, self.quat_wxyz, self.log_focal[:, None]], 1)
-        b = np.concatenate([other.centre, other.quat_wxyz, other.log_focal[:, None]], 1)
-        return self._with(np.arange(len(self.pts_s)), a + share[:, None] * (b - a))
 
     def at(self, index: npt.NDArray[np.int64]) -> _Path:
         return _Path(
@@ -102,22 +99,25 @@ class _Path:
 
 
 def sigma_s(smoothness: float) -> float:
-    """Width of the Gaussian in seconds for a smoothness in [0, 1]: 0.5 s at 0.5, 2 s at 1."""
+    """Width of the Gaussian in seconds for a smoothness in [0, 1]: 0.7 s at 0.5, 2.8 s at 1."""
     return SIGMA_AT_FULL_S * smoothness**2
 
 
-def _local_line(times: DoubleArray, values: DoubleArray, at: DoubleArray, sigma: float) -> DoubleArray:
-    """Gaussian-weighted local linear regression of values (T, C) at times (T,), evaluated at `at` (Q,): (Q, C)."""
-    if sigma <= 0:
-        return values[np.searchsorted(times, at)]
-    d = times[None] - at[:, None]
-    w = np.exp(-0.5 * (d / sigma) ** 2) * (np.abs(d) <= REACH_SIGMAS * sigma)
+def _local_parabola(times: DoubleArray, values: DoubleArray, at: DoubleArray, sigma: DoubleArray) -> DoubleArray:
+    """Gaussian-weighted local regression of values (T, C) at times (T,), evaluated at `at` (Q,): (Q, C).
+
+    sigma is (Q,) in seconds; where it is 0 the values are kept.
+    """
+    d = (times[None] - at[:, None]) / np.maximum(sigma, 1e-6)[:, None]
+    w = np.exp(-0.5 * d * d) * (np.abs(d) <= REACH_SIGMAS)
     w /= w.sum(1, keepdims=True)
-    mean = (w * d).sum(1, keepdims=True)
-    spread = (w * (d - mean) ** 2).sum(1, keepdims=True)
-    # value at 0 of the fitted line; with one frame in reach there is no slope and the value is that frame's.
-    w = w * (1 - mean * (d - mean) / np.maximum(spread, 1e-12))
-    return np.asarray(w @ values)
+    # Orthogonal for a symmetric neighbourhood, so that shrinking the curvature does not move the rest.
+    basis = np.stack([np.ones_like(d), d, d * d - 1], -1)
+    normal = np.swapaxes(basis * w[..., None], 1, 2) @ basis
+    # With one frame in reach there is no slope and the value is that frame's.
+    normal += np.diag([0.0, 1e-13, CURVATURE_WEIGHT])
+    here = np.linalg.solve(normal, np.broadcast_to([[1.0], [0.0], [-1.0]], (len(at), 3, 1)))
+    return np.asarray(((basis @ here)[..., 0] * w) @ values)
 
 
 def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, sigma: float) -> DoubleArray:
@@ -137,7 +137,7 @@ def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, sigma: float
         for i, (t, T) in enumerate(zip(pts_s, cam_from_world, strict=True))
     ]
     path = _Path.of(geometries)
-    return path.smoothed(np.arange(len(pts_s)), sigma, len(pts_s) - 1).cam_from_world()
+    return path.smoothed(np.arange(len(pts_s)), np.full(len(pts_s), sigma), len(pts_s) - 1).cam_from_world()
 
 
 def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) -> DoubleArray:
@@ -159,41 +159,45 @@ def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) 
     return np.asarray(inside.mean(1), dtype=np.float64)
 
 
-def _limit(real: list[FrameGeometry], path: _Path, smooth: _Path, size: tuple[int, int], minimum: float) -> DoubleArray:
-    """(T,) how far each camera may go from its real to its smoothed pose so that its frame covers `minimum`."""
-    allowed = np.ones(len(real))
-    wanting = own_share(real, smooth, size) < minimum
-    if not wanting.any():
-        return allowed
-    index = np.flatnonzero(wanting)
-    some = [real[i] for i in index]
-    a, b = path.at(index), smooth.at(index)
-    low, high = np.zeros(len(index)), np.ones(len(index))
+def _limited_sigma(
+    real: list[FrameGeometry], path: _Path, at: npt.NDArray[np.int64], config: SmoothConfig, size: tuple[int, int]
+) -> DoubleArray:
+    """(Q,) the largest width at the frames `at` with which each covers enough of its picture by itself."""
+    some, last = [real[i] for i in at], len(real) - 1
+    sigma = np.full(len(at), sigma_s(config.smoothness))
+
+    def enough(sigma: DoubleArray) -> npt.NDArray[np.bool_]:
+        return own_share(some, path.smoothed(at, sigma, last), size) >= config.min_own_share
+
+    good = enough(sigma)
+    if good.all():
+        return sigma
+    low, high = np.zeros(len(at)), sigma.copy()
     for _ in range(7):
         middle = (low + high) / 2
-        good = own_share(some, a.towards(b, middle), size) >= minimum
-        low, high = np.where(good, middle, low), np.where(good, high, middle)
-    allowed[index] = low
-    return allowed
+        good_there = enough(middle)
+        low, high = np.where(good_there, middle, low), np.where(good_there, high, middle)
+    return np.where(good, sigma, low)
 
 
 def _virtual(
     real: list[FrameGeometry], t: int, last: int, config: SmoothConfig, size: tuple[int, int]
 ) -> VirtualCamera:
-    """The camera of frame number t of one segment's frames, of which those up to number `last` are known."""
-    sigma = sigma_s(config.smoothness)
-    path = _Path.of(real[: last + 1])
+    """The camera of frame number t of one segment's frames, of which those up to number `last` are known.
+
+    A turn that is too quick for the width of the Gaussian would leave the frame behind: there it is made narrower,
+    gradually, so that the path stays smooth.
+    """
+    real = real[: last + 1]
+    path = _Path.of(real)
     near = np.arange(max(0, t - LIMIT_REACH_FRAMES), min(last, t + LIMIT_REACH_FRAMES) + 1)
-    smooth = path.smoothed(near, sigma, last)
-    allowed = _limit([real[i] for i in near], path.at(near), smooth, size, config.min_own_share)
+    allowed = _limited_sigma(real, path, near, config, size)
     # The least of the neighbourhood, then averaged over it: never above what frame t itself allows.
     half = LIMIT_REACH_FRAMES // 2
     least = [allowed[(near >= i - half) & (near <= i + half)].min() for i in near]
     weight = np.clip(1 - np.abs(near - t) / (half + 1), 0, None)
-    share = float((weight * least).sum() / weight.sum())
-    here = int(np.searchsorted(near, t))
-    one = np.array([here])
-    final = path.at(np.array([t])).towards(smooth.at(one), np.array([share]))
+    sigma = (weight * least).sum(keepdims=True) / weight.sum()
+    final = path.smoothed(np.array([t]), sigma, last)
     K = real[t].K.copy()
     scale = float(np.exp(final.log_focal[0])) / K[0, 0]
     K[0, 0] *= scale
