@@ -36,9 +36,11 @@ DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
 # Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
 CONNECTED = 0.25
-# Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left.
+# Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left;
+# right after a zoom it is always tried, and taken for less.
 ZOOM_ABOVE = 0.05
 ZOOM_GAIN = 0.3
+ZOOM_GOES_ON_GAIN = 0.05
 # How much the observations say of the read-out: the sum of squares in px^2 by which a read-out of one interval between
 # frames would move them. That there is none is believed as if this much said so: a car that drives steadily gives
 # 1,300 in 5 s, and the errors of its lens look like a read-out; a hand gives 5,000 to 100,000 in half a second.
@@ -95,6 +97,7 @@ class FlowBundleAdjustment:
         self._observed: list[Observation] = []
         self._pending: list[tuple[int, float]] = []
         self._solved: list[_Solved] = []
+        self._zooms = False
         self._readout_px2 = min(self._readout_px2, READOUT_AFTER_CUT_PX2)
 
     def push(self, frame: Frame) -> list[FrameGeometry]:
@@ -237,11 +240,12 @@ class FlowBundleAdjustment:
         begin = self._begin_moving(turning, problem, old)
         state, left = self._refined(begin, problem, fresh)
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
-        if left > ZOOM_ABOVE and problem.free_focal:
+        zoomed, self._zooms = self._zooms, False
+        if problem.free_focal and (zoomed or left > ZOOM_ABOVE):
             zooming, left_zooming = self._refined(begin, replace(problem, zooms=True), fresh)
             log.debug("outlier share zooming %.3f", left_zooming)
-            if left_zooming < (1 - ZOOM_GAIN) * left:
-                state, left = zooming, left_zooming
+            if left_zooming < (1 - (ZOOM_GOES_ON_GAIN if zoomed else ZOOM_GAIN)) * left:
+                state, left, self._zooms = zooming, left_zooming, True
         if left >= enough:
             return None
         return state if was_moving else self._rescaled(state, known)
