@@ -50,8 +50,8 @@ def sample_backward(
     if sources.dynamic is not None:
         shape = tuple(sources.inv_depth.shape)
         check_tensor("sources.dynamic", sources.dynamic, shape, dtypes=(torch.bool,), device=device)
-    for name, value in (("inv_depth", inv_depth), ("sources.inv_depth", sources.inv_depth), ("sources.pictures",
-                        sources.pictures)):  # fmt: skip
+    large = {"inv_depth": inv_depth, "sources.inv_depth": sources.inv_depth, "sources.pictures": sources.pictures}
+    for name, value in large.items():
         if 0 in value.shape:
             raise InputError(f"{name}: expected at least one element; got {tuple(value.shape)}")
     if not depth_tolerance >= 0:

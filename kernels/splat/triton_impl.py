@@ -168,7 +168,7 @@ def mean_kernel(
     key = tl.load(best + pixel, within, other=EMPTY)
     weight = tl.load(sums + pixel, within, other=0)
     drawn = weight > 0
-    # The weights of a pixel's points reach no farther than 2**63: their mean needs no more than a float's precision.
+    # Of exact sums a float's precision is enough.
     share = 1 / tl.where(drawn, weight, 1).to(tl.float32)
     excess = tl.load(sums + size + pixel, within, other=0).to(tl.float32) * share
     depth = _depth_of(key) * (1 + excess * tolerance)

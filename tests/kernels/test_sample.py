@@ -27,9 +27,7 @@ OTHER = 0.003
 
 def view_of(width: int = 41, height: int = 31, model: str = "pinhole", parameters: tuple[float, ...] = ()) -> View:
     turned = poses(1, turn=0.05, move=0.05, seed=7)[0]
-    return View(
-        K=VIEW_K, cam_from_world=turned, width=width, height=height, model=model, parameters=parameters
-    )  # fmt: skip
+    return View(K=VIEW_K, cam_from_world=turned, width=width, height=height, model=model, parameters=parameters)
 
 
 def problem(
