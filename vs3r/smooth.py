@@ -24,6 +24,8 @@ SIGMA_AT_FULL_S = 2.8
 # Weight of the squared curvature, in units of what a neighbourhood of one Gaussian's weight says of it.
 CURVATURE_WEIGHT = 0.5
 REACH_SIGMAS = 3.0
+# A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the width.
+ZOOM_SIGMAS = 0.2
 # The limit on the virtual camera changes over this many frames to each side, so that its onset is not a jolt.
 LIMIT_REACH_FRAMES = 12
 
@@ -67,9 +69,17 @@ class _Path:
 
     def smoothed(self, at: npt.NDArray[np.int64], sigma: DoubleArray, last: int) -> _Path:
         """The smoothed path at the frames `at`, each with its own width sigma, seen from frames 0 to `last` only."""
-        values = np.concatenate([self.centre, self.quat_wxyz, self.log_focal[:, None]], 1)
-        fitted = _local_parabola(self.pts_s[: last + 1], values[: last + 1], self.pts_s[at], sigma)
-        return self._with(at, fitted)
+        pose = np.concatenate([self.centre, self.quat_wxyz], 1)[: last + 1]
+        times, now = self.pts_s[: last + 1], self.pts_s[at]
+        fitted = _local_parabola(times, pose, now, sigma)
+        focal = _local_parabola(times, self.log_focal[: last + 1, None], now, ZOOM_SIGMAS * sigma)
+        quat = fitted[:, 3:]
+        return _Path(
+            pts_s=now,
+            centre=fitted[:, :3],
+            quat_wxyz=quat / np.linalg.norm(quat, axis=1, keepdims=True),
+            log_focal=focal[:, 0],
+        )
 
     def at(self, index: npt.NDArray[np.int64]) -> _Path:
         return _Path(
@@ -77,15 +87,6 @@ class _Path:
             centre=self.centre[index],
             quat_wxyz=self.quat_wxyz[index],
             log_focal=self.log_focal[index],
-        )
-
-    def _with(self, at: npt.NDArray[np.int64], values: DoubleArray) -> _Path:
-        quat = values[:, 3:7]
-        return _Path(
-            pts_s=self.pts_s[at],
-            centre=values[:, :3],
-            quat_wxyz=quat / np.linalg.norm(quat, axis=1, keepdims=True),
-            log_focal=values[:, 7],
         )
 
     def cam_from_world(self) -> DoubleArray:
