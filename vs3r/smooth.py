@@ -25,7 +25,7 @@ SIGMA_AT_FULL_S = 2.8
 CURVATURE_WEIGHT = 0.5
 REACH_SIGMAS = 3.0
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the width.
-ZOOM_SIGMAS = 0.2
+ZOOM_SIGMAS = 0.1
 # The limit on the virtual camera changes over this many frames to each side, so that its onset is not a jolt.
 LIMIT_REACH_FRAMES = 12
 
