@@ -85,7 +85,7 @@ def test_every_setting_is_an_option_with_its_documentation_and_bounds() -> None:
             assert tuple(flag.type.choices) == spec.metadata["choices"]
         elif spec.metadata["high"] is not None:
             assert f"{spec.metadata['low']:g} to {spec.metadata['high']:g}" in text
-    own = {"--overwrite", "--json", "--quiet"}
+    own = {"--overwrite", "--json", "--quiet", "--server", "--server-token-file", "--server-ca"}
     assert set(offered) == set(names) | own
 
 

@@ -150,3 +150,15 @@ def test_planar_layouts_survive_the_wire() -> None:
 def test_time_bases_are_checked(terms: tuple[int, int]) -> None:
     with pytest.raises(FieldError):
         time_base_of(pb.Rational(numerator=terms[0], denominator=terms[1]))
+
+
+def test_names_follow_the_conventions_of_buf() -> None:
+    """Request and response are called as their call, enum values as their enum, the first of them unspecified."""
+    (service,) = pb.DESCRIPTOR.services_by_name.values()
+    assert service.name.endswith("Service")
+    for method in service.methods:
+        assert (method.input_type.name, method.output_type.name) == (f"{method.name}Request", f"{method.name}Response")
+    for name, enum in pb.DESCRIPTOR.enum_types_by_name.items():
+        prefix = "".join(f"_{c}" if c.isupper() else c for c in name).lstrip("_").upper()
+        assert enum.values[0].name == f"{prefix}_UNSPECIFIED"
+        assert all(value.name.startswith(f"{prefix}_") for value in enum.values)
