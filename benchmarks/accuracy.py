@@ -133,7 +133,7 @@ def reconstruct(clip: Path, *, hfov_deg: float | None) -> list[FrameGeometry]:
     config = Config(reconstruct=ReconstructConfig(hfov_deg=hfov_deg))
     with VideoReader(clip) as reader:
         reconstructor = make_reconstructor(config, reader.info.format)
-        found = [geometry for frame in reader for geometry in reconstructor.push(frame)]
+        found = [geometry for frame in reader for geometry in reconstructor.push(reconstructor.observe(frame))]
     return found + reconstructor.flush()
 
 

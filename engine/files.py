@@ -1,6 +1,6 @@
 """The method on video files: every stage in a thread of its own, with bounded queues between them.
 
-    read ──► analyse ──► render ──► encode (the caller's thread)
+    read ──► observe ──► analyse ──► render ──► encode (the caller's thread)
 
 The caller's thread writes, so that an interrupt reaches the output file at once: it is removed, then the stages end.
 """
@@ -8,7 +8,7 @@ The caller's thread writes, so that an interrupt reaches the output file at once
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ from vs3r.engine.track_file import TrackBuilder, check_source
 from vs3r.types import CameraTrack, Frame
 
 if TYPE_CHECKING:  # loads PyTorch, which takes seconds; reading starts before that
-    from vs3r.engine.pipeline import AnalysisItem, StabilizedFrame
+    from vs3r.engine.pipeline import AnalysisItem, ObservedFrame, StabilizedFrame
 
 # Frames in flight between two stages. Analysis works in bursts of 8 frames (a source and a camera each): the queue
-# behind it holds two bursts, so that rendering goes on meanwhile.
+# before it holds one burst and that behind it two, so that its neighbours go on meanwhile.
 _FRAME_QUEUE = 4
+_OBSERVED_QUEUE = 8
 _ITEM_QUEUE = 32
 _POOL_THREADS = 1
 
@@ -83,12 +84,13 @@ def stabilize_file(
     """
     tally = _Tally(progress)
     frames: Channel[Frame] = Channel(_FRAME_QUEUE)
+    observed: Channel[ObservedFrame] = Channel(_OBSERVED_QUEUE)
     items: Channel[AnalysisItem] = Channel(_ITEM_QUEUE)
     pictures: Channel[StabilizedFrame] = Channel(_FRAME_QUEUE)
     with VideoReader(in_path) as reader:
         tally.meter.total = reader.info.frames_estimate
         with (
-            _stages([frames, items, pictures], cancel) as stages,
+            _stages([frames, observed, items, pictures], cancel) as stages,
             VideoWriter(out_path, like=reader, config=config.encode) as writer,
         ):
             stages.start("read", lambda: _read(reader, frames))
@@ -98,7 +100,8 @@ def stabilize_file(
             analysis = make_analysis(config, fmt)
             rendering = make_rendering(config, fmt, SourceWindow.of_stream(config))
             with _thread_pools():
-                stages.start("analyse", lambda: _work(analysis, frames, items))
+                stages.start("observe", lambda: _each(analysis.observe, frames, observed))
+                stages.start("analyse", lambda: _work(analysis, observed, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, writer, tally)
         return tally.report(out_path, reader.notes + writer.notes)
@@ -114,17 +117,23 @@ def analyze_file(
     """Recover the camera track of a video file, see stabilize_file."""
     meter = Meter(progress)
     frames: Channel[Frame] = Channel(_FRAME_QUEUE)
-    with VideoReader(in_path) as reader, _stages([frames], cancel) as stages:
+    observed: Channel[Any] = Channel(_OBSERVED_QUEUE)
+    with VideoReader(in_path) as reader, _stages([frames, observed], cancel) as stages:
         meter.total = reader.info.frames_estimate
         stages.start("read", lambda: _read(reader, frames))
         from vs3r.reconstruct import make_reconstructor
 
         builder = TrackBuilder(reader.info.format, reader.info.time_base)
         reconstructor = make_reconstructor(config, reader.info.format)
+
+        def observe(frame: Frame) -> Any:
+            builder.add_frame(frame)
+            return reconstructor.observe(frame)
+
         with _thread_pools():
-            for frame in frames:
-                builder.add_frame(frame)
-                builder.add_geometry(reconstructor.push(frame))
+            stages.start("observe", lambda: _each(observe, frames, observed))
+            for item in observed:
+                builder.add_geometry(reconstructor.push(item))
                 meter.tick()
             builder.add_geometry(reconstructor.flush())
         return builder.finish()
@@ -184,6 +193,12 @@ def _work(stage: _Stage[_In, _Out], source: Channel[_In], target: Channel[_Out])
             target.put(result)
     for result in stage.flush():
         target.put(result)
+    target.end()
+
+
+def _each(work: Callable[[_In], _Out], source: Channel[_In], target: Channel[_Out]) -> None:
+    for item in source:
+        target.put(work(item))
     target.end()
 
 

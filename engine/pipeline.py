@@ -8,7 +8,7 @@
         ...
 
 Two passive stages, which engine/files.py runs in threads of their own and Stabilizer one after the other:
-Analysis turns frames into sources and virtual cameras, Rendering those into pictures.
+Analysis turns frames into sources and virtual cameras, in two halves, Rendering those into pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from vs3r.config import Config, RenderConfig, SmoothConfig
 from vs3r.engine.track_file import check_frame, check_length
@@ -29,6 +29,16 @@ from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, Rendere
 
 AnalysisItem: TypeAlias = SourceFrame | SmoothedFrame
 """What Analysis hands to Rendering: a frame whose geometry is final, or a frame's smoothed camera."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ObservedFrame:
+    """A frame that went through the first half of Analysis."""
+
+    frame: Frame
+    """The frame."""
+    observed: Any
+    """What the reconstructor has to know of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,17 +95,24 @@ class SourceWindow:
 
 
 class Analysis:
-    """Frames to sources and cameras. Holds the frames whose geometry is not final yet."""
+    """Frames to sources and cameras. Holds the frames whose geometry is not final yet.
+
+    `observe` may run in another thread, ahead of the rest.
+    """
 
     def __init__(self, reconstructor: Reconstructor, smoother: Smoother) -> None:
         self._reconstructor = reconstructor
         self._smoother = smoother
         self._frames: deque[Frame] = deque()
 
-    def push(self, frame: Frame) -> list[AnalysisItem]:
+    def observe(self, frame: Frame) -> ObservedFrame:
+        """The first half of the work on the next frame."""
+        return ObservedFrame(frame=frame, observed=self._reconstructor.observe(frame))
+
+    def push(self, item: ObservedFrame) -> list[AnalysisItem]:
         """Take the next frame; return what is now final. A camera never comes before the source of its frame."""
-        self._frames.append(frame)
-        return self._take(self._reconstructor.push(frame))
+        self._frames.append(item.frame)
+        return self._take(self._reconstructor.push(item.observed))
 
     def flush(self) -> list[AnalysisItem]:
         """End of the stream: everything not yet returned."""
@@ -105,7 +122,7 @@ class Analysis:
         return items
 
     def reset(self) -> None:
-        """Forget everything; the next frame is frame 0."""
+        """Forget all that was pushed; the frame pushed next is frame 0."""
         self._frames.clear()
         self._reconstructor.reset()
         self._smoother.reset()
@@ -247,7 +264,7 @@ class Stabilizer:
             ShapeError: the frame's format is not the stream's.
         """
         check_format(frame, self._format)
-        return self._render(self._analysis.push(frame))
+        return self._render(self._analysis.push(self._analysis.observe(frame)))
 
     def flush(self) -> list[StabilizedFrame]:
         """End of the stream: all pictures not yet returned. The stabilizer is then as after reset()."""

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,20 @@ def guarded_drawing(models: Models, config: Config, fmt: PictureFormat, failed: 
     return guard, _picture
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Observed:
+    """What the inner reconstructor said of a frame, or why it could not."""
+
+    pts_s: float
+    observed: Any
+    error: Exception | None
+
+    def get(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.observed
+
+
 class GuardedReconstructor:
     """A Reconstructor whose failures end a scene instead of the stream."""
 
@@ -79,14 +94,21 @@ class GuardedReconstructor:
     def reset(self) -> None:
         """See Reconstructor."""
         self._inner.reset()
-        self._held: deque[Frame] = deque()
+        self._held: deque[float] = deque()  # times of the frames whose geometry is not known
         self._first = self._count = 0  # frame 0 of the inner one; frames returned
         self._segment = self._last_segment = 0  # segment 0 of the inner one; the newest returned
 
-    def push(self, frame: Frame) -> list[FrameGeometry]:
+    def observe(self, frame: Frame, /) -> _Observed:
         """See Reconstructor."""
-        self._held.append(frame)
-        return self._take(lambda: self._inner.push(frame))
+        try:
+            return _Observed(pts_s=frame.pts_s, observed=self._inner.observe(frame), error=None)
+        except Exception as error:  # whatever a model throws; it ends the scene when its turn comes
+            return _Observed(pts_s=frame.pts_s, observed=None, error=error)
+
+    def push(self, item: _Observed, /) -> list[FrameGeometry]:
+        """See Reconstructor."""
+        self._held.append(item.pts_s)
+        return self._take(lambda: self._inner.push(item.get()))
 
     def flush(self) -> list[FrameGeometry]:
         """See Reconstructor."""
@@ -109,7 +131,7 @@ class GuardedReconstructor:
         log.warning("reconstruction failed on %d frames: %s", len(self._held), type(error).__name__)
         log.debug("its origin", exc_info=error)
         segment = self._last_segment + 1 if self._count else 0
-        out = [_at_rest(self._format, self._count + i, frame.pts_s, segment) for i, frame in enumerate(self._held)]
+        out = [_at_rest(self._format, self._count + i, pts_s, segment) for i, pts_s in enumerate(self._held)]
         self._failed.update(g.index for g in out)
         self._held.clear()
         self._count += len(out)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vs3r.engine.pipeline import AnalysisItem, StabilizedFrame
+from vs3r.engine.pipeline import AnalysisItem, ObservedFrame, StabilizedFrame
 from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import GuardedStages
@@ -28,6 +28,7 @@ from vs3r.render import SourceFrame
 
 CREDITS = 8
 """Frames that may be on their way: analysis works in bursts of 8."""
+_OBSERVED = 8
 _PICTURES = 4
 _ITEMS = 32
 
@@ -94,6 +95,7 @@ class StreamRun:
         self._output_from = output_from_sequence
         self._recorder = recorder
         self._frames: Channel[Arrival] = Channel(CREDITS)
+        self._observed: Channel[ObservedFrame] = Channel(_OBSERVED)
         self._items: Channel[AnalysisItem] = Channel(_ITEMS)
         self._outbox = _Outbox(_PICTURES)
         self._lock = threading.Lock()
@@ -113,7 +115,8 @@ class StreamRun:
         # Ends with the call, when gRPC ends `requests`; waiting for it here would wait for the client.
         threading.Thread(target=self._read, args=(requests,), name="vs3r-stream-read", daemon=True).start()
         try:
-            with Stages([self._frames, self._items, self._outbox]) as stages:
+            with Stages([self._frames, self._observed, self._items, self._outbox]) as stages:
+                stages.start("observe", self._observe)
                 stages.start("analyse", self._analyse)
                 stages.start("render", self._render)
                 for item in self._outbox:
@@ -137,7 +140,7 @@ class StreamRun:
 
     def stop(self) -> None:
         """End the stream now; the client is gone."""
-        for channel in (self._frames, self._items, self._outbox):
+        for channel in (self._frames, self._observed, self._items, self._outbox):
             channel.stop()
 
     def drain(self) -> None:
@@ -183,7 +186,7 @@ class StreamRun:
             self._metrics.add("frames_received")
             self._frames.put(arrival)
 
-    def _analyse(self) -> None:
+    def _observe(self) -> None:
         for index, arrival in enumerate(self._frames):
             now = time.perf_counter()
             self._taken[index] = _Taken(
@@ -196,7 +199,12 @@ class StreamRun:
             if self._recorder is not None:
                 self._recorder.add_frame(arrival.sequence, arrival.frame)
             self._outbox.note(pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
-            self._pass_on(self._stages.analysis.push(arrival.frame))
+            self._observed.put(self._stages.analysis.observe(arrival.frame))
+        self._observed.end()
+
+    def _analyse(self) -> None:
+        for item in self._observed:
+            self._pass_on(self._stages.analysis.push(item))
         self._pass_on(self._stages.analysis.flush())
         self._items.end()
 

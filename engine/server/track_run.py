@@ -67,7 +67,7 @@ class ClipAnalysis:
     def push(self, sequence: int, frame: Frame) -> None:
         """Take the next frame."""
         self._recorder.add_frame(sequence, frame)
-        for geometry in self._reconstructor.push(frame):
+        for geometry in self._reconstructor.push(self._reconstructor.observe(frame)):
             self._recorder.add_geometry(geometry)
         self.frames += 1
 

@@ -43,6 +43,9 @@ class BatchReconstructor:
         self._cuts = cuts
         self.reset()
 
+    def observe(self, frame: Frame, /) -> Frame:
+        return frame
+
     def push(self, _frame: Frame, /) -> list[FrameGeometry]:
         self._pushed += 1
         return self._return(self._batch * (self._pushed // self._batch))

@@ -34,7 +34,7 @@ class Run:
     def frames(self, count: int) -> list[StabilizedFrame]:
         done = []
         for index in range(count):
-            for item in self.analysis.push(make_frame(index)):
+            for item in self.analysis.push(self.analysis.observe(make_frame(index))):
                 done.extend(self.rendering.push(item))
                 self.most_held = max(self.most_held, self.rendering.held)
         for item in self.analysis.flush():
@@ -72,7 +72,7 @@ def test_output_comes_a_bounded_number_of_frames_later() -> None:
     run = Run(batch=8, lookahead=10, fill=12)
     latest = -1
     for index in range(100):
-        for item in run.analysis.push(make_frame(index)):
+        for item in run.analysis.push(run.analysis.observe(make_frame(index))):
             for done in run.rendering.push(item):
                 latest = done.index
         assert latest >= index - 8 - 10

@@ -89,10 +89,15 @@ def test_track_of_another_clip_is_refused(clip: Path, tmp_path: Path, other: Cli
 
 
 class Failing:
-    """A stage that fails at its n-th push, or at the end."""
+    """A stage that fails at its n-th push, at the end, or (n = -1) at its first observation."""
 
     def __init__(self, stage: Any, at: int) -> None:
         self._stage, self._left = stage, at
+
+    def observe(self, frame: Any) -> Any:
+        if self._left < 0:
+            raise MediaError("broken on purpose")
+        return self._stage.observe(frame)
 
     def push(self, item: Any) -> Sequence[Any]:
         self._left -= 1
@@ -104,8 +109,10 @@ class Failing:
         raise MediaError("broken on purpose")
 
 
-@pytest.mark.parametrize("at", [1, 20, 1000])
-@pytest.mark.parametrize("stage", ["make_analysis", "make_rendering"])
+@pytest.mark.parametrize(
+    ("stage", "at"),
+    [("make_analysis", -1), *((stage, at) for stage in ("make_analysis", "make_rendering") for at in (1, 20, 1000))],
+)
 def test_error_of_a_stage_stops_all(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, at: int
 ) -> None:

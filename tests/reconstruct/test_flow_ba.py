@@ -61,7 +61,7 @@ def maker(frames: Sequence[Frame], hfov_deg: float | None = None, *, readout_ms:
 def run(frames: Sequence[Frame], reconstructor: Reconstructor) -> list[FrameGeometry]:
     found: list[FrameGeometry] = []
     for frame in frames:
-        found += reconstructor.push(frame)
+        found += reconstructor.push(reconstructor.observe(frame))
     return found + reconstructor.flush()
 
 
@@ -198,14 +198,16 @@ def test_a_walking_camera_moves() -> None:
 
 
 def test_the_same_again() -> None:
-    """Bit by bit: another object, and the same one after a reset in the middle of a clip."""
+    """Bit by bit: another object, and the same one after a reset in the middle of a clip, some frames ahead."""
     frames = make_frames(pictures("walking"))
     first = solved("walking", HFOV_DEG)
     reconstructor = maker(frames, HFOV_DEG)
     for frame in make_frames(pictures("rotation", 19)):
-        reconstructor.push(frame)
+        reconstructor.push(reconstructor.observe(frame))
+    ahead = [reconstructor.observe(frame) for frame in frames[:5]]
     reconstructor.reset()
-    assert_same(run(frames, reconstructor), first)
+    again = [geometry for item in ahead for geometry in reconstructor.push(item)]
+    assert_same(again + run(frames[5:], reconstructor), first)
 
 
 def test_what_was_returned_is_final() -> None:
@@ -214,13 +216,13 @@ def test_what_was_returned_is_final() -> None:
     reconstructor = maker(frames, HFOV_DEG)
     found: list[FrameGeometry] = []
     for count, frame in enumerate(frames, 1):
-        found += reconstructor.push(frame)
+        found += reconstructor.push(reconstructor.observe(frame))
         assert count - len(found) <= 24
     assert 8 <= len(found) < COUNT
     assert_same(found, solved("rotation", HFOV_DEG)[: len(found)])
     other = make_frames([*pictures("rotation", 24), *flat(60, 2)])
     reconstructor = maker(frames, HFOV_DEG)
-    before_end = [geometry for frame in other[:24] for geometry in reconstructor.push(frame)]
+    before_end = [geometry for frame in other[:24] for geometry in reconstructor.push(reconstructor.observe(frame))]
     assert_same(before_end, found[: len(before_end)])
     assert len(run(other, maker(frames, HFOV_DEG))) == COUNT
 

@@ -149,14 +149,3 @@ def test_old_frames_are_forgotten() -> None:
     assert sizes[-1] == sizes[20] and sizes[-1][0] == sizes[-1][1] == 8
     # Pairs 1, 2 and 4 apart of 8 frames, both ways.
     assert sizes[-1][2] == 2 * (7 + 6 + 4)
-
-
-def test_reset_forgets_all_frames() -> None:
-    flow = SteadyFlow()
-    window = FlowWindow(flow, Grid.of(*SIZE))
-    push_all(window, range(10))
-    window.reset()
-    flow.asked.clear()
-    found = push_all(window, range(10, 20))
-    assert [(o.src, o.dst) for o in found[-1]] == expected_pairs(19, 10)
-    assert found[0] == [] and min(min(pair) for pair in flow.asked) == 10

@@ -30,13 +30,19 @@ Serve = Callable[..., Server]
 
 
 class ShakyReconstructor(BatchReconstructor):
-    """A camera that nods by a degree from frame to frame, in batches of 4; throws on the frames in `bad`."""
+    """A camera that nods by a degree from frame to frame, in batches of 4; throws on the frames in `bad` and `unseen`."""
 
-    def __init__(self, fmt: PictureFormat, bad: tuple[int, ...] = ()) -> None:
+    def __init__(self, fmt: PictureFormat, bad: tuple[int, ...] = (), unseen: tuple[int, ...] = ()) -> None:
         super().__init__(4)
         self._format = fmt
-        self._bad = bad
-        self._seen = 0
+        self._bad, self._unseen = bad, unseen
+        self._observed = self._seen = 0
+
+    def observe(self, frame: Frame, /) -> Frame:
+        self._observed += 1
+        if self._observed - 1 in self._unseen:
+            raise RuntimeError("the model sees nothing")
+        return frame
 
     def push(self, frame: Frame, /) -> list[FrameGeometry]:
         self._seen += 1
@@ -56,9 +62,9 @@ class ShakyReconstructor(BatchReconstructor):
         return replace(geometry, K=K, cam_from_world=pose)
 
 
-def shaky_models(bad: tuple[int, ...] = ()) -> Models:
+def shaky_models(bad: tuple[int, ...] = (), unseen: tuple[int, ...] = ()) -> Models:
     """The real smoother and renderer behind a quick reconstructor."""
-    return Models(reconstructor=lambda _config, fmt: ShakyReconstructor(fmt, bad))
+    return Models(reconstructor=lambda _config, fmt: ShakyReconstructor(fmt, bad, unseen))
 
 
 def still_models(batch: int = 4) -> Models:

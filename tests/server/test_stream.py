@@ -38,7 +38,7 @@ def expected(frames: list[Frame], models: Models | None = None) -> list[Stabiliz
     models, fmt = models or shaky_models(), frames[0].format
     analysis = Analysis(models.reconstructor(CONFIG, fmt), PathSmoother(CONFIG.smooth, fmt))
     rendering = Rendering(models.renderer(CONFIG, fmt), make_refiner(CONFIG.refine), SourceWindow.of_stream(CONFIG))
-    items = [item for frame in frames for item in analysis.push(frame)] + analysis.flush()
+    items = [item for frame in frames for item in analysis.push(analysis.observe(frame))] + analysis.flush()
     return [done for item in items for done in rendering.push(item)] + rendering.flush()
 
 
@@ -145,12 +145,17 @@ def exchange(
 
 
 @pytest.mark.parametrize(
-    ("bad", "held"),
-    [((9,), {8, 9}), ((0,), {0}), ((5, 6, 17), {4, 5, 6, 15, 16, 17})],
-    ids=["middle", "first", "several"],
+    ("models", "held"),
+    [
+        (shaky_models(bad=(9,)), {8, 9}),
+        (shaky_models(bad=(0,)), {0}),
+        (shaky_models(bad=(5, 6, 17)), {4, 5, 6, 15, 16, 17}),
+        (shaky_models(unseen=(9, 10)), {8, 9, 10}),
+    ],
+    ids=["middle", "first", "several", "unseen"],
 )
-def test_a_failing_model_passes_its_window_through(serve: Serve, bad: tuple[int, ...], held: set[int]) -> None:
-    with connected(serve(shaky_models(bad))) as client:
+def test_a_failing_model_passes_its_window_through(serve: Serve, models: Models, held: set[int]) -> None:
+    with connected(serve(models)) as client:
         got = steady(client.stabilize(FRAMES, CONFIG))
         assert client.status().frames_passed_through == len(held)
     assert [r.sequence for r in got] == list(range(len(FRAMES)))

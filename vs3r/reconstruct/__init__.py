@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from vs3r.config import Config
 from vs3r.reconstruct.flow_ba import FlowBundleAdjustment
@@ -12,18 +12,25 @@ __all__ = ["Reconstructor", "make_reconstructor"]
 
 
 class Reconstructor(Protocol):
-    """A stage that turns frames into geometry, some frames later."""
+    """Turns frames into geometry, some frames later, in two halves.
 
-    def push(self, frame: Frame) -> list[FrameGeometry]:
-        """Take the next frame; return the geometry that is now final, in frame order."""
+    `observe` may run in another thread, ahead of the others.
+    """
+
+    def observe(self, frame: Frame, /) -> Any:
+        """What `push` has to know of the next frame. Called for every frame in order."""
+        ...
+
+    def push(self, observed: Any, /) -> list[FrameGeometry]:
+        """Take what `observe` said of the next frame; return the geometry that is now final, in frame order."""
         ...
 
     def flush(self) -> list[FrameGeometry]:
-        """End of the stream: the geometry of all frames not yet returned."""
+        """End of the stream: the geometry of all frames pushed and not yet returned."""
         ...
 
     def reset(self) -> None:
-        """Forget everything; the next frame is frame 0."""
+        """Forget all that was pushed. The frame pushed next is frame 0, also where it has been observed already."""
         ...
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -52,6 +51,22 @@ READOUT_AFTER_CUT_PX2 = 1e4
 MIN_GAIN = 0.15
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedFrame:
+    """What is known of a frame when it has been seen, in the numbers of all frames seen."""
+
+    index: int
+    """Frame number."""
+    pts_s: float
+    """Time in seconds."""
+    found: list[Observation]
+    """Flow between it and earlier frames."""
+    agreement: float
+    """Share of the picture on which flow from the frame before and back agree, in [0, 1]."""
+    change: float
+    """How much the histogram differs from that of the frame before, in [0, 2]."""
+
+
 @dataclass(slots=True)
 class _Solved:
     """A frame whose geometry is final."""
@@ -80,43 +95,56 @@ class FlowBundleAdjustment:
         self._readout_given = None if ms is None else ms / 1000
         centre = np.array(self._size, dtype=np.float32) / 2
         self._points = torch.from_numpy((self._grid.centres(fine=False) - centre).reshape(-1, 2))
+        self._seen = 0
+        self._last_histogram: FloatArray | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; the next frame is frame 0."""
-        self._count = 0
+        """See Reconstructor."""
+        self._first: int | None = None
         self._segment = 0
-        self._last_picture: npt.NDArray[np.uint8] | None = None
         self._readout = 0.0 if self._readout_given is None else self._readout_given
         self._readout_px2 = READOUT_PRIOR_PX2
         self._start_segment()
 
     def _start_segment(self) -> None:
-        self._last_trust = 1.0
-        self._window.reset()
+        self._last_agreement = 1.0
         self._observed: list[Observation] = []
         self._pending: list[tuple[int, float]] = []
         self._solved: list[_Solved] = []
         self._zooms = False
         self._readout_px2 = min(self._readout_px2, READOUT_AFTER_CUT_PX2)
 
-    def push(self, frame: Frame) -> list[FrameGeometry]:
+    def observe(self, frame: Frame, /) -> ObservedFrame:
         """See Reconstructor."""
         picture = analysis_picture(frame, self._size)
-        found = self._window.push(self._count, picture)
+        index, before = self._seen, self._last_histogram
+        found = self._window.push(index, picture)
+        histogram = np.asarray(cv2.calcHist([picture], [0], None, [32], [0, 256]) / picture.size, np.float32)
+        self._seen, self._last_histogram = index + 1, histogram
+        return ObservedFrame(
+            index=index,
+            pts_s=frame.pts_s,
+            found=found,
+            agreement=agreement([o for o in found if abs(o.src - o.dst) == 1]) if found else 1.0,
+            change=float(np.abs(histogram - before).sum()) if before is not None else 0.0,
+        )
+
+    def push(self, observed: ObservedFrame, /) -> list[FrameGeometry]:
+        """See Reconstructor."""
         done: list[FrameGeometry] = []
-        trust = agreement([o for o in found if abs(o.src - o.dst) == 1]) if found else 1.0
-        # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
-        sudden, self._last_trust = self._last_trust > CONNECTED, trust
-        if self._last_picture is not None and sudden and _is_cut(self._last_picture, picture, trust):
-            done = self._finish()
-            self._segment += 1
-            self._start_segment()
-            found = self._window.push(self._count, picture)
-        self._last_picture = picture
-        self._observed += found
-        self._pending.append((self._count, frame.pts_s))
-        self._count += 1
+        if self._first is None:
+            self._first = self._segment_first = observed.index
+        else:
+            # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
+            sudden, self._last_agreement = self._last_agreement > CONNECTED, observed.agreement
+            if sudden and _is_cut(observed):
+                done = self._finish()
+                self._segment += 1
+                self._segment_first = observed.index
+                self._start_segment()
+        self._observed += [o for o in observed.found if min(o.src, o.dst) >= self._segment_first]
+        self._pending.append((observed.index, observed.pts_s))
         # The first block of a segment has no solved frames to lean on and takes twice as many.
         ready = BLOCK if self._solved else 2 * BLOCK
         if len(self._pending) == ready + OVERLAP:
@@ -154,7 +182,7 @@ class FlowBundleAdjustment:
             for k, (index, pts_s) in enumerate(self._pending[:ready], known)
         ]
         self._pending = self._pending[ready:]
-        keep = out[-1].index + 1 - BLOCK
+        keep = base + known + ready - BLOCK
         self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
         return out
 
@@ -316,8 +344,9 @@ class FlowBundleAdjustment:
         motion = (
             self._shutter.motion(state.cam_from_world)[k] * readout_s ** torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None]
         )
+        assert self._first is not None
         return FrameGeometry(
-            index=index,
+            index=index - self._first,
             pts_s=pts_s,
             segment=self._segment,
             K=K,
@@ -365,9 +394,8 @@ def _outlier_share(state: State, problem: Problem) -> float:
     return float((weight * outlier).sum() / weight.sum().clamp_min(1e-9))
 
 
-def _is_cut(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], trust: float) -> bool:
+def _is_cut(observed: ObservedFrame) -> bool:
     """The picture changed and no flow explains it."""
-    if trust > CONNECTED:
+    if observed.agreement > CONNECTED:
         return False
-    a, b = (cv2.calcHist([p], [0], None, [32], [0, 256]) / p.size for p in (before, after))
-    return float(np.abs(a - b).sum()) > (0.25 if trust < CONNECTED / 5 else 0.5)
+    return observed.change > (0.25 if observed.agreement < CONNECTED / 5 else 0.5)

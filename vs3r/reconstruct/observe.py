@@ -90,10 +90,6 @@ class FlowWindow:
         self._coarse, self._fine = grid.centres(fine=False), grid.centres(fine=True)
         h, w = grid.height, grid.width
         self._pixels = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all frames."""
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
         self._textures: dict[int, FloatArray] = {}
         self._dense: dict[tuple[int, int], FloatArray] = {}
