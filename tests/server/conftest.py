@@ -30,7 +30,7 @@ Serve = Callable[..., Server]
 
 
 class ShakyReconstructor(BatchReconstructor):
-    """A camera that nods by a degree from frame to frame, in batches of 4; throws on the frames in `bad` and `unseen`."""
+    """A camera that nods by a degree a frame, in batches of 4; throws on the frames in `bad` and `unseen`."""
 
     def __init__(self, fmt: PictureFormat, bad: tuple[int, ...] = (), unseen: tuple[int, ...] = ()) -> None:
         super().__init__(4)
