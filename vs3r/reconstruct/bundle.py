@@ -418,7 +418,7 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
             break
         state = trial
         damping = max(damping * 0.3, 1e-6)
-        if before - after < 1e-4 * before:
+        if before - after < 1e-3 * before:
             break
     if free[-1]:
         # Without damping: what remains of the read-out's curvature when all others follow it.

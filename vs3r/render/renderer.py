@@ -25,7 +25,7 @@ from vs3r.render.layers import (
 from vs3r.render.nodes import CellRect, make_grid, tiles
 from vs3r.render.pullpush import f32
 from vs3r.render.select import MAX_POINTS, WORTH, Chooser, fill_opacity
-from vs3r.render.warp import SourceFrame, backward_map, calm_inv_depth, sample_cells
+from vs3r.render.warp import SourceFrame, backward_map, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 FEATHER = 0.015
@@ -119,8 +119,7 @@ class WarpRenderer:
         return Target(camera=model, cam_from_world=camera.cam_from_world, rays=rays, visible=visible.astype(np.float32))
 
     def _own_layer(self, target: Target, own: SourceFrame) -> Layer:
-        geometry = own.geometry
-        at = backward_map(target.rays, target.cam_from_world, geometry, calm_inv_depth(geometry), self._size)
+        at = backward_map(target.rays, target.cam_from_world, own.geometry, own.inv_depth, self._size)
         return Layer(frame=own.frame, map=at, opacity=target.visible * at.front, margin_px=OWN_MARGIN_PX)
 
     def _is_still(self, base: Layer) -> bool:
@@ -188,8 +187,7 @@ class WarpRenderer:
         return layers
 
     def _fill_layer(self, target: Target, source: SourceFrame, distance: int) -> Layer:
-        geometry = source.geometry
-        at = backward_map(target.rays, target.cam_from_world, geometry, calm_inv_depth(geometry), self._size)
+        at = backward_map(target.rays, target.cam_from_world, source.geometry, source.inv_depth, self._size)
         opacity = target.visible * fill_opacity(source, at, distance)
         return Layer(frame=source.frame, map=at, opacity=opacity, margin_px=FILL_MARGIN_PX)
 

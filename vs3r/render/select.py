@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vs3r.render.layers import FILL_MARGIN_PX, inside_px
-from vs3r.render.warp import BackwardMap, SourceFrame, backward_map, calm_inv_depth, sample_cells
+from vs3r.render.warp import BackwardMap, SourceFrame, backward_map, sample_cells
 from vs3r.types import DoubleArray, FloatArray
 
 GRID_FRAMES = 4
@@ -81,7 +81,7 @@ class Chooser:
         self._shows = np.zeros((len(self._numbers), len(rays)), np.bool_)
         for row, number in enumerate(self._numbers):
             source = sources[number]
-            at = backward_map(rays[None], cam_from_world, source.geometry, calm_inv_depth(source.geometry), size)
+            at = backward_map(rays[None], cam_from_world, source.geometry, source.inv_depth, size)
             inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
             self._shows[row] = (inside & (fill_opacity(source, at, abs(number - index)) > 0.5))[0]
         self._preference = np.array([np.exp(-abs(number - index) / FADE_FRAMES) for number in self._numbers])

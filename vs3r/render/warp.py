@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ FRONT = 0.05
 """Least cosine between a source's axis and a ray that it can see."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SourceFrame:
     """A full-size picture and what is known of its camera."""
 
@@ -24,6 +25,11 @@ class SourceFrame:
     """The picture."""
     geometry: FrameGeometry
     """Its camera, depth and moving parts."""
+
+    @cached_property
+    def inv_depth(self) -> FloatArray:
+        """(Gh, Gw) what it is rendered with, see calm_inv_depth."""
+        return calm_inv_depth(self.geometry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,7 +128,11 @@ def _at_row(
     x: FloatArray, y: FloatArray, inv_depth: FloatArray, row_motion: DoubleArray, s: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Points (x, y, 1) of the middle row's camera in that of row s, see FrameGeometry.row_motion."""
-    tx, ty, tz, a, b, c = (f32(np.polyval([*column[::-1], 0.0], s)) for column in row_motion.T)
+    motion = np.zeros((6, *s.shape), np.float32)
+    for coefficients in f32(row_motion)[::-1]:
+        motion += coefficients[:, None, None]
+        motion *= s
+    tx, ty, tz, a, b, c = motion
     # Rotation by a small vector w to second order: v + w x v + w x (w x v) / 2.
     ux, uy, uz = b - c * y, c * x - a, a * y - b * x
     half = np.float32(0.5)
