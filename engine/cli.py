@@ -28,6 +28,7 @@ from vs3r.errors import InputError, OutputError, Vs3rError
 if TYPE_CHECKING:
     from vs3r.engine.files import RunReport
     from vs3r.engine.progress import ProgressCallback
+    from vs3r.engine.weights import StoredFile
 
 _INTERRUPTED = 130
 
@@ -256,6 +257,61 @@ def serve(as_json: bool, quiet: bool, **values: Any) -> None:
         server.wait()
 
 
+@cli.group()
+def weights() -> None:
+    """Checkpoints of the learned parts: list them, fetch them, verify them.
+
+    They belong to their publishers, whose licence is shown before anything is fetched. The default needs none.
+    """
+
+
+@weights.command("list")
+@talk_options
+def list_weights(as_json: bool, quiet: bool) -> None:
+    """List what can be fetched, under which licence, and what is here."""
+    from vs3r.engine.weights import stored
+    from vs3r.weights import WEIGHTS, weights_folder
+
+    talk = Talk(as_json=as_json, quiet=quiet)
+    for entry in WEIGHTS.values():
+        here = stored(entry.name) is not None
+        gated = "; handed out on request" if entry.gated else ""
+        text = (
+            f"{entry.name:<22}{'here' if here else '-':<6}{entry.used_for}\n"
+            f"{'':<28}{entry.source}{gated}\n{'':<28}{entry.licence}"
+        )
+        data = {"name": entry.name, "here": here, "folder": str(weights_folder(entry.name)), "source": entry.source}
+        talk.event("weights", text, **data, licence=entry.licence, gated=entry.gated)
+
+
+@weights.command("fetch")
+@click.argument("name")
+@talk_options
+def fetch_weights(name: str, as_json: bool, quiet: bool) -> None:
+    """Fetch the weights NAME, or what is still missing of them, and verify them."""
+    from vs3r.engine.weights import fetch, known
+    from vs3r.weights import weights_folder
+
+    talk, entry = Talk(as_json=as_json, quiet=quiet), known(name)
+    talk.note(f"{name} comes from {entry.source} under the licence {entry.licence} ({entry.licence_url})")
+    with talk.bytes_progress() as progress:
+        files = fetch(name, progress)
+    _tell_weights(talk, name, f"in {weights_folder(name)}", files)
+
+
+@weights.command("verify")
+@click.argument("name")
+@talk_options
+def verify_weights(name: str, as_json: bool, quiet: bool) -> None:
+    """Read the weights NAME again and compare them with what came."""
+    from vs3r.engine.weights import verify
+
+    talk = Talk(as_json=as_json, quiet=quiet)
+    with talk.bytes_progress() as progress:
+        files = verify(name, progress)
+    _tell_weights(talk, name, "as they came", files)
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, for programs")
 def doctor(as_json: bool) -> None:
@@ -291,6 +347,13 @@ def _counter(callback: ProgressCallback | None, source: str) -> Callable[[int], 
 
     meter = Meter(callback, probe(source).frames_estimate)
     return lambda _done: meter.tick()
+
+
+def _tell_weights(talk: Talk, name: str, state: str, files: list[StoredFile]) -> None:
+    stated = sum(file.stated for file in files)
+    size = sum(file.size for file in files)
+    text = f"{name}: {len(files)} files, {size / 2**20:.1f} MiB, {state}; the publisher states the checksum of {stated}"
+    talk.event("result", text, name=name, files=[dataclasses.asdict(file) for file in files])
 
 
 def _tell_report(talk: Talk, report: RunReport) -> None:

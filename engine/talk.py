@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from vs3r.engine.progress import Progress, ProgressCallback
+    from vs3r.engine.weights import ByteProgress
 
 _LINE_EVERY_S = 10.0
 _JSON_EVERY_S = 1.0
@@ -55,6 +56,23 @@ class Talk:
                 yield bar.show
         else:
             yield _seldom(_LINE_EVERY_S, lambda now: click.echo(_as_line(now), err=True))
+
+    @contextmanager
+    def bytes_progress(self) -> Iterator[ByteProgress | None]:
+        """Show how much of a file has come, as a bar, on a terminal."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield None
+            return
+        from tqdm import tqdm
+
+        with tqdm(unit="B", unit_scale=True, dynamic_ncols=True, leave=False, file=sys.stderr) as bar:
+
+            def show(name: str, done: int, total: int | None) -> None:
+                bar.set_description(name, refresh=False)
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield show
 
 
 def _printable(text: str) -> str:

@@ -1,0 +1,282 @@
+"""Fetching and verifying checkpoints, from servers on this machine that break off, lie, and know no ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vs3r import weights
+from vs3r.engine import cli
+from vs3r.engine.weights import fetch, stored, verify
+from vs3r.errors import BackendError, InputError
+from vs3r.weights import WEIGHTS, find_weights, load_checkpoint, weights_folder
+
+NAME = "raft-large"
+HUB_NAME = "vggt-1b"
+CONTENT = torch.randint(0, 256, (300_000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+DATA = CONTENT.tobytes()
+SHA256 = hashlib.sha256(DATA).hexdigest()
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Publisher(ThreadingHTTPServer):
+    """A web server of one file, and the part of the hub's protocol that fetching uses."""
+
+    daemon_threads = True
+    data = DATA
+    stated = SHA256
+    knows_ranges = True
+    breaks_after: int | None = None
+    gated = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.asked: list[tuple[str, str, str]] = []
+        """Method, path and Range header of every request."""
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Publisher
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        publisher, range_header = self.server, self.headers.get("Range", "")
+        publisher.asked.append((self.command, self.path, range_header))
+        if publisher.gated:
+            self._send(403, {"X-Error-Code": "GatedRepo"}, b"")
+        elif self.path.startswith("/api/models/"):
+            lfs = {"sha256": publisher.stated, "size": len(publisher.data), "pointerSize": 134}
+            files = [
+                {"rfilename": "model.safetensors", "size": len(publisher.data), "blobId": "b", "lfs": lfs},
+                {"rfilename": "README.md", "size": 3, "blobId": "c"},
+            ]
+            answer = {"id": "some/model", "modelId": "some/model", "sha": REVISION, "siblings": files, "tags": []}
+            self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+        elif self.path.endswith("missing.pth"):
+            self._send(404, {}, b"")
+        else:
+            self._send_file(range_header, body)
+
+    def _send_file(self, range_header: str, body: bool) -> None:
+        data = self.server.data
+        begin = int(range_header.removeprefix("bytes=").split("-")[0]) if range_header else 0
+        if begin >= len(data):
+            return self._send(416, {}, b"")
+        known = bool(range_header) and self.server.knows_ranges
+        rest = data[begin:] if known else data
+        head = {
+            "Content-Length": str(len(rest)),
+            "ETag": f'"{self.server.stated}"',
+            "X-Repo-Commit": REVISION,
+            "Accept-Ranges": "bytes",
+        }
+        if known:
+            head["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        cut, self.server.breaks_after = self.server.breaks_after if body else None, None
+        self._send(206 if known else 200, head, rest[:cut] if body else b"")
+        return None
+
+    def _send(self, status: int, head: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **head}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def publisher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Publisher]:
+    """A publisher of the weights NAME; the cache is a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with Publisher() as server:
+        entry = replace(WEIGHTS[NAME], url=f"{server.address}/raft.pth", sha256_prefix=SHA256[:8])
+        monkeypatch.setitem(weights.WEIGHTS, NAME, entry)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_fetch_and_verify(publisher: Publisher) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    (file,) = fetch(NAME, lambda *now: seen.append(now))
+    assert (file.path, file.size, file.sha256, file.stated) == ("raft.pth", len(DATA), SHA256, True)
+    assert (find_weights(NAME) / "raft.pth").read_bytes() == DATA
+    assert seen[-1] == ("raft.pth", len(DATA), len(DATA))
+    assert stored(NAME) == [file]
+    assert verify(NAME) == [file]
+    fetch(NAME)
+    assert len(publisher.asked) == 1, "what is there was fetched again"
+
+
+def test_a_broken_off_transfer_is_continued(publisher: Publisher) -> None:
+    publisher.breaks_after = 100_000
+    with pytest.raises(BackendError, match=r"broke off after 100000 of 300000 bytes.*what has come is kept"):
+        fetch(NAME)
+    assert stored(NAME) is None
+    with pytest.raises(InputError, match="vs3r weights fetch raft-large"):
+        find_weights(NAME)
+    fetch(NAME)
+    assert publisher.asked[-1] == ("GET", "/raft.pth", "bytes=100000-")
+    assert (weights_folder(NAME) / "raft.pth").read_bytes() == DATA
+
+
+def test_a_server_without_ranges_begins_anew(publisher: Publisher) -> None:
+    publisher.breaks_after, publisher.knows_ranges = 100_000, False
+    with pytest.raises(BackendError, match="broke off"):
+        fetch(NAME)
+    fetch(NAME)
+    assert (weights_folder(NAME) / "raft.pth").read_bytes() == DATA
+
+
+def test_a_wrong_checksum_is_thrown_away(publisher: Publisher) -> None:
+    publisher.data = DATA[:-1] + bytes([DATA[-1] ^ 1])
+    with pytest.raises(InputError, match=f"begins with {SHA256[:8]}.*thrown away"):
+        fetch(NAME)
+    assert not list(weights_folder(NAME).iterdir())
+    publisher.data = DATA
+    fetch(NAME)
+
+
+@pytest.mark.usefixtures("publisher")
+def test_a_part_that_is_longer_than_the_file() -> None:
+    folder = weights_folder(NAME)
+    folder.mkdir(parents=True)
+    (folder / "raft.pth.part").write_bytes(DATA + b"x")
+    with pytest.raises(InputError, match="thrown away"):
+        fetch(NAME)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.usefixtures("publisher")
+def test_damage_is_found() -> None:
+    fetch(NAME)
+    path = weights_folder(NAME) / "raft.pth"
+    path.write_bytes(DATA[:-1])
+    for work in (verify, fetch):
+        with pytest.raises(InputError, match=r"delete it and fetch"):
+            work(NAME)
+    path.unlink()
+    with pytest.raises(InputError, match="missing"):
+        verify(NAME)
+    (weights_folder(NAME) / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        verify(NAME)
+
+
+def test_no_network_and_no_file_are_one_line(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = weights.WEIGHTS[NAME]
+    monkeypatch.setitem(weights.WEIGHTS, NAME, replace(entry, url=f"{publisher.address}/missing.pth"))
+    with pytest.raises(BackendError, match="404"):
+        fetch(NAME)
+    monkeypatch.setitem(weights.WEIGHTS, NAME, replace(entry, url="http://127.0.0.1:9/raft.pth"))
+    assert cli.run(["weights", "fetch", NAME]) == 1
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("vs3r: error")]
+    assert "cannot reach http://127.0.0.1:9/raft.pth" in line
+
+
+@pytest.fixture
+def hub(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    """The same as the hub that huggingface_hub asks."""
+    from huggingface_hub import constants
+
+    address = publisher.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", publisher.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
+    return publisher
+
+
+def test_fetch_from_the_hub(hub: Publisher) -> None:
+    (file,) = fetch(HUB_NAME)
+    assert (file.path, file.sha256, file.stated) == ("model.safetensors", SHA256, True)
+    assert {path for _, path, _ in hub.asked if "resolve" in path} == {
+        f"/facebook/VGGT-1B/resolve/{REVISION}/model.safetensors"
+    }
+    assert verify(HUB_NAME) == [file]
+
+
+def test_the_hub_states_another_checksum(hub: Publisher) -> None:
+    hub.stated = "0" * 64
+    with pytest.raises(InputError, match=r"expected model\.safetensors with SHA-256 0000"):
+        fetch(HUB_NAME)
+    assert stored(HUB_NAME) is None
+
+
+def test_gated_and_unreachable_hub(hub: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.gated = True
+    with pytest.raises(BackendError, match=r"on request.*hf auth login"):
+        fetch("vggt-1b-commercial")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(BackendError, match=r"cannot reach huggingface.co/facebook/VGGT-1B .*check the network"):
+        fetch(HUB_NAME)
+
+
+@pytest.mark.usefixtures("publisher")
+def test_the_command_shows_the_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["weights", "fetch", NAME]) == 0
+    told = capsys.readouterr()
+    assert "BSD-3-Clause" in told.err
+    assert str(weights_folder(NAME)) in told.out
+    assert cli.run(["weights", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(entry.name in listed and entry.licence in listed for entry in weights.WEIGHTS.values())
+    assert cli.run(["weights", "verify", NAME]) == 0
+    assert cli.run(["weights", "verify", "nothing"]) == 1
+    assert "expected weights named raft-large" in capsys.readouterr().err
+
+
+def test_checkpoints_of_either_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = weights_folder(NAME)
+    folder.mkdir(parents=True)
+    state = {"a": torch.arange(3.0)}
+    torch.save(state, folder / "model.pth")
+    assert torch.equal(load_checkpoint(NAME)["a"], state["a"])
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(InputError, match="expected one checkpoint"):
+        load_checkpoint(NAME)
+    (folder / "model.pth").unlink()
+    assert torch.equal(load_checkpoint(NAME)["a"], state["a"])
+    (folder / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_checkpoint(NAME)
+    (folder / "model.safetensors").unlink()
+    torch.save([1], folder / "model.pt")
+    with pytest.raises(InputError, match="expected named tensors"):
+        load_checkpoint(NAME)
+
+
+def test_every_entry_names_licence_and_source() -> None:
+    for name, entry in WEIGHTS.items():
+        assert name == entry.name
+        assert entry.licence and entry.licence_url.startswith("https://") and entry.used_for
+        assert bool(entry.repository) != bool(entry.url)
+        assert entry.url.startswith("https://") or not entry.url
