@@ -44,10 +44,17 @@ def _interval(low: float | None, high: float | None) -> str:
 class FlowConfig:
     """Optical flow at analysis size."""
 
-    backend: str = option("dis", "optical flow method", choices=("dis",))
+    backend: str = option(
+        "dis",
+        "optical flow method: dis runs everywhere; raft needs its weights (vs3r weights fetch raft-large) and, to be "
+        "of use, a GPU",
+        choices=("dis", "raft"),
+    )
     analysis_pixels: int = option(
         480 * 270, "pixels of the small picture that analysis sees (480x270 for 16:9)", low=64 * 64, high=1920 * 1080
     )
+    raft_iterations: int = option(12, "how often RAFT refines its flow", low=1, high=64)
+    raft_precision: str = option("fp32", "number format that RAFT computes in", choices=("fp32", "fp16", "bf16"))
 
     def __post_init__(self) -> None:
         check(self)

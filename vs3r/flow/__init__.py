@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from vs3r.config import FlowConfig
 from vs3r.flow.dis import DisFlow
+from vs3r.networks import Prepare, eager
 from vs3r.types import FloatArray, Frame, PictureFormat
 
-__all__ = ["DisFlow", "FlowEstimator", "analysis_picture", "analysis_size"]
+__all__ = ["DisFlow", "FlowEstimator", "analysis_picture", "analysis_size", "make_flow"]
 
 
 class FlowEstimator(Protocol):
@@ -29,6 +31,22 @@ class FlowEstimator(Protocol):
             (H, W, 2): the pixel (x, y) of src is seen at (x, y) + flow[y, x] in dst; x first, in pixels.
         """
         ...
+
+
+def make_flow(config: FlowConfig, prepare: Prepare = eager) -> FlowEstimator:
+    """The flow that the config names.
+
+    Args:
+        config: `backend` decides.
+        prepare: how to run a network.
+    Raises:
+        InputError: the weights that it needs were not fetched, or are not what they should be.
+    """
+    if config.backend == "dis":
+        return DisFlow()
+    from vs3r.flow.learned import RaftFlow, load_network
+
+    return RaftFlow(load_network(config), prepare)
 
 
 def analysis_size(fmt: PictureFormat, pixels: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from vs3r.config import Config
+from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.flow_ba import FlowBundleAdjustment
 from vs3r.types import Frame, FrameGeometry, PictureFormat
 
@@ -34,6 +35,6 @@ class Reconstructor(Protocol):
         ...
 
 
-def make_reconstructor(config: Config, fmt: PictureFormat) -> Reconstructor:
-    """The reconstructor that the config names, for pictures of the given format."""
-    return FlowBundleAdjustment(config, fmt)
+def make_reconstructor(config: Config, fmt: PictureFormat, prepare: Prepare = eager) -> Reconstructor:
+    """The reconstructor that the config names, for pictures of the given format; `prepare` says how to run networks."""
+    return FlowBundleAdjustment(config, fmt, prepare)

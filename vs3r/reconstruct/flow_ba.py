@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from vs3r.config import Config
-from vs3r.flow import DisFlow, analysis_picture, analysis_size
+from vs3r.flow import analysis_picture, analysis_size, make_flow
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import dynamic_probability
+from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
 from vs3r.reconstruct.rolling import Shutter, rectify
@@ -81,11 +82,11 @@ class _Solved:
 class FlowBundleAdjustment:
     """Camera path, depth and moving objects from optical flow alone. A Reconstructor."""
 
-    def __init__(self, config: Config, fmt: PictureFormat) -> None:
+    def __init__(self, config: Config, fmt: PictureFormat, prepare: Prepare = eager) -> None:
         self._format = fmt
         self._size = analysis_size(fmt, config.flow.analysis_pixels)
         self._grid = Grid.of(*self._size)
-        self._window = FlowWindow(DisFlow(), self._grid)
+        self._window = FlowWindow(make_flow(config.flow, prepare), self._grid)
         hfov = config.reconstruct.hfov_deg
         self._focal_known = hfov is not None
         long_side = self._size[0] if hfov is not None else max(self._size)

@@ -67,12 +67,16 @@ class Config(_message.Message):
     def __init__(self, flow: _Optional[_Union[FlowConfig, _Mapping]] = ..., reconstruct: _Optional[_Union[ReconstructConfig, _Mapping]] = ..., smooth: _Optional[_Union[SmoothConfig, _Mapping]] = ..., render: _Optional[_Union[RenderConfig, _Mapping]] = ..., refine: _Optional[_Union[RefineConfig, _Mapping]] = ...) -> None: ...
 
 class FlowConfig(_message.Message):
-    __slots__ = ("backend", "analysis_pixels")
+    __slots__ = ("backend", "analysis_pixels", "raft_iterations", "raft_precision")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     ANALYSIS_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    RAFT_ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    RAFT_PRECISION_FIELD_NUMBER: _ClassVar[int]
     backend: str
     analysis_pixels: int
-    def __init__(self, backend: _Optional[str] = ..., analysis_pixels: _Optional[int] = ...) -> None: ...
+    raft_iterations: int
+    raft_precision: str
+    def __init__(self, backend: _Optional[str] = ..., analysis_pixels: _Optional[int] = ..., raft_iterations: _Optional[int] = ..., raft_precision: _Optional[str] = ...) -> None: ...
 
 class ReconstructConfig(_message.Message):
     __slots__ = ("backend", "hfov_deg", "readout_ms")

@@ -1,0 +1,105 @@
+"""RAFT as a flow estimator at analysis size: padding, warm start, weights."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vs3r.config import FlowConfig
+from vs3r.errors import BackendError, ShapeError
+from vs3r.flow.raft import MIN_SIDE, STRIDE, Raft, load_raft
+from vs3r.networks import DTYPES, Network, Prepare, default_device, eager
+from vs3r.types import FloatArray
+from vs3r.weights import load_checkpoint
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "raft-large"
+# The correlation of all pairs of a picture of a megapixel takes 1.4 GB; larger pictures correlate on demand.
+_ALL_PAIRS_PIXELS = 1 << 20
+
+
+class RaftFlow:
+    """RAFT optical flow of grey pictures, which it sees as three equal colours. A FlowEstimator.
+
+    Its confidence is, as that of any flow here, how far flow and flow back agree: FlowWindow weighs by that.
+    """
+
+    def __init__(self, network: Raft, prepare: Prepare = eager) -> None:
+        """
+        Args:
+            network: in eval mode, on the device that is to compute.
+            prepare: how to run it.
+        """
+        self._network = network
+        self._prepare = prepare
+        self._device = next(network.parameters()).device
+        self._ready: dict[tuple[int, int], Network] = {}
+
+    def __call__(
+        self, src: npt.NDArray[np.uint8], dst: npt.NDArray[np.uint8], guess: FloatArray | None = None
+    ) -> FloatArray:
+        """See FlowEstimator.
+
+        Raises:
+            ShapeError: src, dst and guess are not of one size.
+            BackendError: the GPU's memory does not suffice.
+        """
+        if src.shape != dst.shape or src.ndim != 2 or (guess is not None and guess.shape != (*src.shape, 2)):
+            got = f"{src.shape}, {dst.shape}" + ("" if guess is None else f", {guess.shape}")
+            raise ShapeError(f"expected two (H, W) pictures and a (H, W, 2) guess, got {got}")
+        height, width = src.shape
+        try:
+            with torch.inference_mode():
+                start = np.zeros((height, width, 2), np.float32) if guess is None else guess
+                inputs = (self._colours(src), self._colours(dst), self._coarse(start))
+                size = (height, width)
+                if size not in self._ready:
+                    self._ready[size] = self._prepare("raft", self._network, inputs)
+                flow: Tensor = self._ready[size](*inputs)
+                cropped = flow[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
+        except torch.cuda.OutOfMemoryError:
+            raise BackendError(
+                f"not enough GPU memory for RAFT at {width}x{height}; use fewer --analysis-pixels, or --flow dis"
+            ) from None
+        return np.ascontiguousarray(cropped)
+
+    def _colours(self, picture: npt.NDArray[np.uint8]) -> Tensor:
+        """(1, 3, H', W') in [-1, 1], padded to the size that the network takes."""
+        grey = torch.from_numpy(picture).to(self._device)[None, None].float() / 127.5 - 1
+        return _padded(grey).expand(-1, 3, -1, -1).contiguous()
+
+    def _coarse(self, flow: FloatArray) -> Tensor:
+        """(1, 2, H'/8, W'/8) flow in pixels of that size."""
+        full = torch.from_numpy(flow).to(self._device).permute(2, 0, 1)[None]
+        return F.avg_pool2d(_padded(full), STRIDE) / STRIDE
+
+
+def padded_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height that the network is given for a picture."""
+    return tuple(max(MIN_SIDE, -(-side // STRIDE) * STRIDE) for side in (width, height))  # type: ignore[return-value]
+
+
+def _padded(picture: Tensor) -> Tensor:
+    """The last column and row repeated. At the right and below, so that flow needs no shift."""
+    height, width = picture.shape[2:]
+    wide, high = padded_size(width, height)
+    return F.pad(picture, (0, wide - width, 0, high - height), mode="replicate")
+
+
+def load_network(config: FlowConfig, device: torch.device | None = None) -> Raft:
+    """RAFT-Large with the user's weights, in eval mode.
+
+    Raises:
+        InputError: the weights were not fetched, or are not RAFT's.
+    """
+    network = Raft(iterations=config.raft_iterations, on_demand=config.analysis_pixels > _ALL_PAIRS_PIXELS)
+    load_raft(network, load_checkpoint(WEIGHTS))
+    device = default_device() if device is None else device
+    log.info("RAFT runs on %s in %s", device, config.raft_precision)
+    return network.eval().to(device, DTYPES[config.raft_precision])
