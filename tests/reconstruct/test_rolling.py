@@ -47,8 +47,8 @@ def test_motion_within_a_frame(hz: float, worst_px: float) -> None:
     assert max(errors) < worst_px
 
 
-def test_motion_at_the_ends_and_across_gaps() -> None:
-    """Fewer frames tell less, but a steady turn is told by two; frames beyond a long gap tell nothing."""
+def test_motion_at_the_ends_across_gaps_and_of_repeats() -> None:
+    """Fewer frames tell less, but a steady turn is told by two; beyond a long gap nothing, nor what is shown again."""
     pts = torch.cat([torch.arange(5), torch.arange(5) + 60]).double() / FPS
     rate = torch.tensor([0.0, 0.3, 0.0, 0.1, 0.5, -0.2]).double()
     poses = rigid(so3_exp(rate[3:] * pts[:, None]), torch.zeros(len(pts), 3).double())
@@ -56,6 +56,8 @@ def test_motion_at_the_ends_and_across_gaps() -> None:
     motion = Shutter(pts.tolist(), HEIGHT).motion(poses)
     torch.testing.assert_close(motion[:5, 0, 3:], rate[3:].expand(5, 3), rtol=0, atol=1e-6)
     assert float(motion[5:].abs().max()) < 1e-9
+    twice = Shutter(pts.repeat_interleave(2).tolist(), HEIGHT).motion(poses.repeat_interleave(2, 0))
+    torch.testing.assert_close(twice, motion.repeat_interleave(2, 0))
     alone = Shutter(pts[:1].tolist(), HEIGHT).motion(poses[:1])
     assert alone.shape == (1, ROW_MOTION_ORDER, 6) and not alone.any()
 

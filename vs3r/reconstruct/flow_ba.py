@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,6 +37,9 @@ DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
 # Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
 CONNECTED = 0.25
+# A picture is shown again where it differs by less than this on average, and the flow between them is less than that.
+REPEAT_GREY = 0.5
+REPEAT_PX = 0.05
 # Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left;
 # right after a zoom it is always tried, and taken for less.
 ZOOM_ABOVE = 0.05
@@ -60,6 +64,8 @@ class ObservedFrame:
     """Frame number."""
     pts_s: float
     """Time in seconds."""
+    exposed_s: float
+    """When the picture was taken: the time of the first frame that shows it."""
     found: list[Observation]
     """Flow between it and earlier frames."""
     agreement: float
@@ -75,7 +81,7 @@ class _Solved:
     cam_from_world: Tensor
     log_focal: Tensor
     inv_depth: Tensor
-    pts_s: float
+    exposed_s: float
     flat: bool
 
 
@@ -97,7 +103,8 @@ class FlowBundleAdjustment:
         centre = np.array(self._size, dtype=np.float32) / 2
         self._points = torch.from_numpy((self._grid.centres(fine=False) - centre).reshape(-1, 2))
         self._seen = 0
-        self._last_histogram: FloatArray | None = None
+        self._last_picture: npt.NDArray[np.uint8] | None = None
+        self._exposed_s = 0.0
         self.reset()
 
     def reset(self) -> None:
@@ -111,7 +118,7 @@ class FlowBundleAdjustment:
     def _start_segment(self) -> None:
         self._last_agreement = 1.0
         self._observed: list[Observation] = []
-        self._pending: list[tuple[int, float]] = []
+        self._pending: list[ObservedFrame] = []
         self._solved: list[_Solved] = []
         self._zooms = False
         self._readout_px2 = min(self._readout_px2, READOUT_AFTER_CUT_PX2)
@@ -119,16 +126,19 @@ class FlowBundleAdjustment:
     def observe(self, frame: Frame, /) -> ObservedFrame:
         """See Reconstructor."""
         picture = analysis_picture(frame, self._size)
-        index, before = self._seen, self._last_histogram
+        index, before = self._seen, self._last_picture
         found = self._window.push(index, picture)
-        histogram = np.asarray(cv2.calcHist([picture], [0], None, [32], [0, 256]) / picture.size, np.float32)
-        self._seen, self._last_histogram = index + 1, histogram
+        steps = [o for o in found if abs(o.src - o.dst) == 1]
+        self._seen, self._last_picture = index + 1, picture
+        if before is None or not _is_repeat(before, picture, steps):
+            self._exposed_s = frame.pts_s
         return ObservedFrame(
             index=index,
             pts_s=frame.pts_s,
+            exposed_s=self._exposed_s,
             found=found,
-            agreement=agreement([o for o in found if abs(o.src - o.dst) == 1]) if found else 1.0,
-            change=float(np.abs(histogram - before).sum()) if before is not None else 0.0,
+            agreement=agreement(steps) if steps else 1.0,
+            change=_histogram_change(before, picture) if before is not None else 0.0,
         )
 
     def push(self, observed: ObservedFrame, /) -> list[FrameGeometry]:
@@ -145,7 +155,7 @@ class FlowBundleAdjustment:
                 self._segment_first = observed.index
                 self._start_segment()
         self._observed += [o for o in observed.found if min(o.src, o.dst) >= self._segment_first]
-        self._pending.append((observed.index, observed.pts_s))
+        self._pending.append(observed)
         # The first block of a segment has no solved frames to lean on and takes twice as many.
         ready = BLOCK if self._solved else 2 * BLOCK
         if len(self._pending) == ready + OVERLAP:
@@ -162,10 +172,11 @@ class FlowBundleAdjustment:
     def _solve(self, ready: int) -> list[FrameGeometry]:
         """Adjust the pending frames and make the geometry of the first `ready` of them final."""
         old = self._solved[-BLOCK:]
-        base = self._pending[0][0] - len(old)
+        base = self._pending[0].index - len(old)
         found = self._fresh_observations(base)
         edges = self._edges(found, base) if found else None
-        self._shutter = Shutter([s.pts_s for s in old] + [pts_s for _, pts_s in self._pending], self._size[1])
+        exposed_s = [s.exposed_s for s in old] + [p.exposed_s for p in self._pending]
+        self._shutter = Shutter(exposed_s, self._size[1])
         start = self._predict(old, edges)
         known = len(old)
         if edges is not None:
@@ -175,12 +186,13 @@ class FlowBundleAdjustment:
         flat, state = solved is None, solved or start
         self._readout, self._readout_px2 = float(state.readout), float(state.readout_info) * self._shutter.interval_s**2
         log.debug("readout %.3f frames, info %.1f", self._readout / self._shutter.interval_s, self._readout_px2)
-        for k, (_, pts_s) in enumerate(self._pending[:ready], known):
-            self._solved.append(_Solved(state.cam_from_world[k], state.log_focal[k], state.inv_depth[k], pts_s, flat))
+        for k, seen in enumerate(self._pending[:ready], known):
+            pose, log_focal, inv_depth = state.cam_from_world[k], state.log_focal[k], state.inv_depth[k]
+            self._solved.append(_Solved(pose, log_focal, inv_depth, seen.exposed_s, flat))
         del self._solved[: -2 * BLOCK]
         out = [
-            self._geometry(k, index, pts_s, state, base)
-            for k, (index, pts_s) in enumerate(self._pending[:ready], known)
+            self._geometry(k, seen.index, seen.pts_s, state, base)
+            for k, seen in enumerate(self._pending[:ready], known)
         ]
         self._pending = self._pending[ready:]
         keep = base + known + ready - BLOCK
@@ -189,7 +201,7 @@ class FlowBundleAdjustment:
 
     def _fresh_observations(self, base: int) -> list[Observation]:
         """Those between the frames from `base` that are of use for the pending ones."""
-        new = self._pending[0][0]
+        new = self._pending[0].index
         return [o for o in self._observed if min(o.src, o.dst) >= base and max(o.src, o.dst) >= new]
 
     def _edges(self, found: list[Observation], base: int, *, fine: bool = False) -> Edges:
@@ -393,6 +405,18 @@ def _outlier_share(state: State, problem: Problem) -> float:
     outlier = 1 - 1 / (1 + (reprojection_error(state, problem) / INLIER_PX) ** 2)
     weight = problem.edges.weight
     return float((weight * outlier).sum() / weight.sum().clamp_min(1e-9))
+
+
+def _histogram_change(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
+    a, b = (cv2.calcHist([picture], [0], None, [32], [0, 256]) / picture.size for picture in (before, after))
+    return float(np.abs(a - b).sum())
+
+
+def _is_repeat(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], steps: list[Observation]) -> bool:
+    """The same picture again, as good as: another exposure differs by its noise at least."""
+    if cv2.norm(before, after, cv2.NORM_L1) > REPEAT_GREY * after.size:
+        return False
+    return all(float(np.median(np.abs(o.flow))) < REPEAT_PX for o in steps)
 
 
 def _is_cut(observed: ObservedFrame) -> bool:

@@ -28,35 +28,40 @@ _DELTA = 0.01
 class Shutter:
     """When the rows of n frames are read, and how a camera with known poses at n times moves around them."""
 
-    def __init__(self, pts_s: Sequence[float], height: float) -> None:
+    def __init__(self, exposed_s: Sequence[float], height: float) -> None:
         """
         Args:
-            pts_s: times of the middle rows in seconds, increasing; at least one.
+            exposed_s: times of the middle rows in seconds, never falling, at least one; that of the frame before
+                where a frame shows the same picture again.
             height: of the picture, in the pixels of the edges.
         """
         self.height = height
-        steps = sorted(b - a for a, b in itertools.pairwise(pts_s))
+        # Of the frames with the same picture the first; which of those each frame shows.
+        firsts = [i for i, t in enumerate(exposed_s) if i == 0 or t > exposed_s[i - 1]]
+        shows = list(itertools.accumulate((b > a for a, b in itertools.pairwise(exposed_s)), initial=0))
+        times = [exposed_s[i] for i in firsts]
+        steps = sorted(b - a for a, b in itertools.pairwise(times))
         self.interval_s = steps[len(steps) // 2] if steps else 1 / 30
-        """The usual time between frames."""
+        """The usual time between exposures."""
         # Per frame: its neighbours, itself where it has fewer, and what turns their motions into a polynomial.
-        n = len(pts_s)
+        n = len(exposed_s)
         self._neighbour = torch.arange(n)[:, None].repeat(1, ROW_MOTION_ORDER)
         self._solve = torch.zeros(n, ROW_MOTION_ORDER, ROW_MOTION_ORDER, dtype=torch.float64)
-        for i in range(n):
-            near = self._neighbours(pts_s, i)
-            t = torch.tensor([pts_s[k] - pts_s[i] for k in near], dtype=torch.float64) / self.interval_s
+        for i, j in enumerate(shows):
+            near = self._neighbours(times, j)
+            t = torch.tensor([times[k] - times[j] for k in near], dtype=torch.float64) / self.interval_s
             powers = torch.arange(1, len(near) + 1)
-            self._neighbour[i, : len(near)] = torch.tensor(near)
+            self._neighbour[i, : len(near)] = torch.tensor([firsts[k] for k in near])
             self._solve[i, : len(near), : len(near)] = (
                 torch.linalg.inv(t[:, None] ** powers) / self.interval_s ** powers[:, None]
             )
 
-    def _neighbours(self, pts_s: Sequence[float], i: int) -> list[int]:
+    def _neighbours(self, times: Sequence[float], i: int) -> list[int]:
         # A polynomial through points of one side only swings out: near an end, take fewer.
-        before, after = min(i, REACH), min(len(pts_s) - 1 - i, REACH)
+        before, after = min(i, REACH), min(len(times) - 1 - i, REACH)
         before, after = min(before, max(after + 1, 2)), min(after, max(before + 1, 2))
         within = (REACH + 0.5) * self.interval_s
-        return [k for k in range(i - before, i + after + 1) if k != i and abs(pts_s[k] - pts_s[i]) < within]
+        return [k for k in range(i - before, i + after + 1) if k != i and abs(times[k] - times[i]) < within]
 
     def motion(self, cam_from_world: Tensor) -> Tensor:
         """How a camera with poses (n, 4, 4) moves around each frame's time.
