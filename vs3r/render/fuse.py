@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from vs3r.render.layers import Canvas, Layer, PlaneView, sample
-from vs3r.render.nodes import CellRect, NodeGrid
+from vs3r.render.nodes import CellRect, NodeGrid, shrink
 from vs3r.render.pullpush import f32, pull_push
 from vs3r.render.warp import BackwardMap
 from vs3r.types import FloatArray, PictureFormat, Plane
@@ -25,6 +25,8 @@ MAX_OFFSET = 0.15
 """Largest change of a sample, of the full range."""
 SHIFT_SMOOTH = 0.02
 """Width of the Gaussian over which shifts are averaged, of the longer side."""
+LOCAL_OFFSET = 0.3
+"""By how much of that a part of the picture may differ from the whole."""
 OFFSET_SMOOTH = 0.025
 """Likewise for brightness."""
 REACH = 0.08
@@ -48,8 +50,7 @@ class Fusion:
         rows, cols = grid.shape
         self._rect = CellRect(0, rows, 0, cols)
         per_cell = grid.cell_px // grid.small_factor
-        shape = -(-grid.height // grid.small_factor), -(-grid.width // grid.small_factor)
-        self._small = self._view(0, shape, per_cell)
+        self._small = self._view(0, grid.small_plane_shape, per_cell)
         self._cells = [self._view(number, grid.shape, 1) for number in range(fmt.num_planes)]
         self._shift_canvas = Canvas(self._small, self._rect, keep=keep, feather_px=feather_px)
         self._offset_canvases = [Canvas(v, self._rect, keep=keep, feather_px=feather_px) for v in self._cells]
@@ -67,30 +68,22 @@ class Fusion:
 
     def add(self, layer: Layer) -> None:
         """Put a layer behind the picture so far."""
-        self._add(layer, self._pictures(layer))
+        self._shift_canvas.add(layer, layer.source.small[0])
+        for _, canvas, picture in self._per_plane(layer):
+            canvas.add(layer, picture)
 
     def fit(self, layer: Layer) -> Layer:
         """Shift a layer and change its brightness so that it continues the picture so far, and add it to that."""
-        pictures = self._pictures(layer)
         if min(self._small.shape) >= MIN_SIDE:
-            layer = self._shifted(layer, pictures[0])
-        layer = replace(layer, offsets=tuple(self._offset(layer, *pair) for pair in self._per_plane(pictures)))
-        self._add(layer, pictures)
+            layer = self._shifted(layer, layer.source.small[0])
+        layer = replace(layer, offsets=tuple(self._offset(layer, *pair) for pair in self._per_plane(layer)))
+        self.add(layer)
         return layer
 
-    def _pictures(self, layer: Layer) -> list[Plane]:
-        """The source's planes, all at the size of the small view."""
-        return [shrink(plane, self._small.shape) for plane in layer.frame.planes]
-
-    def _per_plane(self, pictures: list[Plane]) -> list[tuple[PlaneView, Canvas, Plane]]:
+    def _per_plane(self, layer: Layer) -> list[tuple[PlaneView, Canvas, Plane]]:
         """View, canvas and picture at the size of the cells, per plane."""
-        cells = (shrink(picture, self._grid.shape) for picture in pictures)
+        cells = (shrink(picture, self._grid.shape) for picture in layer.source.small)
         return list(zip(self._cells, self._offset_canvases, cells, strict=True))
-
-    def _add(self, layer: Layer, pictures: list[Plane]) -> None:
-        self._shift_canvas.add(layer, pictures[0])
-        for _, canvas, picture in self._per_plane(pictures):
-            canvas.add(layer, picture)
 
     def _shifted(self, layer: Layer, picture: Plane) -> Layer:
         view = self._small
@@ -181,21 +174,16 @@ class Fusion:
         known = difference[weight > 0.0]
         if known.size == 0:
             return np.zeros(layer.map.x.shape, np.float32)
-        middle = np.median(known)
-        weight = weight / (1.0 + np.square((difference - middle) / (0.3 * limit)))
+        middle = np.float32(np.median(known))
+        # Exposure differs by about the same everywhere; what differs by more here is something else.
+        local = np.clip(difference - middle, -LOCAL_OFFSET * limit, LOCAL_OFFSET * limit)
+        weight = weight / np.square(1.0 + np.square((difference - middle) / (LOCAL_OFFSET * limit)))
         sigma = max(1.0, OFFSET_SMOOTH * max(weight.shape))
         total = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-        mean = cv2.GaussianBlur(difference * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-        mean = np.clip(mean / np.maximum(total, 1e-6), -limit, limit)
-        field = pull_push(f32(mean), f32(np.clip(total * 4.0, 0.0, 1.0)))
+        mean = cv2.GaussianBlur(local * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+        mean /= total + np.float32(0.02)
+        field = np.clip(middle + pull_push(f32(mean), f32(np.clip(total * 4.0, 0.0, 1.0))), -limit, limit)
         return f32(cv2.copyMakeBorder(field, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
-
-
-def shrink(plane: Plane, shape: tuple[int, int]) -> Plane:
-    """A plane at another size (rows, columns)."""
-    larger = plane.shape[0] < shape[0] or plane.shape[1] < shape[1]
-    method = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
-    return cast("Plane", cv2.resize(plane, shape[::-1], interpolation=method))
 
 
 def _flow(a: Plane, b: Plane) -> FloatArray:

@@ -10,8 +10,8 @@ import numpy as np
 
 from vs3r.render.nodes import CellRect, NodeGrid, expand
 from vs3r.render.pullpush import f32
-from vs3r.render.warp import BackwardMap
-from vs3r.types import FloatArray, Frame, PictureFormat, Plane
+from vs3r.render.warp import BackwardMap, SourceFrame
+from vs3r.types import FloatArray, PictureFormat, Plane
 
 OWN_MARGIN_PX = -1.0
 """The frame itself may be stretched over its border by this much, rather than call neighbours for a hair's breadth."""
@@ -25,8 +25,8 @@ FILL_MARGIN_PX = 1.25
 class Layer:
     """One source in the target view, by nodes."""
 
-    frame: Frame
-    """The source picture."""
+    source: SourceFrame
+    """The source."""
     map: BackwardMap
     """Where to look in it."""
     opacity: FloatArray

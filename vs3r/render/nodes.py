@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
 
-from vs3r.types import DoubleArray, FloatArray, PictureFormat
+from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane
 
 SMALL_SIDE = 480
 """About the longer side of the small pictures in which sources are aligned and matched in exposure."""
@@ -41,11 +42,9 @@ class NodeGrid:
         return -(-self.height // self.cell_px), -(-self.width // self.cell_px)
 
     @property
-    def small_shape(self) -> tuple[int, int]:
-        """Rows and columns of the small pictures of the target; the last may reach over the edge."""
-        rows, cols = self.shape
-        per_cell = self.cell_px // self.small_factor
-        return rows * per_cell, cols * per_cell
+    def small_plane_shape(self) -> tuple[int, int]:
+        """Rows and columns of the small pictures."""
+        return -(-self.height // self.small_factor), -(-self.width // self.small_factor)
 
     def points(self) -> DoubleArray:
         """(rows + 2, cols + 2, 2) pixel positions of the nodes, ring included."""
@@ -78,6 +77,13 @@ class CellRect:
             slice(self.top * step_y, min(self.bottom * step_y, shape[0])),
             slice(self.left * step_x, min(self.right * step_x, shape[1])),
         )
+
+
+def shrink(plane: Plane, shape: tuple[int, int]) -> Plane:
+    """A plane at another size (rows, columns)."""
+    larger = plane.shape[0] < shape[0] or plane.shape[1] < shape[1]
+    method = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
+    return cast("Plane", cv2.resize(plane, shape[::-1], interpolation=method))
 
 
 def expand(field: FloatArray, rect: CellRect, step_y: int, step_x: int) -> FloatArray:

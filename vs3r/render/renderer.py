@@ -12,6 +12,7 @@ from vs3r.cameras import OutputCamera, make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.errors import InputError
 from vs3r.render.fuse import Fusion
+from vs3r.render.ghosts import ghost_share
 from vs3r.render.layers import (
     FILL_MARGIN_PX,
     OWN_MARGIN_PX,
@@ -21,6 +22,7 @@ from vs3r.render.layers import (
     inside_px,
     plane_views,
     sample,
+    smoothstep,
 )
 from vs3r.render.nodes import CellRect, make_grid, tiles
 from vs3r.render.pullpush import f32
@@ -120,7 +122,7 @@ class WarpRenderer:
 
     def _own_layer(self, target: Target, own: SourceFrame) -> Layer:
         at = backward_map(target.rays, target.cam_from_world, own.geometry, own.inv_depth, self._size)
-        return Layer(frame=own.frame, map=at, opacity=target.visible * at.front, margin_px=OWN_MARGIN_PX)
+        return Layer(source=own, map=at, opacity=target.visible * at.front, margin_px=OWN_MARGIN_PX)
 
     def _is_still(self, base: Layer) -> bool:
         moved = max(
@@ -181,20 +183,21 @@ class WarpRenderer:
         while (number := chooser.best()) is not None:
             if not layers:
                 fusion.add(base)
-            layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index)))
+            ghost = ghost_share(points, chooser.ghosts(number), self._grid.cell_px, base.opacity.shape)
+            layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index), ghost))
             layers.append(layer)
             chooser.filled(self._depth(layer, f32(points[:, 0]), f32(points[:, 1])) > 0)
         return layers
 
-    def _fill_layer(self, target: Target, source: SourceFrame, distance: int) -> Layer:
+    def _fill_layer(self, target: Target, source: SourceFrame, distance: int, ghost: FloatArray) -> Layer:
         at = backward_map(target.rays, target.cam_from_world, source.geometry, source.inv_depth, self._size)
-        opacity = target.visible * fill_opacity(source, at, distance)
-        return Layer(frame=source.frame, map=at, opacity=opacity, margin_px=FILL_MARGIN_PX)
+        opacity = target.visible * fill_opacity(source, at, distance) * (1.0 - smoothstep(2.0 * ghost))
+        return Layer(source=source, map=at, opacity=f32(opacity), margin_px=FILL_MARGIN_PX)
 
     def _plane(self, view: PlaneView, layers: Sequence[Layer], rects: Sequence[CellRect], keep: FloatArray) -> Plane:
         """One plane: the frame itself everywhere, in bands whose maps stay in the cache, then the composed parts."""
         base = layers[0]
-        source = base.frame.planes[view.number]
+        source = base.source.frame.planes[view.number]
         out = np.empty_like(source)
         rows, cols = self._grid.shape
         for top in range(0, rows, BAND_CELLS):
@@ -208,7 +211,7 @@ class WarpRenderer:
             part = rect.pixels(view.step_y, view.step_x, view.shape)
             canvas.add(base, source, sampled=out[part])
             for layer in layers[1:]:
-                canvas.add(layer, layer.frame.planes[view.number])
+                canvas.add(layer, layer.source.frame.planes[view.number])
             mixed = canvas.picture(empty_value(self._format, view.number))
             out[part] = np.clip(np.rint(mixed), 0, peak)
         return out

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from vs3r.render.ghosts import find_ghosts
 from vs3r.render.layers import FILL_MARGIN_PX, inside_px
 from vs3r.render.warp import BackwardMap, SourceFrame, backward_map, sample_cells
 from vs3r.types import DoubleArray, FloatArray
@@ -50,6 +52,15 @@ def fill_opacity(source: SourceFrame, at: BackwardMap, distance: int) -> FloatAr
     return opacity
 
 
+def _colours(source: SourceFrame, at: BackwardMap) -> FloatArray:
+    """(N, C) samples in [0, 1] of the small pictures at (1, N) positions."""
+    fmt = source.frame.format
+    rows, cols = source.small[0].shape
+    x, y = at.x * np.float32(cols / fmt.width) - 0.5, at.y * np.float32(rows / fmt.height) - 0.5
+    samples = [cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0] for plane in source.small]
+    return np.stack(samples, -1).astype(np.float32) / np.float32((1 << fmt.bit_depth) - 1)
+
+
 class Chooser:
     """Greedy cover of the hole: each time the source that shows most new of it, nearer ones preferred.
 
@@ -79,11 +90,15 @@ class Chooser:
         size = fmt.width, fmt.height
         self._numbers = candidates(index, sources, window)
         self._shows = np.zeros((len(self._numbers), len(rays)), np.bool_)
+        colours = np.zeros((*self._shows.shape, fmt.num_planes), np.float32)
         for row, number in enumerate(self._numbers):
             source = sources[number]
             at = backward_map(rays[None], cam_from_world, source.geometry, source.inv_depth, size)
             inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
             self._shows[row] = (inside & (fill_opacity(source, at, abs(number - index)) > 0.5))[0]
+            colours[row] = _colours(source, at)
+        self._ghosts = find_ghosts(colours, self._shows)
+        self._shows &= ~self._ghosts
         self._preference = np.array([np.exp(-abs(number - index) / FADE_FRAMES) for number in self._numbers])
         self._missing = np.ones(len(rays), np.bool_)
         self._least = max(1.0, worth * len(rays))
@@ -101,6 +116,10 @@ class Chooser:
         self._shows[row] = False
         self._left -= 1
         return self._numbers[row]
+
+    def ghosts(self, number: int) -> npt.NDArray[np.bool_]:
+        """(N,) which of the rays a source shows what most others do not at."""
+        return np.asarray(self._ghosts[self._numbers.index(number)])
 
     def filled(self, covered: npt.NDArray[np.bool_]) -> None:
         """(N,) which of the rays the source chosen last shows after all."""

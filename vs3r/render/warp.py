@@ -8,8 +8,9 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from vs3r.render.nodes import make_grid, shrink
 from vs3r.render.pullpush import f32, pull_push
-from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry
+from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, Plane
 
 ITERATIONS = 4
 """Each step of the fixed point shrinks the error by the map's stretch through parallax, well below 0.3 in practice."""
@@ -30,6 +31,12 @@ class SourceFrame:
     def inv_depth(self) -> FloatArray:
         """(Gh, Gw) what it is rendered with, see calm_inv_depth."""
         return calm_inv_depth(self.geometry)
+
+    @cached_property
+    def small(self) -> tuple[Plane, ...]:
+        """Its planes, all shrunk to the size of make_grid's small pictures."""
+        shape = make_grid(self.frame.format).small_plane_shape
+        return tuple(shrink(plane, shape) for plane in self.frame.planes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
