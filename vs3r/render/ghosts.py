@@ -41,7 +41,7 @@ def find_ghosts(colours: FloatArray, shows: BoolArray) -> BoolArray:
     witnesses = shows.sum(axis=0)
     agree = (shows & ~off).sum(axis=0)
     sure = (witnesses >= MIN_WITNESSES) & (agree >= AGREE * witnesses)
-    return shows & off & sure
+    return np.asarray(shows & off & sure)
 
 
 def _median(values: FloatArray) -> FloatArray:
