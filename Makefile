@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STREET := $(DEMO_DIR)/street.mp4
 SHAKY := $(or $(CLIP),$(STREET))
-SOURCES := vs3r engine kernels benchmarks tests
+SOURCES := vs3r engine export kernels benchmarks tests
 
 .PHONY: help install demo test lint types format clean
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vs3r import __version__
+from vs3r.config import FlowConfig
 from vs3r.engine.options import config_from, config_options, settings_from, settings_options
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.talk import Talk
@@ -107,7 +108,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@config_options("smooth", "render", "refine", "flow", "reconstruct", "encode")
+@config_options("smooth", "render", "refine", "flow", "reconstruct", "network", "encode")
 @click.option("--server", metavar="HOST:PORT", help="let a server (vs3r serve) do the work")
 @click.option("--server-token-file", metavar="FILE", help="file with the server's token")
 @click.option("--server-ca", metavar="FILE", help="certificate (PEM) that the server's is signed with; turns on TLS")
@@ -147,7 +148,7 @@ def stabilize(
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.option("--output", "-o", "target", required=True, metavar="OUT.vs3r", help="the track file to write")
-@config_options("flow", "reconstruct")
+@config_options("flow", "reconstruct", "network")
 @overwrite_option
 @talk_options
 def analyze(source: str, target: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -310,6 +311,47 @@ def verify_weights(name: str, as_json: bool, quiet: bool) -> None:
     with talk.bytes_progress() as progress:
         files = verify(name, progress)
     _tell_weights(talk, name, "as they came", files)
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--format", "format_name", required=True, type=click.Choice(("aoti", "onnx", "tensorrt")), help="kind of engine"
+)
+@click.option(
+    "--width", type=click.INT, default=480, help="of the picture that analysis sees, in pixels  [default 480]"
+)
+@click.option("--height", type=click.INT, default=270, help="of the same  [default 270]")
+@click.option(
+    "--precision", type=click.Choice(("fp32", "fp16", "bf16")), help="number format of the network  [default fp32]"
+)
+@click.option("--raft-iterations", type=click.INT, help="as for stabilize")
+@overwrite_option
+@talk_options
+def export(
+    model: str,
+    format_name: str,
+    width: int,
+    height: int,
+    precision: str | None,
+    raft_iterations: int | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Build the network MODEL (raft) as an engine for one picture size, test it, and keep it in the cache.
+
+    stabilize and analyze take it from there, see --runtime.
+    """
+    talk = Talk(as_json=as_json, quiet=quiet)
+    flow = settings_from(
+        "flow", FlowConfig, {"flow__raft_precision": precision, "flow__raft_iterations": raft_iterations}
+    )
+    from vs3r.export.models import Request, export_model
+
+    engine = export_model(model, format_name, Request(width=width, height=height, flow=flow), rebuild=overwrite)
+    text = f"{engine.path}: {model} at {width}x{height}, differs from PyTorch in float32 by {engine.error:.1e}"
+    talk.event("result", text, output=str(engine.path), error=engine.error, key=dataclasses.asdict(engine.key))
 
 
 @cli.command()

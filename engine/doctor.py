@@ -20,7 +20,7 @@ _OPTIONAL = {
     "matplotlib": "plots: vs3r evaluate --plot; install with: pip install matplotlib",
     "triton": "GPU kernels; install with: pip install 'vs3r[gpu]'",
     "diffusers": "diffusion refinement; install with: pip install 'vs3r[refine]'",
-    "onnx": "engine export; install with: pip install 'vs3r[export]'",
+    "huggingface_hub": "fetching weights of VGGT and Wan; install with: pip install 'vs3r[weights]'",
 }
 _DECODERS = ("h264", "hevc", "mpeg4", "mjpeg", "prores", "dnxhd", "vp9", "av1", "ffv1")
 
@@ -54,9 +54,8 @@ def examine() -> list[Finding]:
     findings = [_look(*look) for look in looks]
     findings.extend(_codecs())
     findings.extend(_look(name, False, partial(_package, name, why)) for name, why in _OPTIONAL.items())
-    findings.append(
-        Finding(name="weights", ok=True, required=False, detail="none needed: flow-ba, dis and fill have none")
-    )
+    findings.extend(_look(f"export {name}", False, partial(_export, name)) for name in ("aoti", "onnx", "tensorrt"))
+    findings.append(_look("weights", False, _weights))
     return findings
 
 
@@ -133,6 +132,24 @@ def _codec(name: str, mode: Any) -> str:
         return Codec(name, mode).long_name
     except Exception:
         raise _Absent("not in this FFmpeg build; reinstall PyAV with: pip install --force-reinstall av") from None
+
+
+def _export(name: str) -> str:
+    from vs3r.export.build import FORMATS
+    from vs3r.networks import default_device
+
+    obstacle = FORMATS[name].obstacle(default_device())
+    if obstacle is not None:
+        raise _Absent(obstacle)
+    return FORMATS[name].toolchain()
+
+
+def _weights() -> str:
+    from vs3r.engine.weights import stored
+    from vs3r.weights import WEIGHTS
+
+    here = [name for name in WEIGHTS if stored(name) is not None]
+    return f"{', '.join(here) or 'none'} fetched; the default needs none (flow-ba, dis, fill)"
 
 
 def _package(name: str, why: str) -> str:

@@ -121,7 +121,7 @@ def analyze_file(
     with VideoReader(in_path) as reader, _stages([frames, observed], cancel) as stages:
         meter.total = reader.info.frames_estimate
         stages.start("read", lambda: _read(reader, frames))
-        from vs3r.reconstruct import make_reconstructor
+        from vs3r.engine.networks import make_reconstructor
 
         builder = TrackBuilder(reader.info.format, reader.info.time_base)
         reconstructor = make_reconstructor(config, reader.info.format)

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from vs3r.config import Config, RenderConfig, SmoothConfig
+from vs3r.engine.networks import make_reconstructor
 from vs3r.engine.track_file import check_frame, check_length
 from vs3r.errors import ShapeError
-from vs3r.reconstruct import Reconstructor, make_reconstructor
+from vs3r.reconstruct import Reconstructor
 from vs3r.refine import make_refiner
 from vs3r.render import SourceFrame, WarpRenderer
 from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track

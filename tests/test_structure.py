@@ -146,6 +146,7 @@ def test_light_imports(code: str) -> None:
 def test_no_init_directly_in_kernels() -> None:
     assert (ROOT / "vs3r" / "kernels").is_symlink()
     assert (ROOT / "vs3r" / "engine").is_symlink()
+    assert (ROOT / "vs3r" / "export").is_symlink()
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 

@@ -131,6 +131,24 @@ class RefineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """How learned networks run; the default way has none."""
+
+    runtime: str = option(
+        "auto",
+        "how networks run: auto takes an engine that vs3r export has built, else torch; torch-compile compiles at each "
+        "start; tensorrt and aoti build an engine where there is none yet",
+        choices=("auto", "torch", "torch-compile", "tensorrt", "aoti"),
+    )
+    cached_engines_only: bool = option(
+        False, "fail instead of building an engine that is missing or was built for another GPU or version"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeConfig:
     """The output file."""
 
@@ -153,4 +171,5 @@ class Config:
     smooth: SmoothConfig = SmoothConfig()
     render: RenderConfig = RenderConfig()
     refine: RefineConfig = RefineConfig()
+    network: NetworkConfig = NetworkConfig()
     encode: EncodeConfig = EncodeConfig()

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from vs3r.config import Config
+from vs3r.engine.networks import make_reconstructor
 from vs3r.engine.pipeline import Analysis, Refiner, Renderer, Rendering, Smoother, SourceWindow
-from vs3r.reconstruct import Reconstructor, make_reconstructor
+from vs3r.reconstruct import Reconstructor
 from vs3r.refine import make_refiner
 from vs3r.render import SourceFrame, WarpRenderer
 from vs3r.smooth import PathSmoother, SmoothedFrame

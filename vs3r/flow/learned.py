@@ -92,6 +92,13 @@ def _padded(picture: Tensor) -> Tensor:
     return F.pad(picture, (0, wide - width, 0, high - height), mode="replicate")
 
 
+def example_inputs(width: int, height: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of the shapes that the network is given for pictures of a size, all zero."""
+    wide, high = padded_size(width, height)
+    picture = torch.zeros(1, 3, high, wide, device=device)
+    return picture, picture.clone(), torch.zeros(1, 2, high // STRIDE, wide // STRIDE, device=device)
+
+
 def load_network(config: FlowConfig, device: torch.device | None = None) -> Raft:
     """RAFT-Large with the user's weights, in eval mode.
 

@@ -53,18 +53,20 @@ FIELD_ORDER_TOP_FIRST: FieldOrder
 FIELD_ORDER_BOTTOM_FIRST: FieldOrder
 
 class Config(_message.Message):
-    __slots__ = ("flow", "reconstruct", "smooth", "render", "refine")
+    __slots__ = ("flow", "reconstruct", "smooth", "render", "refine", "network")
     FLOW_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCT_FIELD_NUMBER: _ClassVar[int]
     SMOOTH_FIELD_NUMBER: _ClassVar[int]
     RENDER_FIELD_NUMBER: _ClassVar[int]
     REFINE_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
     flow: FlowConfig
     reconstruct: ReconstructConfig
     smooth: SmoothConfig
     render: RenderConfig
     refine: RefineConfig
-    def __init__(self, flow: _Optional[_Union[FlowConfig, _Mapping]] = ..., reconstruct: _Optional[_Union[ReconstructConfig, _Mapping]] = ..., smooth: _Optional[_Union[SmoothConfig, _Mapping]] = ..., render: _Optional[_Union[RenderConfig, _Mapping]] = ..., refine: _Optional[_Union[RefineConfig, _Mapping]] = ...) -> None: ...
+    network: NetworkConfig
+    def __init__(self, flow: _Optional[_Union[FlowConfig, _Mapping]] = ..., reconstruct: _Optional[_Union[ReconstructConfig, _Mapping]] = ..., smooth: _Optional[_Union[SmoothConfig, _Mapping]] = ..., render: _Optional[_Union[RenderConfig, _Mapping]] = ..., refine: _Optional[_Union[RefineConfig, _Mapping]] = ..., network: _Optional[_Union[NetworkConfig, _Mapping]] = ...) -> None: ...
 
 class FlowConfig(_message.Message):
     __slots__ = ("backend", "analysis_pixels", "raft_iterations", "raft_precision")
@@ -111,6 +113,14 @@ class RefineConfig(_message.Message):
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     backend: str
     def __init__(self, backend: _Optional[str] = ...) -> None: ...
+
+class NetworkConfig(_message.Message):
+    __slots__ = ("runtime", "cached_engines_only")
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    CACHED_ENGINES_ONLY_FIELD_NUMBER: _ClassVar[int]
+    runtime: str
+    cached_engines_only: bool
+    def __init__(self, runtime: _Optional[str] = ..., cached_engines_only: _Optional[bool] = ...) -> None: ...
 
 class Rational(_message.Message):
     __slots__ = ("numerator", "denominator")

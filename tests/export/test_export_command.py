@@ -1,0 +1,68 @@
+"""`vs3r export`, and a run that takes the engine it has built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.clips import Clip, write_clip
+from tests.export.nets import EagerFormat
+from tests.flow.raft_weights import some_weights
+from vs3r.engine import cli
+from vs3r.export import build
+from vs3r.export.cache import engines_folder
+from vs3r.flow.raft import Raft
+from vs3r.weights import weights_folder
+
+SMALL = ["--width", "160", "--height", "100", "--raft-iterations", "1"]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> EagerFormat:
+    """A cache with RAFT's weights, and a format in AOTInductor's place."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights_folder("raft-large").mkdir(parents=True)
+    torch.save(some_weights(Raft()), weights_folder("raft-large") / "raft.pth")
+    fake = EagerFormat()
+    monkeypatch.setitem(build.FORMATS, "aoti", fake)
+    return fake
+
+
+def test_export_then_run(fake: EagerFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, track = tmp_path / "in.mp4", tmp_path / "out.vs3r"
+    write_clip(clip, Clip(frames=2, width=160, height=100))
+    run = ["analyze", str(clip), "-o", str(track), "-y", "-q", "--flow", "raft", "--analysis-pixels", "16000"]
+    run += ["--raft-iterations", "1", "--runtime", "aoti"]
+    assert cli.run([*run, "--cached-engines-only"]) == 1
+    assert "build it with vs3r export, or leave out --cached-engines-only" in capsys.readouterr().err
+
+    assert cli.run(["export", "raft", "--format", "aoti", "--json", *SMALL]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert Path(result["output"]).parent.parent == engines_folder()
+    assert result["key"]["inputs"] == ["float32[1,3,128,160]", "float32[1,3,128,160]", "float32[1,2,16,20]"]
+    assert result["error"] < 1e-6
+    assert cli.run(["export", "raft", "--format", "aoti", *SMALL]) == 0
+    assert fake.builds == 1
+    assert cli.run(["export", "raft", "--format", "aoti", "--overwrite", *SMALL]) == 0
+    assert fake.builds == 2
+
+    assert cli.run([*run, "--cached-engines-only"]) == 0
+    assert fake.builds == 2
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_cannot_be_exported(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, message in (
+        (["dis", "--format", "aoti"], "expected a model: raft"),
+        (["raft", "--format", "tensorrt"], "tensorrt: expected an NVIDIA GPU"),
+        (["raft", "--format", "aoti", "--width", "9000", "--height", "9000"], "analysis_pixels: expected a value from"),
+        (["raft", "--format", "aoti", "--raft-iterations", "0"], "raft_iterations: expected a value from 1 to 64"),
+    ):
+        assert cli.run(["export", *args]) == 1
+        assert message in capsys.readouterr().err
+    (weights_folder("raft-large") / "raft.pth").unlink()
+    assert cli.run(["export", "raft", "--format", "aoti"]) == 1
+    assert "vs3r weights fetch raft-large" in capsys.readouterr().err

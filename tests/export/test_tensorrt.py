@@ -1,0 +1,148 @@
+"""TensorRT's builder against a stand-in with the part of its interface that is used; the real one needs a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.export.nets import tiny_task
+from vs3r.errors import BackendError
+from vs3r.export import build, tensorrt_engine
+
+
+class Logger:
+    """As TensorRT's."""
+
+    WARNING = 1
+
+    def __init__(self, level: int) -> None:
+        assert level == self.WARNING
+
+
+class Stub(ModuleType):
+    """Notes what it is asked for; `refuses` names the step that fails."""
+
+    __version__ = "11.0"
+
+    def __init__(self) -> None:
+        super().__init__("tensorrt")
+        self.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks whether there is one
+        self.refuses = ""
+        self.flags = 0
+        self.parsed = b""
+        self.caches: list[bytes] = []
+        self.Logger = Logger
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+
+    def Builder(self, _logger: object) -> Stub:
+        return self
+
+    def create_network(self, flags: int) -> str:
+        self.flags = flags
+        return "network"
+
+    def OnnxParser(self, network: str, _logger: object) -> Stub:
+        assert network == "network"
+        return self
+
+    def parse_from_file(self, path: str) -> bool:
+        self.parsed = Path(path).read_bytes()
+        return self.refuses != "parse"
+
+    num_errors = 3
+
+    def get_error(self, number: int) -> Any:
+        return SimpleNamespace(desc=lambda: f"problem {number}")
+
+    def create_builder_config(self) -> Stub:
+        return self
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        self.caches.append(data)
+        return SimpleNamespace(serialize=lambda: b"timings", data=data)
+
+    def set_timing_cache(self, cache: Any, *, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        return not (self.refuses == "timings" and cache.data)
+
+    def build_serialized_network(self, network: str, config: object) -> bytes | None:
+        assert network == "network" and config is self
+        return None if self.refuses == "build" else b"plan"
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
+    stub = Stub()
+    monkeypatch.setitem(sys.modules, "tensorrt", stub)
+    return stub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    return folder
+
+
+def test_builds_from_a_strongly_typed_graph(stub: Stub, folder: Path) -> None:
+    task = tiny_task()
+    for _ in range(2):
+        assert tensorrt_engine.build(task.network, task.example, folder) == "engine.plan"
+    assert stub.flags == 1 << stub.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    assert len(stub.parsed) > 100
+    assert [path.name for path in folder.iterdir()] == ["engine.plan"], "the graph was left"
+    assert (folder / "engine.plan").read_bytes() == b"plan"
+    assert stub.caches == [b"", b"timings"], "timings are not used again"
+    assert tensorrt_engine.toolchain().startswith("TensorRT 11.0, torch ")
+
+
+def test_timings_of_another_gpu_are_begun_anew(stub: Stub, folder: Path) -> None:
+    task = tiny_task()
+    (folder.parent / "tensorrt_timings.bin").write_bytes(b"foreign")
+    stub.refuses = "timings"
+    tensorrt_engine.build(task.network, task.example, folder)
+    assert stub.caches == [b"foreign", b""]
+    assert (folder.parent / "tensorrt_timings.bin").read_bytes() == b"timings"
+
+
+@pytest.mark.parametrize(
+    ("refuses", "message"),
+    [("parse", "does not take the network: problem 0; problem 1; run"), ("build", "found no engine")],
+)
+def test_refusals_are_one_line(stub: Stub, folder: Path, refuses: str, message: str) -> None:
+    task, stub.refuses = tiny_task(), refuses
+    with pytest.raises(BackendError, match=message):
+        tensorrt_engine.build(task.network, task.example, folder)
+
+
+def test_obstacles(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "expected an NVIDIA GPU" in (tensorrt_engine.obstacle(torch.device("cpu")) or "")
+    if importlib.util.find_spec("tensorrt") is None:
+        assert "pip install tensorrt" in (tensorrt_engine.obstacle(torch.device("cuda")) or "")
+        assert tensorrt_engine.toolchain() == "no TensorRT"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "expected the package onnx" in (tensorrt_engine.obstacle(torch.device("cuda")) or "")
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("format_name", ["aoti", "tensorrt"])
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, format_name: str) -> None:
+    device = torch.device("cuda")
+    reason = build.FORMATS[format_name].obstacle(device)
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tiny = tiny_task()
+    task = build.Task(model="tiny", network=tiny.network.to(device), example=tuple(e.to(device) for e in tiny.example))
+    engine = build.build(task, task.key(format_name))
+    run = build.FORMATS[format_name].load(engine.path, device)
+    picture, shift = torch.rand(1, 3, 8, 12, device=device), torch.rand(1, 4, 1, 1, device=device)
+    with torch.inference_mode():
+        torch.testing.assert_close(run(picture, shift), task.network(picture, shift), atol=1e-3, rtol=0)
