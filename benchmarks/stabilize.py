@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.process import CommandFailed, Cost, median_cost, run
 from benchmarks.reference import Reference, cache_folder, reference
 from benchmarks.table import Row, write_csv, write_markdown
+from benchmarks.wobble import frame_motions, wobble
 from vs3r.engine.evaluate import evaluate_files
 from vs3r.errors import Vs3rError
 from vs3r.metrics import Evaluation, jitter_ratio
@@ -74,7 +75,9 @@ def benchmark_clip(clip: Path, options: argparse.Namespace) -> Row:
             costs.append(run([*shlex.split(options.vs3r), str(clip), str(output)]))
         cost = median_cost(costs)
         ours = evaluate_files(clip, output, quick=options.quick, source=known.source)
-        return fill_row(clip.name, known, ours, cost)
+        row = fill_row(clip.name, known, ours, cost)
+        fill_wobble(row, clip, output, folder / "vidstab.mp4")
+        return row
     except (CommandFailed, Vs3rError) as error:
         return fill_row(clip.name, known, None, None, error=str(error))
 
@@ -106,6 +109,14 @@ def fill_row(name: str, known: Reference | None, ours: Evaluation | None, cost: 
         row.set_cost("ours", cost)
         row.time_ratio = cost.wall_s / known.vidstab_cost.wall_s
     return row
+
+
+def fill_wobble(row: Row, clip: Path, ours: Path, theirs: Path) -> None:
+    """Put what a rolling shutter does to the clip, and what is left of it, into a row."""
+    source = frame_motions(clip)
+    row.shear_in, row.stretch_in = wobble(source, source)
+    row.shear_ours, row.stretch_ours = wobble(frame_motions(ours), source)
+    row.shear_vidstab, row.stretch_vidstab = wobble(frame_motions(theirs), source)
 
 
 if __name__ == "__main__":

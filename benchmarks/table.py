@@ -55,6 +55,13 @@ class Row:
     we_in: Number = None
     we_ours: Number = None
     we_vidstab: Number = None
+    shear_in: Number = None
+    shear_ours: Number = None
+    shear_vidstab: Number = None
+    stretch_in: Number = None
+    stretch_ours: Number = None
+    stretch_vidstab: Number = None
+    readout_ms: Number = None
     sharpness_ours: Number = None
     sharpness_vidstab: Number = None
     sharpness_bicubic: Number = None
@@ -95,6 +102,11 @@ _QUALITY = (
     ("worst valid: in / ours / vid.stab", ("valid_in_min", "valid_ours_min", "valid_vidstab_min")),
     ("sharpness: ours / vid.stab / bicubic", ("sharpness_ours", "sharpness_vidstab", "sharpness_bicubic")),
 )
+_ROLLING = (
+    ("read-out found, ms", ("readout_ms",)),
+    ("shear: in / ours / vid.stab", ("shear_in", "shear_ours", "shear_vidstab")),
+    ("stretch: in / ours / vid.stab", ("stretch_in", "stretch_ours", "stretch_vidstab")),
+)
 _PAPER_AND_COST = (
     ("frames", ("frames",)),
     ("ESE px²: in / ours / vid.stab", ("ese_in", "ese_ours", "ese_vidstab")),
@@ -127,6 +139,9 @@ def write_markdown(rows: Sequence[Row], path: Path, *, command: str) -> None:
         "sharpness: variance of the Laplacian over the source's; valid: worst frame's share that is not black border "
         "(estimated from the pictures)\n",
         *_table(rows, _QUALITY),
+        "",
+        "Shear and stretch: slopes against the source's acceleration, see benchmarks/wobble.py.\n",
+        *_table(rows, _ROLLING),
         "",
         *_table(rows, _PAPER_AND_COST),
         "",
