@@ -8,7 +8,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -130,11 +130,11 @@ def self_test(task: Task, format_name: str, path: Path) -> float:
     Raises:
         BackendError: the difference is larger than the network's precision explains.
     """
-    inputs = _random_like(task.example)
+    inputs = random_like(task.example)
     with torch.inference_mode():
-        reference = _outputs(copy.deepcopy(task.network).float()(*inputs))
-        own = _error(_outputs(task.network(*inputs)), reference)
-        found = _error(_outputs(FORMATS[format_name].load(path, task.device)(*inputs)), reference)
+        reference = copy.deepcopy(task.network).float()(*inputs)
+        own = error_of(task.network(*inputs), reference)
+        found = error_of(FORMATS[format_name].load(path, task.device)(*inputs), reference)
     limit = TOLERANCE + PRECISION_FACTOR * own
     # `not <=` also refuses NaN.
     if not found <= limit:
@@ -145,7 +145,8 @@ def self_test(task: Task, format_name: str, path: Path) -> float:
     return found
 
 
-def _random_like(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def random_like(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs of the same shapes: floats uniform in [-1, 1], the same every time; anything else as it is."""
     generator = torch.Generator().manual_seed(0)
     return tuple(
         (2 * torch.rand(value.shape, generator=generator) - 1).to(value) if value.is_floating_point() else value
@@ -153,11 +154,15 @@ def _random_like(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     )
 
 
-def _outputs(found: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    """All outputs in one row."""
-    tensors = [found] if isinstance(found, Tensor) else found
+Outputs: TypeAlias = Tensor | tuple[Tensor, ...] | list[Tensor]
+
+
+def error_of(found: Outputs, reference: Outputs) -> float:
+    """RMS of the difference over RMS of the reference, over all outputs."""
+    got, want = _in_one_row(found), _in_one_row(reference)
+    return float((got - want).square().mean().sqrt() / want.square().mean().sqrt().clamp_min(1e-12))
+
+
+def _in_one_row(outputs: Outputs) -> Tensor:
+    tensors = [outputs] if isinstance(outputs, Tensor) else outputs
     return torch.cat([value.detach().double().flatten() for value in tensors])
-
-
-def _error(found: Tensor, reference: Tensor) -> float:
-    return float((found - reference).square().mean().sqrt() / reference.square().mean().sqrt().clamp_min(1e-12))
