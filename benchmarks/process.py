@@ -39,6 +39,8 @@ class Cost:
     """Seconds of processor time, user and system, all threads and child processes."""
     peak_mib: float
     """Largest resident memory of a process, MiB."""
+    said: str = ""
+    """The last line that it printed."""
 
     def then(self, after: Cost) -> Cost:
         """The cost of two commands one after the other."""
@@ -46,11 +48,12 @@ class Cost:
             wall_s=self.wall_s + after.wall_s,
             cpu_s=self.cpu_s + after.cpu_s,
             peak_mib=max(self.peak_mib, after.peak_mib),
+            said=after.said,
         )
 
 
 def run(command: Sequence[str], *, cwd: Path | None = None) -> Cost:
-    """Run a command to its end, its output swallowed.
+    """Run a command to its end; of its output only the last line is kept.
 
     Raises:
         CommandFailed: it cannot be started or ends with another code than 0.
@@ -61,16 +64,16 @@ def run(command: Sequence[str], *, cwd: Path | None = None) -> Cost:
         start = [sys.executable, "-I", "-S", "-c", _PARENT, report.name, *command]
         subprocess.run(start, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
         found = json.load(report)
+        log.seek(0)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else ""
         if found["code"] != 0:
-            log.seek(0)
-            lines = log.read().decode(errors="replace").strip().splitlines()
-            last = lines[-1] if lines else "no output"
-            raise CommandFailed(f"{Path(command[0]).name} ended with code {found['code']}: {last}")
-    return Cost(wall_s=found["wall_s"], cpu_s=found["cpu_s"], peak_mib=found["peak_mib"])
+            raise CommandFailed(f"{Path(command[0]).name} ended with code {found['code']}: {last or 'no output'}")
+    return Cost(wall_s=found["wall_s"], cpu_s=found["cpu_s"], peak_mib=found["peak_mib"], said=last)
 
 
 def median_cost(costs: Sequence[Cost]) -> Cost:
-    """Medians of time, the largest memory."""
+    """Medians of time, the largest memory, what the last one said."""
     walls, cpus = sorted(c.wall_s for c in costs), sorted(c.cpu_s for c in costs)
     middle = len(costs) // 2
     even = len(costs) % 2 == 0
@@ -78,4 +81,5 @@ def median_cost(costs: Sequence[Cost]) -> Cost:
         wall_s=(walls[middle - 1] + walls[middle]) / 2 if even else walls[middle],
         cpu_s=(cpus[middle - 1] + cpus[middle]) / 2 if even else cpus[middle],
         peak_mib=max(c.peak_mib for c in costs),
+        said=costs[-1].said,
     )

@@ -11,8 +11,10 @@ does it again. Publish times only from a --fresh run on an idle machine. Exit co
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.process import CommandFailed, Cost, median_cost, run
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("clips", type=Path, help="folder of video files")
     parser.add_argument("names", nargs="*", help="only clips whose name holds one of these")
     parser.add_argument("--out", type=Path, required=True, help="folder for results and cache")
-    parser.add_argument("--vs3r", default="vs3r stabilize", help="our command; IN and OUT are appended")
+    parser.add_argument("--vs3r", default="vs3r stabilize --json", help="our command; IN and OUT are appended")
     parser.add_argument("--repeat", type=int, default=1, help="runs per timing, the median counts")
     parser.add_argument("--quick", action="store_true", help="leave out Stability, ESE and WE")
     parser.add_argument("--fresh", action="store_true", help="do not use the cache")
@@ -107,6 +109,8 @@ def fill_row(name: str, known: Reference | None, ours: Evaluation | None, cost: 
         row.cropping_ours, row.valid_ours_min = ours.cropping, ours.valid_share_min
         row.sharpness_ours = ours.sharpness_ratio
         row.set_cost("ours", cost)
+        with suppress(json.JSONDecodeError, KeyError):
+            row.readout_ms = 1000 * json.loads(cost.said)["readout_s"]
         row.time_ratio = cost.wall_s / known.vidstab_cost.wall_s
     return row
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vs3r.engine.weights import StoredFile
 
 _INTERRUPTED = 130
+_READOUT_WORTH_TELLING_S = 1e-3
 
 
 def main() -> NoReturn:
@@ -405,5 +406,7 @@ def _tell_report(talk: Talk, report: RunReport) -> None:
         f"{report.output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "
         f"{100 * report.valid_share:.2f} % of the picture from the source, the rest repaired"
     )
+    if report.readout_s is not None and abs(report.readout_s) >= _READOUT_WORTH_TELLING_S:
+        text += f"; a rolling shutter of {1000 * report.readout_s:.0f} ms undone"
     data = dataclasses.asdict(report) | {"output": str(report.output), "fps": report.fps}
     talk.event("result", text, **data)

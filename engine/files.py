@@ -52,6 +52,9 @@ class RunReport:
     """Mean share that any source frame covers, in [0, 1]; the rest was repaired."""
     worst_valid_share: float
     """The smallest valid share of any picture."""
+    readout_s: float | None
+    """Read-out of the source's rolling shutter, which is undone; signed, negative where the bottom row comes first.
+    None where a server found it."""
     notes: tuple[str, ...]
     """One-line remarks on the source and the output."""
 
@@ -104,7 +107,7 @@ def stabilize_file(
                 stages.start("analyse", lambda: _work(analysis, observed, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, writer, tally)
-        return tally.report(out_path, reader.notes + writer.notes)
+        return tally.report(out_path, rendering.readout_s, reader.notes + writer.notes)
 
 
 def analyze_file(
@@ -173,7 +176,7 @@ def render_file(
                 stages.start("analyse", lambda: _work(analysis, frames, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, writer, tally)
-        return tally.report(out_path, reader.notes + writer.notes)
+        return tally.report(out_path, rendering.readout_s, reader.notes + writer.notes)
 
 
 _In = TypeVar("_In")
@@ -251,7 +254,7 @@ class _Tally:
         self._worst = min(self._worst, picture.valid_share)
         self.meter.tick()
 
-    def report(self, output: PathLike, notes: tuple[str, ...]) -> RunReport:
+    def report(self, output: PathLike, readout_s: float, notes: tuple[str, ...]) -> RunReport:
         count = max(self.meter.frames, 1)
         return RunReport(
             output=Path(output),
@@ -261,5 +264,6 @@ class _Tally:
             own_share=self._own / count,
             valid_share=self._valid / count,
             worst_valid_share=self._worst,
+            readout_s=readout_s,
             notes=notes,
         )

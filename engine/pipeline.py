@@ -200,6 +200,11 @@ class Rendering:
         """Number of full-size frames held."""
         return len(self._sources)
 
+    @property
+    def readout_s(self) -> float:
+        """Read-out of the newest source's rolling shutter in seconds, signed; 0 where none is known."""
+        return self._newest.geometry.readout_s if self._newest is not None else 0.0
+
     def _ready(self, *, end: bool) -> list[StabilizedFrame]:
         done = []
         while self._waiting and (end or self._complete(self._waiting[0].geometry)):

@@ -52,5 +52,6 @@ def stabilize_file_at(
             own_share=sum(own) / count,
             valid_share=sum(valid) / count,
             worst_valid_share=min(valid, default=1.0),
+            readout_s=None,
             notes=reader.notes + writer.notes,
         )
