@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -77,8 +78,8 @@ def measure(task: Task, size: str, precision: str, ways: list[str]) -> Iterator[
     for way in ways:
         try:
             run = prepare_with(NetworkConfig(runtime=way))(task.model, task.network, task.example)
-        except BackendError as error:
-            print(f"{task.model} {size} {precision} {way}: not measured: {error}")
+        except BackendError as reason:
+            print(f"{task.model} {size} {precision} {way}: not measured: {reason}")
             continue
         with torch.inference_mode():
             error = error_of(run(*inputs), reference)
@@ -87,7 +88,7 @@ def measure(task: Task, size: str, precision: str, ways: list[str]) -> Iterator[
                 torch.cuda.reset_peak_memory_stats()
             run(*inputs)
             peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
-            median, p20, p80 = (gpu_times if on_gpu else cpu_times)(lambda run=run: run(*inputs))
+            median, p20, p80 = (gpu_times if on_gpu else cpu_times)(functools.partial(run, *inputs))
         base = median if way == "torch" else base
         yield Row(
             model=task.model, size=size, precision=precision, way=way, median_ms=median, p20_ms=p20, p80_ms=p80,

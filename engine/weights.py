@@ -187,11 +187,11 @@ def _from_hub(entry: WeightSet, folder: Path, show: ByteProgress) -> list[Stored
     if not listed:
         raise InputError(f"{entry.source} has no file {' or '.join(entry.patterns)} any more; update vs3r")
     files = []
-    for number, sibling in enumerate(sorted(listed, key=lambda s: s.rfilename), 1):
+    for sibling in sorted(listed, key=lambda s: s.rfilename):
         name = sibling.rfilename
-        show(f"{name} ({number} of {len(listed)})", 0, sibling.size)
         with _hub(entry):
-            path = Path(hf_hub_download(entry.repository, name, revision=info.sha, local_dir=folder))
+            bar = _bar(show, name, sibling.size)
+            path = Path(hf_hub_download(entry.repository, name, revision=info.sha, local_dir=folder, tqdm_class=bar))
         expected = None if sibling.lfs is None else sibling.lfs.sha256
         found = sha256_of(path, show)
         if expected is not None and found != expected:
@@ -201,6 +201,22 @@ def _from_hub(entry: WeightSet, folder: Path, show: ByteProgress) -> list[Stored
             )
         files.append(StoredFile(path=name, size=path.stat().st_size, sha256=found, stated=expected is not None))
     return files
+
+
+def _bar(show: ByteProgress, name: str, size: int | None) -> Any:
+    """What huggingface_hub tells its progress to, in place of its own bars."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            self.done = options.get("initial", 0)
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += n or 0
+            show(name, int(self.done), size)
+
+    return Bar
 
 
 @contextmanager

@@ -102,8 +102,8 @@ def find(key: EngineKey) -> Engine | None:
     engine = _read(key.folder)
     if engine is None or engine.key != key or not engine.path.is_file():
         return None
-    _check_owner(engines_folder())
-    _check_owner(key.folder)
+    for folder in (engines_folder().parent, engines_folder(), key.folder):
+        _check_owner(folder)
     return engine
 
 

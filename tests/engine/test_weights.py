@@ -207,14 +207,16 @@ def hub(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> Publisher:
     address = publisher.address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", publisher.address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
     return publisher
 
 
-def test_fetch_from_the_hub(hub: Publisher) -> None:
-    (file,) = fetch(HUB_NAME)
+def test_fetch_from_the_hub(hub: Publisher, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    (file,) = fetch(HUB_NAME, lambda *now: seen.append(now))
     assert (file.path, file.sha256, file.stated) == ("model.safetensors", SHA256, True)
+    assert seen.count(("model.safetensors", len(DATA), len(DATA))) == 2, "of fetching and of checking"
+    assert capsys.readouterr() == ("", "")
     assert {path for _, path, _ in hub.asked if "resolve" in path} == {
         f"/facebook/VGGT-1B/resolve/{REVISION}/model.safetensors"
     }

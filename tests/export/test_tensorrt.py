@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
@@ -40,6 +41,15 @@ class Stub(ModuleType):
         self.caches: list[bytes] = []
         self.Logger = Logger
         self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+        self.TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
+        self.DataType = SimpleNamespace(**{name: name for name in ("FLOAT", "HALF", "BF16", "INT32", "INT64", "BOOL")})
+        self.plans: dict[bytes, StubEngine] = {}
+
+    def Runtime(self, _logger: object) -> Stub:
+        return self
+
+    def deserialize_cuda_engine(self, plan: bytes) -> StubEngine | None:
+        return self.plans.get(plan)
 
     def Builder(self, _logger: object) -> Stub:
         return self
@@ -110,6 +120,64 @@ def test_timings_of_another_gpu_are_begun_anew(stub: Stub, folder: Path) -> None
     tensorrt_engine.build(task.network, task.example, folder)
     assert stub.caches == [b"foreign", b""]
     assert (folder.parent / "tensorrt_timings.bin").read_bytes() == b"timings"
+
+
+class StubEngine:
+    """As an engine and its context: a - b, through the addresses it is given."""
+
+    num_io_tensors = 3
+    names = ("difference", "b", "a")
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, int] = {}
+        self.runs = True
+
+    def get_tensor_name(self, number: int) -> str:
+        return self.names[number]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "output" if name == "difference" else "input"
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        assert name == "difference"
+        return [2, 3]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        assert name == "difference"
+        return "FLOAT"
+
+    def create_execution_context(self) -> StubEngine:
+        return self
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 7
+        a, b, out = (self._array(name) for name in ("a", "b", "difference"))
+        out[:] = [x - y for x, y in zip(a, b, strict=True)]
+        return self.runs
+
+    def _array(self, name: str) -> Any:
+        return (ctypes.c_float * 6).from_address(self.addresses[name])
+
+
+def test_runs_in_place_on_the_current_stream(monkeypatch: pytest.MonkeyPatch, stub: Stub, tmp_path: Path) -> None:
+    engine = StubEngine()
+    stub.plans[b"good"] = engine
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
+    path = tmp_path / "engine.plan"
+    path.write_bytes(b"good")
+    run = tensorrt_engine.load(path, torch.device("cpu"))
+    b, a = torch.arange(6.0).view(2, 3), 10 * torch.arange(6.0).view(3, 2).T
+    # Inputs come in the engine's order, b before a; a does not lie in one piece.
+    torch.testing.assert_close(run(b, a), a - b)
+    engine.runs = False
+    with pytest.raises(BackendError, match="could not run the engine"):
+        run(b, a)
+    path.write_bytes(b"foreign")
+    with pytest.raises(BackendError, match=r"does not load .*engine\.plan; delete its folder"):
+        tensorrt_engine.load(path, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
