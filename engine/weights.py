@@ -207,7 +207,7 @@ def _bar(show: ByteProgress, name: str, size: int | None) -> Any:
     """What huggingface_hub tells its progress to, in place of its own bars."""
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
             self.done = options.get("initial", 0)
