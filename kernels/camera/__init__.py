@@ -21,21 +21,23 @@ PARAMETERS = {"pinhole": 0, "kannala-brandt": 4, "unified": 1, "double-sphere": 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceCameras:
-    """The pinhole cameras of S source pictures.
-
-    The kernels look the pose of a pixel up by source. A rolling shutter is a pose per row: a second index into a longer
-    table, and nothing else in them changes.
-    """
+    """The pinhole cameras of S source pictures."""
 
     K: Tensor
     """(S, 3, 3) intrinsics in pixels; the first pixel's centre is (0.5, 0.5)."""
     cam_from_world: Tensor
-    """(S, 4, 4) rigid."""
+    """(S, 4, 4) rigid; of a rolling shutter (S, H, 4, 4), that of each row of the picture."""
 
-    def check(self, count: int, device: torch.device) -> None:
-        """Raise ShapeError unless there are `count` cameras on that device."""
+    @property
+    def rolling(self) -> bool:
+        """Whether each row has a pose of its own."""
+        return self.cam_from_world.dim() == 4
+
+    def check(self, count: int, device: torch.device, *, rows: int | None = None) -> None:
+        """Raise ShapeError unless there are `count` cameras on that device; with `rows` they may be rolling."""
         check_tensor("cameras.K", self.K, (count, 3, 3), device=device)
-        check_tensor("cameras.cam_from_world", self.cam_from_world, (count, 4, 4), device=device)
+        of_rows = (rows,) if rows is not None and self.rolling else ()
+        check_tensor("cameras.cam_from_world", self.cam_from_world, (count, *of_rows, 4, 4), device=device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,12 +90,12 @@ class View:
         return 0.0
 
     def from_sources(self, cameras: SourceCameras) -> Tensor:
-        """(S, 4, 4) float64: view_from_source."""
-        R, t = cameras.cam_from_world[:, :3, :3].double(), cameras.cam_from_world[:, :3, 3:].double()
+        """(S, 4, 4) or (S, H, 4, 4) float64: view_from_source."""
+        R, t = cameras.cam_from_world[..., :3, :3].double(), cameras.cam_from_world[..., :3, 3:].double()
         world_from_source = torch.zeros_like(cameras.cam_from_world, dtype=torch.float64)
-        world_from_source[:, :3, :3] = R.mT
-        world_from_source[:, :3, 3:] = -R.mT @ t
-        world_from_source[:, 3, 3] = 1
+        world_from_source[..., :3, :3] = R.mT
+        world_from_source[..., :3, 3:] = -R.mT @ t
+        world_from_source[..., 3, 3] = 1
         return self.cam_from_world.double() @ world_from_source
 
 

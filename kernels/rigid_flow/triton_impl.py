@@ -42,7 +42,6 @@ def rigid_flow_kernel(
 
     K_src += pair * 9
     K_dst += pair * 9
-    # The pose of the source's row: with a pose per row, this pointer alone would differ from row to row.
     T = dst_from_src + pair * 16
     u, v = column + 0.5, row + 0.5
     y = (v - tl.load(K_src + 5)) / tl.load(K_src + 4)

@@ -56,7 +56,7 @@ def _check_points(points: DepthPoints | WorldPoints) -> None:
     if isinstance(points, DepthPoints):
         check_tensor("points.inv_depth", points.inv_depth, ("S", "H", "W"))
         shape = tuple(points.inv_depth.shape)
-        points.cameras.check(shape[0], device)
+        points.cameras.check(shape[0], device, rows=shape[1])
     else:
         check_tensor("points.xyz", points.xyz, ("N", 3))
         shape = tuple(points.xyz.shape[:1])

@@ -25,7 +25,7 @@ class DepthPoints:
     inv_depth: Tensor
     """(S, H, W) 1/z, > 0."""
     cameras: SourceCameras
-    """S cameras, intrinsics in pixels of H x W."""
+    """S cameras, intrinsics in pixels of H x W; those of a rolling shutter with a pose per row."""
     attributes: Tensor | None = None
     """(S, H, W, C) float or uint8: colours or whatever is to be drawn."""
     valid: Tensor | None = None

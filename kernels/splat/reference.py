@@ -92,12 +92,14 @@ def _moved(points: DepthPoints, rho: Tensor, view: View) -> Tensor:
     S, H, W = points.inv_depth.shape
     rows, columns = (torch.arange(n).to(rho) + 0.5 for n in (H, W))
     v, u = torch.meshgrid(rows, columns, indexing="ij")
-    pixels = torch.stack([u, v, torch.ones_like(u)], -1).view(1, H * W, 3)
+    pixels = torch.stack([u, v, torch.ones_like(u)], -1)
     view_from_source = view.from_sources(points.cameras)
-    turn = (view_from_source[:, :3, :3] @ torch.linalg.inv(points.cameras.K.double())).to(rho)
-    shift = view_from_source[:, None, :3, 3].to(rho)
-    moved: Tensor = pixels @ turn.mT + rho.view(S, H * W, 1) * shift
-    return moved.view(-1, 3)
+    if not points.cameras.rolling:
+        view_from_source = view_from_source[:, None]
+    turn = (view_from_source[..., :3, :3] @ torch.linalg.inv(points.cameras.K.double())[:, None]).to(rho)
+    shift = view_from_source[:, :, None, :3, 3].to(rho)
+    moved: Tensor = pixels @ turn.mT + rho.view(S, H, W, 1) * shift
+    return moved.reshape(-1, 3)
 
 
 def _nearest(placed: _Placed, view: View, blending: Nearest) -> Splat:

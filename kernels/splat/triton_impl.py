@@ -30,12 +30,13 @@ def _place(
     source, pixel, within,
     places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    MODEL: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr,
 ):  # fmt: skip
     """u, v, depth and whether it is drawn, of point number `pixel` of a source; both may be blocks."""
     at = source.to(tl.int64) * count + pixel
-    # The pose of the source's row: with a pose per row, this pointer alone would differ from row to row.
     T = view_from_source + source * 12
+    if ROLLING:
+        T = view_from_source + (source * (count // width) + pixel // width) * 12
     if HAS_DEPTH:
         K_source += source * 9
         rho = tl.load(places + at, within, other=0.0).to(tl.float32)
@@ -104,7 +105,7 @@ def nearest_kernel(
     best, view_height, view_width,
     places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    MODEL: tl.constexpr, BLOCK: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The key of the nearest point of each pixel."""
     source = tl.program_id(1)
@@ -112,7 +113,7 @@ def nearest_kernel(
     u, v, depth, drawn = _place(
         source, pixel, pixel < count,
         places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
-        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, MODEL,
+        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL,
     )  # fmt: skip
     key = _key(depth, source.to(tl.int64) * count + pixel)
     for corner in tl.static_range(4):
@@ -127,7 +128,7 @@ def sum_kernel(
     best, sums, attributes, largest, tolerance, view_height, view_width,
     places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    MODEL: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Fixed-point sums per pixel, a plane each: weights, weighted excess of depth, weighted attributes."""
     source = tl.program_id(1)
@@ -135,7 +136,7 @@ def sum_kernel(
     u, v, depth, drawn = _place(
         source, pixel, pixel < count,
         places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
-        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, MODEL,
+        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL,
     )  # fmt: skip
     at = (source.to(tl.int64) * count + pixel) * CHANNELS
     size = view_height * view_width
@@ -202,7 +203,7 @@ def next_kernel(
     best, last, radius2, view_height, view_width,
     places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    MODEL: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The key of the nearest disc of each pixel among those behind the last one."""
     source = tl.program_id(1)
@@ -210,7 +211,7 @@ def next_kernel(
     u, v, depth, drawn = _place(
         source, pixel, pixel < count,
         places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
-        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, MODEL,
+        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL,
     )  # fmt: skip
     key = _key(depth, source.to(tl.int64) * count + pixel)
     for offset in range((2 * REACH + 1) * (2 * REACH + 1)):
@@ -230,7 +231,7 @@ def shade_kernel(
     best, last, through, attributes, attributes_out, depth_out, valid_out, source_out, radius2, view_width, size,
     places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    MODEL: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Lay the discs that next_kernel found under those before them, and make room for the next."""
     target = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -242,7 +243,7 @@ def shade_kernel(
     u, v, _, _ = _place(
         (number // count).to(tl.int32), (number % count).to(tl.int32), found,
         places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
-        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, MODEL,
+        HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL,
     )  # fmt: skip
     off_x = target % view_width + 0.5 - u
     off_y = target // view_width + 0.5 - v
@@ -283,7 +284,7 @@ def _arguments(points: DepthPoints | WorldPoints, view: View) -> dict[str, Any]:
     if isinstance(points, DepthPoints):
         _, height, width = points.inv_depth.shape
         count, K_source, source_of = height * width, points.cameras.K.float().contiguous(), None
-        view_from_source = view.from_sources(points.cameras)[:, :3]
+        view_from_source = view.from_sources(points.cameras)[..., :3, :]
     else:
         count, width, K_source, source_of = len(points.xyz), 1, None, points.source
         view_from_source = view.cam_from_world[None, :3]
@@ -308,6 +309,7 @@ def _arguments(points: DepthPoints | WorldPoints, view: View) -> dict[str, Any]:
         "HAS_VALID": points.valid is not None,
         "HAS_DYNAMIC": points.dynamic is not None,
         "HAS_SOURCE": source_of is not None,
+        "ROLLING": isinstance(points, DepthPoints) and points.cameras.rolling,
         "MODEL": view.number,
     }
 

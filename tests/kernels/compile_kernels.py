@@ -42,7 +42,7 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     more = i % 2 == 1
     types = {"inv_depth": floats, "flow": floats}
     yield rigid_flow.rigid_flow_kernel, types, {"HAS_SEMANTIC": more, "WITH_FLOW": more, "BLOCK": rigid_flow.BLOCK}
-    given = {**(WORLD if more else SOURCES), "MODEL": i, "BLOCK": splat.BLOCK}
+    given = {**(WORLD if more else SOURCES), "ROLLING": i == 2, "MODEL": i, "BLOCK": splat.BLOCK}
     types = {"places": floats, "attributes": "*bf16" if more else "*u8", "largest": "*fp32"}
     yield splat.nearest_kernel, types, given
     yield splat.sum_kernel, types, {**given, "CHANNELS": i}

@@ -90,3 +90,8 @@ def test_a_camera_that_makes_no_sense_is_refused() -> None:
             View(**{**given, **wrong}).check(cpu)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"cameras.K: expected \(2, 3, 3\); got \(3, 3\)"):
         SourceCameras(K=VIEW_K, cam_from_world=torch.eye(4)).check(2, cpu)
+    rolling = SourceCameras(K=VIEW_K.expand(2, 3, 3), cam_from_world=torch.eye(4).expand(2, 5, 4, 4))
+    rolling.check(2, cpu, rows=5)
+    for rows, wanted in ((4, r"\(2, 4, 4, 4\)"), (None, r"\(2, 4, 4\)")):
+        with pytest.raises(ShapeError, match=rf"cameras.cam_from_world: expected {wanted}; got \(2, 5, 4, 4\)"):
+            rolling.check(2, cpu, rows=rows)

@@ -181,6 +181,36 @@ def test_huge_and_tiny_depths(blending: Nearest | Alpha, scale: float) -> None:
     agree(found, true)
 
 
+@pytest.mark.parametrize("blending", BLENDINGS)
+def test_rolling_shutters(blending: Nearest | Alpha) -> None:
+    """A pose per row, against the points where the rows' cameras saw them."""
+    S, H, W = 3, 17, 23
+    global_shutter = depth_points((S, H, W))
+    drift = poses(S * H, turn=0.05, move=0.1, seed=3).view(S, H, 4, 4)
+    rows = drift @ global_shutter.cameras.cam_from_world[:, None]
+    K = global_shutter.cameras.K
+    points = replace(global_shutter, cameras=SourceCameras(K=K, cam_from_world=rows))
+    found, true = compare(points, view_of(), blending)
+    agree(found, true)
+    v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    ray = torch.stack([u, v, torch.ones_like(u)], -1).double() @ torch.linalg.inv(K[0]).T
+    there = ray / points.inv_depth[..., None]
+    world_from_row = torch.linalg.inv(rows)[:, :, None]
+    world = (world_from_row[..., :3, :3] @ there[..., None]).squeeze(-1) + world_from_row[..., :3, 3]
+    assert points.attributes is not None and points.valid is not None and points.dynamic is not None
+    explicit = WorldPoints(
+        xyz=world.reshape(-1, 3),
+        attributes=points.attributes.flatten(0, 2),
+        valid=points.valid.flatten(),
+        dynamic=points.dynamic.flatten(),
+        source=torch.arange(S, dtype=torch.int32).repeat_interleave(H * W),
+        current=points.current,
+    )
+    agree(splat_points(converted(explicit, torch.float32), view_of(), blending=blending, backend="reference"), true)
+    still = splat_points(_widened(converted(global_shutter, torch.float32)), view_of(), blending=blending)
+    assert (still.source != true.source).double().mean() > 0.1, "the rows' poses must matter"
+
+
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("blending", BLENDINGS[1:])
 def test_of_equal_depths_the_first_wins(blending: Nearest | Alpha, backend: Backend) -> None:
