@@ -271,12 +271,12 @@ def weights() -> None:
 @talk_options
 def list_weights(as_json: bool, quiet: bool) -> None:
     """List what can be fetched, under which licence, and what is here."""
-    from vs3r.engine.weights import stored
+    from vs3r.engine.weights import is_here
     from vs3r.weights import WEIGHTS, weights_folder
 
     talk = Talk(as_json=as_json, quiet=quiet)
     for entry in WEIGHTS.values():
-        here = stored(entry.name) is not None
+        here = is_here(entry.name)
         gated = "; handed out on request" if entry.gated else ""
         text = (
             f"{entry.name:<22}{'here' if here else '-':<6}{entry.used_for}\n"

@@ -145,11 +145,11 @@ def _export(name: str) -> str:
 
 
 def _weights() -> str:
-    from vs3r.engine.weights import stored
+    from vs3r.engine.weights import is_here
     from vs3r.weights import WEIGHTS
 
-    here = [name for name in WEIGHTS if stored(name) is not None]
-    return f"{', '.join(here) or 'none'} fetched; the default needs none (flow-ba, dis, fill)"
+    here = [name for name in WEIGHTS if is_here(name)]
+    return f"{', '.join(here) or 'none'} here; the default needs none (flow-ba, dis, fill)"
 
 
 def _package(name: str, why: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vs3r.errors import BackendError, InputError, OutputError
-from vs3r.weights import WEIGHTS, WeightSet, weights_folder
+from vs3r.weights import UNFINISHED, WEIGHTS, WeightSet, find_weights, weights_folder
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -63,6 +63,15 @@ def stored(name: str) -> list[StoredFile] | None:
         ) from None
 
 
+def is_here(name: str) -> bool:
+    """Whether the weights can be used: fetched to the end, or put there by hand."""
+    try:
+        find_weights(name)
+    except InputError:
+        return False
+    return True
+
+
 def fetch(name: str, progress: ByteProgress | None = None) -> list[StoredFile]:
     """Fetch a set of weights; what is already there is checked and kept, a broken-off file is continued.
 
@@ -76,10 +85,13 @@ def fetch(name: str, progress: ByteProgress | None = None) -> list[StoredFile]:
     show = progress or (lambda *_: None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            (folder / UNFINISHED).touch()
         files = _from_hub(entry, folder, show) if entry.repository else [_from_url(entry, folder, show)]
         unfinished = folder / (MANIFEST + ".part")
         unfinished.write_text(json.dumps({"source": entry.source, "files": [asdict(f) for f in files]}, indent=1))
         os.replace(unfinished, folder / MANIFEST)
+        (folder / UNFINISHED).unlink(missing_ok=True)
     except OSError as error:  # the network's own are BackendErrors by now
         raise OutputError(f"cannot write the weights to {folder}: {error.strerror or error}") from None
     return files

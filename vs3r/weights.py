@@ -100,6 +100,11 @@ WEIGHTS = {
 }
 
 
+UNFINISHED = "unfinished"
+"""Name of a file that lies in a folder of weights while they are being fetched, and after that went wrong."""
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
 def cache_folder(kind: str) -> Path:
     """The user's own folder for things of a kind ("weights", "engines"); it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vs3r" / kind
@@ -117,18 +122,17 @@ def weights_folder(name: str) -> Path:
 
 
 def find_weights(name: str) -> Path:
-    """The folder of weights that were fetched.
+    """The folder of weights that were fetched, or put there by hand.
 
     Raises:
-        InputError: they were not.
+        InputError: they were not, or not to the end.
     """
     folder = weights_folder(name)
+    if (folder / UNFINISHED).exists():
+        raise InputError(f"the weights {name} were not fetched to the end; go on with: vs3r weights fetch {name}")
     if not folder.is_dir() or not any(path.is_file() and path.suffix in _SUFFIXES for path in folder.rglob("*")):
         raise InputError(f"expected the weights {name} in {folder}; fetch them with: vs3r weights fetch {name}")
     return folder
-
-
-_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 def load_checkpoint(name: str) -> dict[str, Tensor]:
