@@ -109,7 +109,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@config_options("smooth", "render", "refine", "flow", "reconstruct", "network", "encode")
+@config_options("smooth", "render", "refine", "wan", "flow", "reconstruct", "network", "encode")
 @click.option("--server", metavar="HOST:PORT", help="let a server (vs3r serve) do the work")
 @click.option("--server-token-file", metavar="FILE", help="file with the server's token")
 @click.option("--server-ca", metavar="FILE", help="certificate (PEM) that the server's is signed with; turns on TLS")
@@ -173,7 +173,7 @@ def analyze(source: str, target: str, overwrite: bool, as_json: bool, quiet: boo
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option("--track", "track_path", required=True, metavar="IN.vs3r", help="the track that vs3r analyze made of IN")
-@config_options("smooth", "render", "refine", "encode")
+@config_options("smooth", "render", "refine", "wan", "encode")
 @overwrite_option
 @talk_options
 def render(

@@ -101,7 +101,7 @@ def stabilize_file(
 
             fmt = reader.info.format
             analysis = make_analysis(config, fmt)
-            rendering = make_rendering(config, fmt, SourceWindow.of_stream(config))
+            rendering = make_rendering(config, fmt, SourceWindow.of_stream(config), check=pictures.check)
             with _thread_pools():
                 stages.start("observe", lambda: _each(analysis.observe, frames, observed))
                 stages.start("analyse", lambda: _work(analysis, observed, items))
@@ -172,7 +172,8 @@ def render_file(
 
             with _thread_pools():
                 analysis = TrackAnalysis(track, config.smooth)
-                rendering = make_rendering(config, reader.info.format, SourceWindow.of_track(config.render))
+                window = SourceWindow.of_track(config.render)
+                rendering = make_rendering(config, reader.info.format, window, check=pictures.check)
                 stages.start("analyse", lambda: _work(analysis, frames, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, writer, tally)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from vs3r.config import Config, RenderConfig, SmoothConfig
@@ -23,7 +23,7 @@ from vs3r.engine.networks import make_reconstructor
 from vs3r.engine.track_file import check_frame, check_length
 from vs3r.errors import ShapeError
 from vs3r.reconstruct import Reconstructor
-from vs3r.refine import make_refiner
+from vs3r.refine import ClipRefiner, make_clip_refiner, make_refiner
 from vs3r.render import SourceFrame, WarpRenderer
 from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track
 from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
@@ -234,14 +234,83 @@ class Rendering:
         )
 
 
+class ClipRendering:
+    """Rendering with a refiner that works on many frames together: the same pictures in, finished ones later."""
+
+    def __init__(self, renderer: Renderer, refiner: ClipRefiner, window: SourceWindow) -> None:
+        self._rendering = Rendering(renderer, self._note, window)
+        self._refiner = refiner
+        self._rendered: list[RenderedFrame] = []
+        self._segments: deque[int] = deque()  # of the cameras whose pictures are not drawn yet
+        self._drawn: deque[StabilizedFrame] = deque()  # what the refiner holds
+
+    def push(self, item: AnalysisItem) -> list[StabilizedFrame]:
+        """See Rendering."""
+        if isinstance(item, SmoothedFrame):
+            self._segments.append(item.geometry.segment)
+        return self._refine(self._rendering.push(item))
+
+    def flush(self) -> list[StabilizedFrame]:
+        """See Rendering."""
+        return self._refine(self._rendering.flush()) + self._finish(self._refiner.flush())
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._rendering.reset()
+        self._refiner.reset()
+        self._rendered.clear()
+        self._segments.clear()
+        self._drawn.clear()
+
+    @property
+    def held(self) -> int:
+        """Number of full-size frames held."""
+        return self._rendering.held + len(self._drawn)
+
+    @property
+    def readout_s(self) -> float:
+        """See Rendering."""
+        return self._rendering.readout_s
+
+    def _note(self, rendered: RenderedFrame) -> Frame:
+        self._rendered.append(rendered)
+        return rendered.frame
+
+    def _refine(self, drawn: list[StabilizedFrame]) -> list[StabilizedFrame]:
+        rendered, self._rendered = self._rendered, []
+        done = []
+        for picture, noted in zip(drawn, rendered, strict=True):
+            self._drawn.append(picture)
+            done += self._finish(self._refiner.push(noted, segment=self._segments.popleft()))
+        return done
+
+    def _finish(self, frames: list[Frame]) -> list[StabilizedFrame]:
+        return [replace(self._drawn.popleft(), frame=frame) for frame in frames]
+
+
 def make_analysis(config: Config, fmt: PictureFormat) -> Analysis:
     """The analysis stage that the config asks for."""
     return Analysis(make_reconstructor(config, fmt), PathSmoother(config.smooth, fmt))
 
 
-def make_rendering(config: Config, fmt: PictureFormat, window: SourceWindow) -> Rendering:
-    """The rendering stage that the config asks for."""
-    return Rendering(WarpRenderer(fmt, config.render), make_refiner(config.refine), window)
+def make_rendering(
+    config: Config, fmt: PictureFormat, window: SourceWindow, *, check: Callable[[], None] = lambda: None
+) -> Rendering | ClipRendering:
+    """The rendering stage that the config asks for.
+
+    Args:
+        config: all settings.
+        fmt: of every frame.
+        window: which frames may fill one.
+        check: called now and then in work that takes long; what it raises ends it.
+    Raises:
+        InputError: weights that the config names are missing or wrong.
+        BackendError: a backend that the config names cannot run here.
+    """
+    renderer = WarpRenderer(fmt, config.render)
+    if config.refine.backend == "wan":
+        return ClipRendering(renderer, make_clip_refiner(config.wan, check), window)
+    return Rendering(renderer, make_refiner(config.refine), window)
 
 
 class Stabilizer:

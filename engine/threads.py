@@ -51,6 +51,12 @@ class Channel(Generic[Item]):
             self._items.clear()
             self._changed.notify_all()
 
+    def check(self) -> None:
+        """Raises Stopped where the pipeline has been; for long work between two items."""
+        with self._changed:
+            if self._stopped:
+                raise Stopped
+
     def __iter__(self) -> Iterator[Item]:
         """Items until the end. Raises Stopped."""
         while True:

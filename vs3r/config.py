@@ -124,10 +124,69 @@ class RenderConfig:
 class RefineConfig:
     """Repair of what no frame saw."""
 
-    backend: str = option("fill", "how unseen pixels are repaired: fill (inpainting) or none", choices=("fill", "none"))
+    backend: str = option(
+        "fill",
+        "how unseen pixels are repaired: fill (inpainting), wan (the video model Wan2.2; needs its weights, "
+        "vs3r weights fetch wan2.2-i2v-a14b, and a large GPU) or none",
+        choices=("fill", "wan", "none"),
+    )
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanConfig:
+    """The video model Wan2.2, where it is chosen for repair."""
+
+    wan_weights: str = option("wan2.2-i2v-a14b", "name of fetched weights, or a folder in the layout of diffusers")
+    wan_lora: str | None = option(
+        None, "folder with the LoRAs of both experts (transformer/ and transformer_2/), merged into the weights"
+    )
+    wan_condition: str = option(
+        "validity",
+        "what the model is told: validity says where pixels are right; authors says what LoRAs of the paper's authors "
+        "were trained with (all right, prompt of 226 tokens)",
+        choices=("validity", "authors"),
+    )
+    wan_experts: str = option(
+        "both",
+        "both keeps the two experts on the GPU; swap keeps one at a time there; low uses the second alone, on the "
+        "render with noise",
+        choices=("both", "swap", "low"),
+    )
+    wan_precision: str = option(
+        "bf16",
+        "number format of the weights; fp8-storage halves their memory and computes in bf16",
+        choices=("bf16", "fp8-storage", "fp32"),
+    )
+    wan_device: str = option("auto", "auto is the GPU; cpu is for trials with small models", choices=("auto", "cpu"))
+    wan_steps: int = option(40, "steps from noise to picture; 4 with a few-step LoRA", low=1, high=1000)
+    wan_pixels: int = option(
+        832 * 480,
+        "pixels of the picture that the model works on; the repair is enlarged",
+        low=32 * 32,
+        high=1920 * 1088,
+    )
+    wan_window_frames: int = option(
+        81, "frames that are refined together, one more than a multiple of 4", low=5, high=161
+    )
+    wan_stride_frames: int = option(
+        64, "frames from one window to the next, a multiple of 4, fewer than wan_window_frames", low=4, high=160
+    )
+    wan_seed: int = option(0, "of the noise: the same seed gives the same pictures", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.wan_window_frames % 4 != 1:
+            raise InputError(
+                f"wan_window_frames: expected one more than a multiple of 4, such as 81; got {self.wan_window_frames}"
+            )
+        if self.wan_stride_frames % 4 or self.wan_stride_frames >= self.wan_window_frames:
+            raise InputError(
+                "wan_stride_frames: expected a multiple of 4 below wan_window_frames "
+                f"({self.wan_window_frames}); got {self.wan_stride_frames}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,5 +230,6 @@ class Config:
     smooth: SmoothConfig = SmoothConfig()
     render: RenderConfig = RenderConfig()
     refine: RefineConfig = RefineConfig()
+    wan: WanConfig = WanConfig()
     network: NetworkConfig = NetworkConfig()
     encode: EncodeConfig = EncodeConfig()

@@ -95,7 +95,7 @@ def test_other_commands_offer_their_sections() -> None:
 
     own = {"--overwrite", "--json", "--quiet"}
     assert set(flags("analyze")) == of("flow", "reconstruct", "network") | own | {"--output"}
-    assert set(flags("render")) == of("smooth", "render", "refine", "encode") | own | {"--track"}
+    assert set(flags("render")) == of("smooth", "render", "refine", "wan", "encode") | own | {"--track"}
 
 
 def test_options_reach_the_config() -> None:

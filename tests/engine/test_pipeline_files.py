@@ -117,7 +117,7 @@ def test_error_of_a_stage_stops_all(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, at: int
 ) -> None:
     make: Callable[..., Any] = getattr(pipeline, stage)
-    monkeypatch.setattr(pipeline, stage, lambda *args: Failing(make(*args), at))
+    monkeypatch.setattr(pipeline, stage, lambda *args, **more: Failing(make(*args, **more), at))
     with pytest.raises(MediaError, match="broken on purpose"):
         stabilize_file(clip, tmp_path / "out.mkv", CONFIG)
     assert no_leftovers(tmp_path)
@@ -160,7 +160,7 @@ def test_existing_output_survives_a_failed_run(clip: Path, tmp_path: Path, monke
     target = tmp_path / "out.mkv"
     target.write_bytes(b"precious")
     make = pipeline.make_rendering
-    monkeypatch.setattr(pipeline, "make_rendering", lambda *args: Failing(make(*args), 20))
+    monkeypatch.setattr(pipeline, "make_rendering", lambda *args, **more: Failing(make(*args, **more), 20))
     with pytest.raises(MediaError):
         stabilize_file(clip, target, CONFIG)
     assert target.read_bytes() == b"precious"

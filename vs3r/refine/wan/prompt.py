@@ -1,0 +1,86 @@
+"""The semantic stream: one fixed prompt, embedded once and kept, so that the text encoder is not needed again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vs3r.errors import InputError
+from vs3r.weights import cache_folder
+
+log = logging.getLogger(__name__)
+
+PROMPT = "A steady, sharp, high-quality video with a complete and consistent picture up to its borders."
+TOKENS = 512
+"""Length of the embedding, the prompt's own tokens first, zeros after them."""
+AUTHORS_TOKENS = 226
+"""Length in the form of the paper's released code: what the text encoder says of the padding stays in."""
+
+
+def load_prompt(folder: Path, *, form: str) -> Tensor:
+    """The embedded prompt, (1, 512, D) or in the authors' form (1, 226, D), float32.
+
+    It is taken from the cache, or computed with the text encoder in `folder` and put there.
+
+    Args:
+        folder: a model in the layout of diffusers.
+        form: WanConfig.wan_condition.
+    Raises:
+        InputError: it was never computed, and there is no text encoder.
+    """
+    from safetensors.torch import load_file, save_file
+
+    kept = cache_folder("prompts") / f"{_key(folder, form)}.safetensors"
+    if kept.is_file():
+        return load_file(kept)["prompt"]
+    found = _embed(folder, form)
+    partial = kept.with_suffix(f".{os.getpid()}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"prompt": found.contiguous()}, partial)
+        partial.replace(kept)
+    except OSError as error:
+        log.warning("the embedded prompt cannot be kept (%s) and is computed at every start", error)
+    return found
+
+
+def _key(folder: Path, form: str) -> str:
+    """Names what the embedding depends on; the text encoder by its place and the sizes of its files."""
+    encoder = folder.resolve() / "text_encoder"
+    files = sorted((path.name, path.stat().st_size) for path in encoder.glob("*"))
+    return hashlib.sha256(repr((PROMPT, form, str(encoder), files)).encode()).hexdigest()[:32]
+
+
+def _embed(folder: Path, form: str) -> Tensor:
+    for name in ("text_encoder", "tokenizer"):
+        if not (folder / name).is_dir():
+            raise InputError(
+                f"expected the {name} of Wan2.2 in {folder / name}, to embed the prompt once; "
+                "fetch it with: vs3r weights fetch wan2.2-i2v-a14b"
+            )
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    length = TOKENS if form == "validity" else AUTHORS_TOKENS
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder: Any = UMT5EncoderModel.from_pretrained(
+            folder / "text_encoder", dtype=torch.bfloat16, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"expected a text encoder that transformers can read in {folder}, got: {reason}") from None
+    tokens = tokenizer(
+        [PROMPT], padding="max_length", max_length=length, truncation=True, return_attention_mask=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        found: Tensor = encoder.eval()(tokens.input_ids, tokens.attention_mask).last_hidden_state.float()
+    if form == "validity":
+        found = found * tokens.attention_mask[..., None]
+    return found

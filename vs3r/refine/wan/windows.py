@@ -1,0 +1,72 @@
+"""How frames become latent frames: padding, windows, masks and noise. Frames are counted from the start of a scene.
+
+The VAE takes 4k + 1 frames to k + 1 latent frames: the first is of one frame, every other of four. So latent frame
+j > 0 of a window that starts at a multiple of four covers the same frames as one of any other such window.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+FRAMES = 4
+"""Frames in a latent frame, but for a window's first."""
+PIXELS = 8
+"""Pixels in a latent cell, each way."""
+SIZE_STEP = 16
+"""Width and height of the model's pictures are multiples of this: a cell of the VAE times a patch of two."""
+
+
+def latent_count(frames: int) -> int:
+    """Latent frames of a window: (frames - 1) / 4 + 1, rounded up, so that no frame is dropped."""
+    return -(-(frames - 1) // FRAMES) + 1
+
+
+def padded_length(frames: int) -> int:
+    """The next length that the VAE takes wholly, 4k + 1."""
+    return FRAMES * (latent_count(frames) - 1) + 1
+
+
+def working_size(width: int, height: int, pixels: int) -> tuple[int, int]:
+    """Width and height at about `pixels` pixels; the aspect ratio is kept, small pictures are not enlarged."""
+    scale = min(1.0, (pixels / (width * height)) ** 0.5)
+    return max(SIZE_STEP, round(width * scale)), max(SIZE_STEP, round(height * scale))
+
+
+def fold_mask(known: npt.NDArray[np.bool_]) -> Tensor:
+    """The mask as the model reads it: four frames to a latent frame, the first one four times.
+
+    Args:
+        known: (T, H, W), T = 4k + 1, H and W multiples of 8; true where a pixel may be kept.
+    Returns:
+        (1, 4, k + 1, H / 8, W / 8) float32: 1 where all pixels of a cell are known.
+    """
+    count, height, width = known.shape
+    cells = np.all(known.reshape(count, height // PIXELS, PIXELS, width // PIXELS, PIXELS), axis=(2, 4))
+    quads = np.concatenate([np.repeat(cells[:1], FRAMES, axis=0), cells[1:]])
+    folded = quads.reshape(-1, FRAMES, *cells.shape[1:]).swapaxes(0, 1)
+    return torch.from_numpy(np.ascontiguousarray(folded, dtype=np.float32))[None]
+
+
+def window_noise(shape: tuple[int, ...], *, seed: int, scene: int, first_latent: int) -> Tensor:
+    """Noise for a window, (1, C, T, H, W): every latent frame has its own, which any window that holds it gets.
+
+    Args:
+        shape: (C, T, H, W).
+        seed: the user's.
+        scene: number of the scene in the stream.
+        first_latent: number of the window's first latent frame in the scene.
+    """
+    channels, count, height, width = shape
+    frames = [
+        torch.randn((channels, height, width), generator=_generator(seed, scene, first_latent + j))
+        for j in range(count)
+    ]
+    return torch.stack(frames, dim=1)[None]
+
+
+def _generator(*key: int) -> torch.Generator:
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
