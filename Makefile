@@ -3,6 +3,8 @@
 #   make demo              stabilize a shaky clip (CLIP=path; without one, a street scene is rendered)
 #   make test              the whole CPU suite
 #   make lint types        what CI checks beside it
+#   make plugin            the plugins for editors, in build/ (Debian; installs what they need when run as root)
+#   make plugin-test       builds and tests them, in melt
 #
 # PYTHON=python3.12 chooses the interpreter, PIP_FLAGS=... is passed to pip.
 
@@ -19,7 +21,7 @@ STREET := $(DEMO_DIR)/street.mp4
 SHAKY := $(or $(CLIP),$(STREET))
 SOURCES := vs3r engine export kernels benchmarks tests
 
-.PHONY: help install demo test lint types format clean
+.PHONY: help install demo test lint types plugin plugin-test format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -64,6 +66,22 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+PLUGIN_PACKAGES := cmake g++ pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc libmlt-dev melt
+
+plugin:
+	@missing=; for name in $(PLUGIN_PACKAGES); do \
+	  dpkg-query -W -f '$${Status}\n' "$$name" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$name"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
+	  else echo "the plugins need packages; on Debian: apt-get install$$missing" >&2; exit 1; fi; fi
+	cmake -S . -B build
+	cmake --build build --parallel 2
+
+plugin-test: plugin $(STAMP)
+	ctest --test-dir build --output-on-failure
+	VS3R_REQUIRE_PLUGIN=1 $(BIN)/python -m pytest tests/bridge $(TEST_FLAGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -1,0 +1,16 @@
+// From the engine's planes to the host's pixels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "vs3r/v1/engine.pb.h"
+
+namespace vs3r {
+
+// RGBA, straight and opaque, scaled to a size, with 1, 2 or 4 (float) bytes a channel.
+// Throws std::runtime_error for formats that hosts cannot get: what they are, and what to do.
+std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height,
+                               int bytes_per_channel);
+
+} // namespace vs3r

@@ -1,0 +1,266 @@
+// The MLT filter "vs3r": Kdenlive, Shotcut, melt. filter_vs3r.yml describes it, docs/nle.md tells how it is used.
+#include <dlfcn.h>
+#include <framework/mlt.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "clip.h"
+
+namespace {
+
+using vs3r::Clip;
+using vs3r::Settings;
+using vs3r::State;
+
+constexpr auto kAll = std::numeric_limits<std::int64_t>::max();
+
+std::string text_of(mlt_properties properties, const char *name) {
+    const char *value = mlt_properties_get(properties, name);
+    return value == nullptr ? "" : value;
+}
+
+// The file below a frame, which of its frames is shown, and how it lies in the picture.
+struct Source {
+    std::string media;
+    std::int64_t index = 0;
+    double display_aspect = 0; // Width over height as shown, 0 when unknown.
+    int rotation_deg = 0;      // Clockwise, already done by the host.
+};
+
+// Multiples of a quarter turn that the host's decoder undoes.
+int rotation(mlt_properties producer) {
+    if (mlt_properties_get(producer, "autorotate") != nullptr && !mlt_properties_get_int(producer, "autorotate"))
+        return 0;
+    std::string name = "meta.media." + std::to_string(mlt_properties_get_int(producer, "video_index")) + ".codec.rotate";
+    return ((mlt_properties_get_int(producer, name.c_str()) % 360) + 360) % 360;
+}
+
+Source source_of(mlt_frame frame) {
+    Source source;
+    mlt_producer producer = mlt_frame_get_original_producer(frame);
+    if (producer == nullptr) return source;
+    mlt_properties properties = MLT_PRODUCER_PROPERTIES(mlt_producer_cut_parent(producer));
+    double speed = 1;
+    std::string media = text_of(properties, "resource");
+    std::int64_t position = mlt_frame_original_position(frame);
+    if (text_of(properties, "mlt_service") == "timewarp") {
+        media = text_of(properties, "warp_resource");
+        speed = mlt_properties_get_double(properties, "warp_speed");
+        if (speed < 0) position = mlt_properties_get_int(properties, "length") - 1 - position;
+    }
+    char *real = realpath(media.c_str(), nullptr);
+    if (real == nullptr) return source;
+    source.media = real;
+    std::free(real);
+    double own_rate = mlt_properties_get_double(properties, "meta.media.frame_rate_num") /
+                      std::max(mlt_properties_get_double(properties, "meta.media.frame_rate_den"), 1.0);
+    double host_rate = mlt_producer_get_fps(producer);
+    double ratio = own_rate > 0 && host_rate > 0 ? own_rate / host_rate : 1;
+    // As MLT's own decoder counts.
+    source.index = static_cast<std::int64_t>(std::floor(static_cast<double>(position) * std::abs(speed) * ratio + 0.5));
+    source.rotation_deg = rotation(properties);
+    double width = mlt_properties_get_double(properties, "meta.media.width");
+    double height = mlt_properties_get_double(properties, "meta.media.height");
+    double aspect = mlt_properties_get_double(properties, "aspect_ratio");
+    if (width > 0 && height > 0) source.display_aspect = width / height * (aspect > 0 ? aspect : 1);
+    return source;
+}
+
+Settings settings_of(mlt_properties properties, const std::string &media) {
+    Settings settings;
+    settings.media = media;
+    settings.address = text_of(properties, "engine");
+    settings.smoothness = mlt_properties_get_double(properties, "smoothness");
+    settings.frame_limit = mlt_properties_get_double(properties, "frame_limit");
+    settings.camera = text_of(properties, "camera");
+    settings.fill = text_of(properties, "fill");
+    return settings;
+}
+
+// One per filter: keeps its clip alive between frames.
+class Holder {
+public:
+    std::shared_ptr<Clip> clip(const Settings &settings) {
+        std::lock_guard<std::mutex> held(lock_);
+        if (clip_ == nullptr || settings < settings_ || settings_ < settings) {
+            clip_ = vs3r::find_clip(settings);
+            settings_ = settings;
+        }
+        return clip_;
+    }
+
+    // True once.
+    bool start() {
+        std::lock_guard<std::mutex> held(lock_);
+        return !std::exchange(is_started_, true);
+    }
+
+private:
+    std::mutex lock_;
+    Settings settings_;
+    std::shared_ptr<Clip> clip_;
+    bool is_started_ = false;
+};
+
+// The part of a picture that the source fills: the host puts bars around it where the shapes differ.
+struct Rectangle {
+    int left, top, width, height;
+};
+
+Rectangle content(mlt_frame frame, const Source &source, int width, int height) {
+    double aspect = mlt_frame_get_aspect_ratio(frame);
+    double shown = static_cast<double>(width) / height * (aspect > 0 ? aspect : 1);
+    bool is_stretched = mlt_properties_get_int(MLT_FRAME_PROPERTIES(frame), "distort") != 0;
+    int inner_width = width, inner_height = height;
+    if (source.display_aspect > 0 && !is_stretched) {
+        if (source.display_aspect < shown) inner_width = static_cast<int>(std::lround(width * source.display_aspect / shown));
+        if (source.display_aspect > shown)
+            inner_height = static_cast<int>(std::lround(height * shown / source.display_aspect));
+    }
+    inner_width = std::clamp(inner_width, 1, width);
+    inner_height = std::clamp(inner_height, 1, height);
+    // Shapes that differ by less than a pixel or two are roundings of the same.
+    if (width - inner_width < 2) inner_width = width;
+    if (height - inner_height < 2) inner_height = height;
+    return {(width - inner_width) / 2, (height - inner_height) / 2, inner_width, inner_height};
+}
+
+// Colour goes over the host's picture; its alpha stays.
+void lay(const vs3r::Picture &picture, int turn, std::uint8_t *image, int width, const Rectangle &at) {
+    const std::uint8_t *pixels = picture.bytes.data();
+    for (int y = 0; y < at.height; ++y)
+        for (int x = 0; x < at.width; ++x) {
+            int column = x, row = y;
+            if (turn == 90) column = y, row = picture.height - 1 - x;
+            if (turn == 180) column = picture.width - 1 - x, row = picture.height - 1 - y;
+            if (turn == 270) column = picture.width - 1 - y, row = x;
+            std::copy_n(pixels + 4 * (static_cast<std::ptrdiff_t>(row) * picture.width + column), 3,
+                        image + 4 * (static_cast<std::ptrdiff_t>(at.top + y) * width + at.left + x));
+        }
+}
+
+// Analysis keeps pace with the host's frames, so that its progress is the host's.
+void analyse(mlt_filter filter, mlt_frame frame, Holder &holder, Clip &clip, const Source &source) {
+    mlt_properties properties = MLT_FILTER_PROPERTIES(filter);
+    if (holder.start()) clip.analyse();
+    bool is_last = mlt_filter_get_position(filter, frame) + 1 >= mlt_filter_get_length2(filter, frame);
+    clip.wait(is_last ? kAll : source.index, nullptr);
+    if (!is_last) return;
+    if (clip.state() == State::ready)
+        mlt_properties_set(properties, "results", source.media.c_str());
+    else
+        mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", clip.status().c_str());
+}
+
+std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip &clip, const Source &source,
+                                                const Rectangle &at) {
+    if (text_of(properties, "unanalysed") == "wait") {
+        // Looks first whether it is there already.
+        if (clip.state() == State::unknown || clip.state() == State::not_analysed) clip.analyse();
+        clip.wait(kAll, nullptr);
+    }
+    bool is_turned = source.rotation_deg == 90 || source.rotation_deg == 270;
+    return clip.frame(source.index, is_turned ? at.height : at.width, is_turned ? at.width : at.height, vs3r::Depth::byte,
+                      nullptr);
+}
+
+int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, int *width, int *height, int writable) {
+    auto filter = static_cast<mlt_filter>(mlt_frame_pop_service(frame));
+    mlt_properties properties = MLT_FILTER_PROPERTIES(filter);
+    auto &holder = *static_cast<Holder *>(filter->child);
+    try {
+        Source source = source_of(frame);
+        if (source.media.empty()) {
+            mlt_properties_set(properties, "status", "no video file below: the picture passes through; put the effect on a clip");
+            return mlt_frame_get_image(frame, image, format, width, height, writable);
+        }
+        std::shared_ptr<Clip> clip = holder.clip(settings_of(properties, source.media));
+        if (mlt_properties_get_int(properties, "reload")) {
+            mlt_properties_set_int(properties, "reload", 0);
+            clip->reload();
+        }
+        if (mlt_properties_get_int(properties, "analyze")) {
+            analyse(filter, frame, holder, *clip, source);
+            mlt_properties_set(properties, "status", clip->status().c_str());
+            return mlt_frame_get_image(frame, image, format, width, height, writable);
+        }
+        *format = mlt_image_rgba;
+        int error = mlt_frame_get_image(frame, image, format, width, height, 1);
+        if (error != 0) return error;
+        if (*format != mlt_image_rgba) return 0;
+        try {
+            Rectangle at = content(frame, source, *width, *height);
+            auto picture = stabilized(properties, *clip, source, at);
+            if (picture != nullptr) lay(*picture, source.rotation_deg, *image, *width, at);
+        } catch (const vs3r::Error &failure) {
+            mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", failure.what());
+        }
+        mlt_properties_set(properties, "status", clip->status().c_str());
+        return 0;
+    } catch (const std::exception &failure) {
+        mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", failure.what());
+        mlt_properties_set(properties, "status", failure.what());
+        return 1;
+    }
+}
+
+mlt_frame process(mlt_filter filter, mlt_frame frame) {
+    mlt_frame_push_service(frame, filter);
+    mlt_frame_push_get_image(frame, get_image);
+    return frame;
+}
+
+void close_filter(mlt_filter filter) {
+    delete static_cast<Holder *>(filter->child);
+    filter->child = nullptr;
+    filter->close = nullptr;
+    filter->parent.close = nullptr;
+    mlt_service_close(&filter->parent);
+}
+
+void *create(mlt_profile, mlt_service_type, const char *, const void *) {
+    mlt_filter filter = mlt_filter_new();
+    if (filter == nullptr) return nullptr;
+    filter->child = new (std::nothrow) Holder;
+    if (filter->child == nullptr) {
+        mlt_filter_close(filter);
+        return nullptr;
+    }
+    filter->process = process;
+    filter->close = close_filter;
+    mlt_properties properties = MLT_FILTER_PROPERTIES(filter);
+    const Settings defaults;
+    mlt_properties_set_double(properties, "smoothness", defaults.smoothness);
+    mlt_properties_set_double(properties, "frame_limit", defaults.frame_limit);
+    mlt_properties_set(properties, "camera", defaults.camera.c_str());
+    mlt_properties_set(properties, "fill", defaults.fill.c_str());
+    mlt_properties_set(properties, "unanalysed", "pass");
+    return filter;
+}
+
+// filter_vs3r.yml lies beside the module, or beside what the module is a link to.
+mlt_properties metadata(mlt_service_type, const char *, void *) {
+    Dl_info info;
+    if (dladdr(reinterpret_cast<void *>(&metadata), &info) == 0) return nullptr;
+    char *real = realpath(info.dli_fname, nullptr);
+    std::string library = real != nullptr ? real : info.dli_fname;
+    std::free(real);
+    return mlt_properties_parse_yaml((library.substr(0, library.rfind('/') + 1) + "filter_vs3r.yml").c_str());
+}
+
+} // namespace
+
+extern "C" __attribute__((visibility("default"))) MLT_REPOSITORY {
+    MLT_REGISTER(mlt_service_filter_type, "vs3r", create);
+    MLT_REGISTER_METADATA(mlt_service_filter_type, "vs3r", metadata, nullptr);
+}

@@ -1,0 +1,155 @@
+"""The plugins as `make plugin` builds them, an engine that they start themselves, and melt."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = Path(os.environ.get("VS3R_PLUGIN_BUILD", ROOT / "build"))
+WIDTH, HEIGHT, FRAMES = 96, 64, 24
+VS3R = ROOT / ".venv" / "bin" / "vs3r"
+
+Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+def need(*names: str) -> None:
+    """Skip where the plugins were not built; fail where `make plugin-test` says that they were."""
+    missing = [name for name in names if not (BUILD / name).exists() and shutil.which(name) is None]
+    if missing and os.environ.get("VS3R_REQUIRE_PLUGIN"):
+        pytest.fail(f"{', '.join(missing)}: not there although the plugins were built", pytrace=False)
+    if missing:
+        pytest.skip(f"{', '.join(missing)}: not built here (make plugin)")
+
+
+def luma(path: Path) -> Pictures:
+    """(T, H, W) luma of a file."""
+    with av.open(str(path)) as file:
+        return np.stack([f.to_ndarray(format="yuv420p")[: f.height] for f in file.decode(video=0)])
+
+
+def make_clip(path: Path, *, rate: int = 25, seed: int = 1) -> Path:
+    """A shaky picture of a flat texture."""
+    rng = np.random.default_rng(seed)
+    texture = cv2.resize(rng.integers(0, 255, (40, 60, 3), np.uint8), (2 * WIDTH, 2 * HEIGHT))
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=rate, options={"crf": "10"})
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for _ in range(FRAMES):
+            dx, dy = rng.normal(0, 2, 2)
+            matrix = np.array([[1, 0, dx - WIDTH / 2], [0, 1, dy - HEIGHT / 2]])
+            picture = np.asarray(cv2.warpAffine(texture, matrix, (WIDTH, HEIGHT)), np.uint8)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(video.encode(None))
+    return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """melt with the filter, and the environment in which it runs."""
+
+    environment: dict[str, str]
+    """Of melt and what it starts."""
+    folder: Path
+    """For its output."""
+
+    def run(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        """Run melt."""
+        subprocess.run(
+            ["melt", *arguments, "terminate_on_pause=1"],
+            env=self.environment | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=50,
+            check=True,
+        )
+
+    def render(self, *arguments: str, real_time: int = -1, environment: dict[str, str] | None = None) -> Pictures:
+        """Luma of what melt renders without loss."""
+        out = self.folder / "out.mkv"
+        consumer = ("-consumer", f"avformat:{out}", "vcodec=ffv1", "an=1", f"real_time={real_time}")
+        self.run(*arguments, *consumer, environment=environment)
+        return luma(out)
+
+    def analyse(self, clip: Path, environment: dict[str, str] | None = None) -> str:
+        """What an editor's analysis job does; returns the XML that it leaves."""
+        out = self.folder / "job.mlt"
+        job = (str(clip), "-attach", "vs3r", "analyze=1", "-consumer", f"xml:{out}", "all=1", "real_time=-1")
+        self.run(*job, environment=environment)
+        return out.read_text()
+
+
+@pytest.fixture(scope="session")
+def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Where the plugins find and start the engine; it is ended afterwards."""
+    need("vs3r-bridge")
+    base = tmp_path_factory.mktemp("bridge")
+    runtime = base / "run"
+    runtime.mkdir(mode=0o700)
+    yield os.environ | {
+        "XDG_RUNTIME_DIR": str(runtime),
+        "XDG_CACHE_HOME": str(base / "cache"),
+        "VS3R_COMMAND": str(VS3R),
+        "VS3R_BRIDGE": str(BUILD / "vs3r-bridge"),
+        "QT_QPA_PLATFORM": "offscreen",
+    }
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"unix:{runtime}".encode() in line.read_bytes():
+                os.kill(int(line.parent.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+@pytest.fixture(scope="session")
+def melt(engine_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """melt, with the modules that a render needs and ours."""
+    need("libmltvs3r.so", "melt")
+    modules = tmp_path_factory.mktemp("modules")
+    system = next(Path("/usr/lib").glob("*/mlt-7"))
+    for name in ("core", "avformat", "xml"):
+        (modules / f"libmlt{name}.so").symlink_to(system / f"libmlt{name}.so")
+    (modules / "libmltvs3r.so").symlink_to(BUILD / "libmltvs3r.so")
+    environment = engine_environment | {"MLT_REPOSITORY": str(modules)}
+    return Host(environment=environment, folder=tmp_path_factory.mktemp("melt"))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip that nobody has analysed."""
+    return make_clip(tmp_path_factory.mktemp("clip") / "shaky clip.mp4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysed:
+    """A clip that was analysed by the filter."""
+
+    clip: Path
+    """Its file."""
+    job: str
+    """XML that the job left."""
+    steady: Pictures
+    """Luma of what `vs3r stabilize` makes of it."""
+
+
+@pytest.fixture(scope="session")
+def analysed(melt: Host, tmp_path_factory: pytest.TempPathFactory) -> Analysed:
+    """A clip analysed by melt, and what the command line makes of it."""
+    folder = tmp_path_factory.mktemp("analysed")
+    clip = make_clip(folder / "shaky.mp4", seed=2)
+    job = melt.analyse(clip)
+    subprocess.run(
+        [VS3R, "stabilize", clip, folder / "steady.mkv", "--codec", "ffv1", "--quiet"], check=True, timeout=50
+    )
+    return Analysed(clip=clip, job=job, steady=luma(folder / "steady.mkv"))
