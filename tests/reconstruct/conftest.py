@@ -1,19 +1,5 @@
-"""One thread: the matrices are small, and where other programs run, threads that wait for each other cost 20 times."""
+"""These tests run on one thread."""
 
-from __future__ import annotations
+from tests.one_thread import one_thread
 
-from collections.abc import Iterator
-
-import cv2
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    before = cv2.getNumThreads(), torch.get_num_threads()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    yield
-    cv2.setNumThreads(before[0])
-    torch.set_num_threads(before[1])
+__all__ = ["one_thread"]
