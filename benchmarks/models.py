@@ -9,7 +9,6 @@ peak memory of the call, and the difference from PyTorch in float32. Engines are
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import functools
 import os
@@ -23,7 +22,7 @@ import torch
 from benchmarks.kernels import cpu_times, gpu_times, machine
 from vs3r.config import NetworkConfig
 from vs3r.errors import BackendError
-from vs3r.export.build import Task, error_of, random_like
+from vs3r.export.build import Task, error_of, random_like, reference_of
 from vs3r.export.runtime import prepare_with
 from vs3r.flow.learned import example_inputs
 from vs3r.flow.raft import Raft
@@ -72,8 +71,7 @@ MODELS: dict[str, Callable[[int, int, str, torch.device], Task]] = {"raft": raft
 
 def measure(task: Task, size: str, precision: str, ways: list[str]) -> Iterator[Row]:
     inputs = random_like(task.example)
-    with torch.inference_mode():
-        reference = copy.deepcopy(task.network).float()(*inputs)
+    reference = reference_of(task.network, inputs)
     base: float | None = None
     for way in ways:
         try:

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,10 @@ def others(key: EngineKey) -> list[str]:
     found = []
     for engine in _all(f"{key.model}-{key.format}-*"):
         if engine.key.inputs == key.inputs and engine.key != key:
-            differing = [
-                f"{spec.name.replace('_', ' ')} {getattr(engine.key, spec.name)}"
-                for spec in fields(EngineKey)
-                if getattr(engine.key, spec.name) != getattr(key, spec.name)
-            ]
-            found.append(", ".join(differing))
+            differing = [n for n in ("toolchain", "device") if getattr(engine.key, n) != getattr(key, n)]
+            named = [f"{name} {getattr(engine.key, name)}" for name in differing]
+            changed = engine.key.network_sha256 != key.network_sha256
+            found.append(", ".join(named + ["other weights or settings"] * changed))
     return found
 
 

@@ -129,6 +129,8 @@ def test_of_another_version_is_rebuilt_or_refused(fake: EagerFormat, caplog: pyt
     assert "there is one for toolchain eager 1" in caplog.records[-1].getMessage()
     assert fake.builds == 2
     prepared("aoti", network, cached_only=True)
+    with pytest.raises(BackendError, match="there is one for other weights or settings"):
+        prepared("aoti", Tiny(gain=2.0).eval(), cached_only=True)
 
 
 def test_auto_takes_what_is_built_and_never_builds(fake: EagerFormat) -> None:
