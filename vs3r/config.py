@@ -141,13 +141,17 @@ class WanConfig:
 
     wan_weights: str = option("wan2.2-i2v-a14b", "name of fetched weights, or a folder in the layout of diffusers")
     wan_lora: str | None = option(
-        None, "folder with the LoRAs of both experts (transformer/ and transformer_2/), merged into the weights"
+        None, "folder with the LoRAs of both experts, transformer/ and transformer_2/, as diffusers or peft saves them"
     )
     wan_condition: str = option(
         "validity",
         "what the model is told: validity says where pixels are right; authors says what LoRAs of the paper's authors "
         "were trained with (all right, prompt of 226 tokens)",
         choices=("validity", "authors"),
+    )
+    wan_prompt: str = option(
+        "A steady, sharp video whose picture is whole up to its borders.",
+        "text that the model is given; it is embedded once and kept",
     )
     wan_experts: str = option(
         "both",
@@ -187,6 +191,8 @@ class WanConfig:
                 "wan_stride_frames: expected a multiple of 4 below wan_window_frames "
                 f"({self.wan_window_frames}); got {self.wan_stride_frames}"
             )
+        if self.wan_experts == "low" and self.wan_steps < 2:
+            raise InputError("wan_steps: expected at least 2 with wan_experts low, which leaves out the first; got 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

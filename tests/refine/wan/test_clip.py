@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 
 from tests.engine.clips import Clip, write_clip
+from tests.engine.fakes import RecordingRenderer, make_frame, make_geometry
 from vs3r.config import Config, RefineConfig, WanConfig
 from vs3r.engine.cli import run
 from vs3r.engine.files import analyze_file, render_file, stabilize_file
 from vs3r.engine.media import VideoReader
+from vs3r.engine.pipeline import ClipRendering, SourceWindow
 from vs3r.engine.threads import Cancellation, Stopped
 from vs3r.errors import BackendError
 from vs3r.refine import make_refiner
+from vs3r.render import SourceFrame
+from vs3r.smooth import SmoothedFrame
+from vs3r.types import Frame, RenderedFrame, VirtualCamera
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -77,3 +82,46 @@ def test_the_command_line_says_what_is_missing(tmp_path: Path, capfd: pytest.Cap
 def test_frame_by_frame_it_is_refused() -> None:
     with pytest.raises(BackendError, match="does not run on a server"):
         make_refiner(RefineConfig(backend="wan"))
+
+
+class Delayed:
+    """Gives pictures back three frames later, or when the scene ends."""
+
+    def __init__(self) -> None:
+        self.held: list[Frame] = []
+        self.segment = 0
+        self.largest = 0
+
+    def push(self, rendered: RenderedFrame, *, segment: int) -> list[Frame]:
+        done = self.flush() if segment != self.segment else []
+        self.segment = segment
+        self.held.append(rendered.frame)
+        self.largest = max(self.largest, len(self.held))
+        return done + [self.held.pop(0)] if len(self.held) > 3 else done
+
+    def flush(self) -> list[Frame]:
+        done, self.held = self.held, []
+        return done
+
+    def reset(self) -> None:
+        self.held.clear()
+        self.segment = 0
+
+
+def test_pictures_come_in_order_and_with_their_scene() -> None:
+    refiner = Delayed()
+    rendering = ClipRendering(RecordingRenderer(), refiner, SourceWindow(before=2, after=2))
+    for _ in range(2):
+        done = []
+        for i in range(12):
+            geometry = make_geometry(i, segment=int(i >= 7))
+            camera = VirtualCamera(K=geometry.K, cam_from_world=geometry.cam_from_world)
+            done += rendering.push(SourceFrame(frame=make_frame(i), geometry=geometry))
+            done += rendering.push(SmoothedFrame(geometry=geometry, camera=camera))
+            assert rendering.held <= 5 + 4
+        assert len(done) == 7, "the scene that ended is out, of the other none before the fourth"
+        done += rendering.flush()
+        assert [(picture.index, picture.frame.pts) for picture in done] == [(i, make_frame(i).pts) for i in range(12)]
+        rendering.reset()
+        assert rendering.held == 0
+    assert refiner.largest == 4

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vs3r.config import WanConfig
 from vs3r.errors import BackendError, InputError
+from vs3r.refine.wan.lora import merge_lora
 from vs3r.refine.wan.prompt import load_prompt
 from vs3r.refine.wan.schedule import BOUNDARY, TRAIN_TIMESTEPS
 from vs3r.weights import WEIGHTS, find_weights
@@ -23,7 +24,6 @@ CHANNELS = 16
 """Of a latent frame."""
 INPUT_CHANNELS = 36
 """Noise, mask (4) and condition."""
-LORA_FILE = "pytorch_lora_weights.safetensors"
 HIGH, LOW = "transformer", "transformer_2"
 """Folders of the two experts, and the names of their LoRAs' folders."""
 
@@ -128,7 +128,7 @@ def load_model(config: WanConfig) -> WanModel:
     for name in (LOW,) if config.wan_experts == "low" else (HIGH, LOW):
         _check_kind(folder / name)
     with memory_errors(config):
-        prompt = load_prompt(folder, form=config.wan_condition)
+        prompt = load_prompt(folder, config.wan_prompt, form=config.wan_condition)
         high = None if config.wan_experts == "low" else _load_expert(folder, HIGH, config)
         experts = Experts(
             high, _load_expert(folder, LOW, config), prompt, device=device, swap=config.wan_experts == "swap"
@@ -271,37 +271,3 @@ def _read(folder: Path, from_pretrained: Callable[..., Any], dtype: torch.dtype)
             f"{', '.join(wrong[:3])} for one"
         )
     return network
-
-
-def merge_lora(expert: Any, folder: Path) -> None:
-    """Add a LoRA to an expert's weights, in their own precision.
-
-    Args:
-        expert: WanTransformer3DModel.
-        folder: holds pytorch_lora_weights.safetensors as diffusers saves it, for this expert.
-    Raises:
-        InputError: there is none, or it is of another model.
-    """
-    from safetensors.torch import load_file
-
-    path = folder / LORA_FILE
-    if not path.is_file():
-        raise InputError(f"expected a LoRA of {folder.name} at {path}, found none; see docs/refine.md for the layout")
-    state = load_file(path)
-    keys = [key for key in state if key.startswith("transformer.")]
-    if not keys or len(keys) != len(state):
-        raise InputError(
-            f"expected LoRA tensors named transformer.* in {path}, got {next(iter(state), 'none')}; "
-            "save it with save_lora_weights of diffusers"
-        )
-    names = {name for name, _ in expert.named_modules()}
-    strangers = [key for key in keys if key.removeprefix("transformer.").split(".lora_")[0] not in names]
-    if strangers:
-        raise InputError(f"expected a LoRA of Wan2.2 in {path}, the model has no {strangers[0]}; use another LoRA")
-    try:
-        expert.load_lora_adapter(state, prefix="transformer", adapter_name="vs3r")
-    except (RuntimeError, ValueError) as error:  # shapes of another model
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"expected a LoRA that fits the model in {path}, got: {reason}") from None
-    expert.fuse_lora()
-    expert.unload_lora()

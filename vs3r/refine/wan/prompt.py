@@ -16,30 +16,30 @@ from vs3r.weights import cache_folder
 
 log = logging.getLogger(__name__)
 
-PROMPT = "A steady, sharp, high-quality video with a complete and consistent picture up to its borders."
 TOKENS = 512
 """Length of the embedding, the prompt's own tokens first, zeros after them."""
 AUTHORS_TOKENS = 226
-"""Length in the form of the paper's released code: what the text encoder says of the padding stays in."""
+"""Length in the form of the paper's released code: padding is not masked, and what comes of it stays in."""
 
 
-def load_prompt(folder: Path, *, form: str) -> Tensor:
+def load_prompt(folder: Path, text: str, *, form: str) -> Tensor:
     """The embedded prompt, (1, 512, D) or in the authors' form (1, 226, D), float32.
 
     It is taken from the cache, or computed with the text encoder in `folder` and put there.
 
     Args:
         folder: a model in the layout of diffusers.
+        text: the prompt.
         form: WanConfig.wan_condition.
     Raises:
         InputError: it was never computed, and there is no text encoder.
     """
     from safetensors.torch import load_file, save_file
 
-    kept = cache_folder("prompts") / f"{_key(folder, form)}.safetensors"
+    kept = cache_folder("prompts") / f"{_key(folder, text, form)}.safetensors"
     if kept.is_file():
         return load_file(kept)["prompt"]
-    found = _embed(folder, form)
+    found = _embed(folder, text, form)
     partial = kept.with_suffix(f".{os.getpid()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -50,14 +50,14 @@ def load_prompt(folder: Path, *, form: str) -> Tensor:
     return found
 
 
-def _key(folder: Path, form: str) -> str:
+def _key(folder: Path, text: str, form: str) -> str:
     """Names what the embedding depends on; the text encoder by its place and the sizes of its files."""
     encoder = folder.resolve() / "text_encoder"
     files = sorted((path.name, path.stat().st_size) for path in encoder.glob("*"))
-    return hashlib.sha256(repr((PROMPT, form, str(encoder), files)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((text, form, str(encoder), files)).encode()).hexdigest()[:32]
 
 
-def _embed(folder: Path, form: str) -> Tensor:
+def _embed(folder: Path, text: str, form: str) -> Tensor:
     for name in ("text_encoder", "tokenizer"):
         if not (folder / name).is_dir():
             raise InputError(
@@ -76,11 +76,10 @@ def _embed(folder: Path, form: str) -> Tensor:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"expected a text encoder that transformers can read in {folder}, got: {reason}") from None
     tokens = tokenizer(
-        [PROMPT], padding="max_length", max_length=length, truncation=True, return_attention_mask=True,
+        [text], padding="max_length", max_length=length, truncation=True, return_attention_mask=True,
         return_tensors="pt",
     )  # fmt: skip
     with torch.no_grad():
-        found: Tensor = encoder.eval()(tokens.input_ids, tokens.attention_mask).last_hidden_state.float()
-    if form == "validity":
-        found = found * tokens.attention_mask[..., None]
-    return found
+        mask = tokens.attention_mask if form == "validity" else torch.ones_like(tokens.attention_mask)
+        found: Tensor = encoder.eval()(tokens.input_ids, mask).last_hidden_state.float()
+    return found * mask[..., None]
