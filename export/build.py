@@ -21,7 +21,7 @@ from vs3r.networks import Network
 log = logging.getLogger(__name__)
 
 # The engine's RMS error against float32, over the RMS of the output: this much, and twice what PyTorch itself errs by
-# in the network's own precision (TF32 on a GPU, for float32). The engines of RAFT in float32 were seen to err by 1.4e-6.
+# in the network's own precision (TF32 on a GPU, for float32). Engines of RAFT in float32 were seen to err by 1.4e-6.
 TOLERANCE = 1e-4
 PRECISION_FACTOR = 2.0
 
