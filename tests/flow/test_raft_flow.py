@@ -31,6 +31,8 @@ class Seen:
         self.inputs: tuple[Tensor, ...] = ()
 
     def prepare(self, name: str, _network: nn.Module, example: tuple[Tensor, ...], /) -> Network:
+        assert not any(value.is_inference() for value in example)
+        assert not torch.is_inference_mode_enabled()
         self.prepared.append((name, tuple(example[0].shape)))
         return self.run
 

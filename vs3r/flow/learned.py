@@ -55,12 +55,13 @@ class RaftFlow:
             raise ShapeError(f"expected two (H, W) pictures and a (H, W, 2) guess, got {got}")
         height, width = src.shape
         try:
+            start = np.zeros((height, width, 2), np.float32) if guess is None else guess
+            inputs = (self._colours(src), self._colours(dst), self._coarse(start))
+            size = (height, width)
+            if size not in self._ready:
+                # Outside inference mode, where compilers do not work.
+                self._ready[size] = self._prepare("raft", self._network, inputs)
             with torch.inference_mode():
-                start = np.zeros((height, width, 2), np.float32) if guess is None else guess
-                inputs = (self._colours(src), self._colours(dst), self._coarse(start))
-                size = (height, width)
-                if size not in self._ready:
-                    self._ready[size] = self._prepare("raft", self._network, inputs)
                 flow: Tensor = self._ready[size](*inputs)
                 cropped = flow[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
         except torch.cuda.OutOfMemoryError:
