@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kLookS = 1;
 constexpr int kIdleS = 600;
+constexpr int kMostFiles = 1024;
 
 std::string environment(const char *name) {
     const char *value = std::getenv(name);
@@ -72,10 +73,13 @@ int idle_s() {
 }
 
 // Runs the engine as its child and ends it once nobody has used it for a while.
-[[noreturn]] void keep_engine(const std::string &program, const std::string &socket) {
+[[noreturn]] void keep_engine(const std::string &program, const std::string &socket, int keeper) {
     setsid();
     int null = open("/dev/null", O_RDWR);
     for (int file : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null, file);
+    // The bridge's own mark as a user came along, and the host's files may have too.
+    for (int file = STDERR_FILENO + 1; file < kMostFiles; ++file)
+        if (file != keeper) close(file);
     pid_t parent = getpid();
     pid_t engine = fork();
     if (engine == 0) {
@@ -107,7 +111,7 @@ void start_engine(const std::string &socket) {
     pid_t child = fork();
     if (child == 0) {
         // Twice, so that it is nobody's child; the lock goes along with the descriptor.
-        if (fork() == 0) keep_engine(program, socket);
+        if (fork() == 0) keep_engine(program, socket, keeper);
         _exit(0);
     }
     waitpid(child, nullptr, 0);
