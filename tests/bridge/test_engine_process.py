@@ -20,7 +20,7 @@ _PATIENCE_S = 20
 def bridge(environment: dict[str, str]) -> Iterator[socket.socket]:
     """A bridge, as a plugin starts it."""
     ours, theirs = socket.socketpair()
-    with ours, subprocess.Popen([BUILD / "vs3r-bridge", ""], stdin=theirs, env=environment) as process:
+    with ours, subprocess.Popen([BUILD / "vs3r-bridge", ""], stdin=theirs.fileno(), env=environment) as process:
         theirs.close()
         ours.settimeout(_PATIENCE_S)
         try:
