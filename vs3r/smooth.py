@@ -26,6 +26,8 @@ CURVATURE_WEIGHT = 0.5
 REACH_SIGMAS = 3.0
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the width.
 ZOOM_SIGMAS = 0.1
+# What smoothing over the whole width would change a focal length by is taken for noise well below this share of it.
+ZOOM = 0.01
 # The limit on the virtual camera changes over this many frames to each side, so that its onset is not a jolt.
 LIMIT_REACH_FRAMES = 12
 
@@ -72,7 +74,11 @@ class _Path:
         pose = np.concatenate([self.centre, self.quat_wxyz], 1)[: last + 1]
         times, now = self.pts_s[: last + 1], self.pts_s[at]
         fitted = _local_parabola(times, pose, now, sigma)
-        focal = _local_parabola(times, self.log_focal[: last + 1, None], now, ZOOM_SIGMAS * sigma)
+        calm, zooming = (
+            _local_parabola(times, self.log_focal[: last + 1, None], now, share * sigma) for share in (1.0, ZOOM_SIGMAS)
+        )
+        change = zooming - calm
+        focal = calm + change**3 / (change**2 + ZOOM**2)
         quat = fitted[:, 3:]
         return _Path(
             pts_s=now,
