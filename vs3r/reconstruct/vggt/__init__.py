@@ -1,0 +1,1 @@
+"""VGGT: cameras and depth by a network."""
