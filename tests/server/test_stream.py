@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 
 from tests.engine.clips import Clip, make_frames, write_clip
-from tests.server.conftest import CONFIG, FRAMES, Serve, connected, message, opening, pixels, shaky_models, still_models
+from tests.server.conftest import (
+    CONFIG,
+    FRAMES,
+    Serve,
+    ShakyReconstructor,
+    connected,
+    message,
+    opening,
+    pixels,
+    shaky_models,
+    still_models,
+)
 from vs3r.config import EncodeConfig
 from vs3r.engine.cli import run
 from vs3r.engine.client.errors import ServerError
@@ -182,10 +193,21 @@ def test_a_failing_renderer_passes_its_frame_through(serve: Serve) -> None:
     assert pixels(got[11].frame) == pixels(FRAMES[11])
 
 
-def test_frames_without_credit_end_the_call(client: Client) -> None:
-    """A client that writes and never reads: told so, not blocked."""
+def test_frames_without_credit_end_the_call(serve: Serve) -> None:
+    """A client that writes more than it may: told so, not blocked."""
+
+    class Busy(ShakyReconstructor):
+        def observe(self, frame: Frame, /) -> Frame:
+            threading.Event().wait(1.0)  # meanwhile credit runs out
+            return frame
+
+    models = replace(shaky_models(), reconstructor=lambda _config, fmt: Busy(fmt))
     requests = [opening(), *(message(i, f) for i, f in enumerate(FRAMES * 3))]
-    with pytest.raises(ServerError, match="credit") as caught, client.open_call("Stream", iter(requests)) as responses:
+    with (
+        connected(serve(models)) as client,
+        pytest.raises(ServerError, match="credit") as caught,
+        client.open_call("Stream", iter(requests)) as responses,
+    ):
         list(responses)
     assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "CREDIT")
 
