@@ -120,7 +120,9 @@ def fill_wobble(row: Row, clip: Path, ours: Path, theirs: Path) -> None:
     source = frame_motions(clip)
     row.shear_in, row.stretch_in = wobble(source, source)
     row.shear_ours, row.stretch_ours = wobble(frame_motions(ours), source)
-    row.shear_vidstab, row.stretch_vidstab = wobble(frame_motions(theirs), source)
+    motions = frame_motions(theirs)
+    if len(motions) == len(source):  # where a frame rate changes, ffmpeg drops and repeats frames
+        row.shear_vidstab, row.stretch_vidstab = wobble(motions, source)
 
 
 if __name__ == "__main__":

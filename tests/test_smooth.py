@@ -111,16 +111,42 @@ def assert_same_cameras(a: list[VirtualCamera], b: list[VirtualCamera], toleranc
         np.testing.assert_allclose(ours.K, theirs.K, rtol=0, atol=640 * tolerance)
 
 
-def parabola_weights(d: DoubleArray) -> DoubleArray:
-    """Weight of each neighbour, d sigmas away, in the value at 0 of a + b d + c (d^2 - 1), Gaussian-weighted, with half
-    the total weight of the neighbours on c^2; by least squares on unit vectors."""
+def fitted_value(d: DoubleArray, values: DoubleArray, *, shrink: bool = True) -> float:
+    """Value at 0 of a + b d + c (d^2 - 1) fitted to values at neighbours d sigmas away, Gaussian-weighted, with half the
+    total weight of the neighbours on c^2, and b shrunk by 1 / (1 + (0.3 variance / b^2)^2); by least squares twice."""
     w = np.exp(-0.5 * d * d)
     w /= w.sum()
     rows = np.sqrt(w)[:, None] * np.stack([np.ones_like(d), d, d * d - 1], 1)
     rows = np.concatenate([rows, [[0, 0, np.sqrt(0.5)]]])
-    ones = np.concatenate([np.diag(np.sqrt(w)), np.zeros((1, len(d)))])
-    a, _, c = np.linalg.lstsq(rows, ones, rcond=None)[0]
-    return np.asarray(a - c)
+    wanted = np.append(np.sqrt(w) * values, 0)
+    a, b, c = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    if not shrink:
+        return float(a - c)
+    deviation = w @ (values - a - b * d - c * (d * d - 1)) ** 2
+    variance = np.linalg.inv(rows.T @ rows)[1, 1] * deviation
+    b /= 1 + (0.3 * variance / b**2) ** 2 if b else 1
+    a, c = np.linalg.lstsq(rows[:, ::2], wanted - b * rows[:, 1], rcond=None)[0]
+    return float(a - c)
+
+
+def test_shake_at_an_end_is_no_slope() -> None:
+    """At the last frame of a camera that only shakes, less is left of the shake than where every slope is believed; a
+    steady walk that shakes as much is followed."""
+    T, sigma = 61, 0.5
+    rng = np.random.default_rng(8)
+    d = (np.arange(T) - (T - 1)) / RATE / sigma
+    reach = np.abs(d) <= 3
+    still, walking, believed = [], [], []
+    for _ in range(40):
+        shake = np.zeros((T, 4, 4)) + np.eye(4)
+        shake[:, :3, 3] = 0.1 * rng.standard_normal((T, 3))
+        still.append(centres(smooth_path(shake, pts_s=uniform(T), sigma=sigma))[-1])
+        believed.append([fitted_value(d[reach], -shake[reach, k, 3], shrink=False) for k in range(3)])
+        shake[:, :3, 3] -= uniform(T)[:, None] - uniform(T)[-1]
+        walking.append(centres(smooth_path(shake, pts_s=uniform(T), sigma=sigma))[-1])
+    rms = [float(np.sqrt(np.mean(np.square(values)))) for values in (still, walking, believed)]
+    assert rms[0] < 0.8 * rms[2]
+    assert rms[1] < 1.2 * rms[2]
 
 
 def test_the_path_against_direct_least_squares() -> None:
@@ -132,13 +158,13 @@ def test_the_path_against_direct_least_squares() -> None:
     places = centres(path)
     for t in range(T):
         near = np.arange(max(0, t - reach), min(T, t + reach + 1))
-        weight = parabola_weights((near - t) / RATE / sigma)
-        place = sum(w * places[i] for w, i in zip(weight, near, strict=True))
-        quat = np.zeros(4)
-        for w, i in zip(weight, near, strict=True):
-            R = path[i, :3, :3].T  # turned by less than 90 degrees: w is well conditioned
+        d = (near - t) / RATE / sigma
+        place = np.array([fitted_value(d, places[near, k]) for k in range(3)])
+        quats = []
+        for R in path[near, :3, :3].transpose(0, 2, 1):  # turned by less than 90 degrees: w is well conditioned
             q = np.array([1 + np.trace(R), R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
-            quat += w * q / np.linalg.norm(q)
+            quats.append(q / np.linalg.norm(q))
+        quat = np.array([fitted_value(d, np.stack(quats)[:, k]) for k in range(4)])
         w, x, y, z = quat / np.linalg.norm(quat)
         R = np.array(
             [

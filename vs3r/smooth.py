@@ -23,6 +23,9 @@ __all__ = ["PathSmoother", "SmoothedFrame", "sigma_s", "smooth_path", "smooth_tr
 SIGMA_AT_FULL_S = 2.8
 # Weight of the squared curvature, in units of what a neighbourhood of one Gaussian's weight says of it.
 CURVATURE_WEIGHT = 0.5
+# Where a neighbourhood is cut off, shake looks like slope: the variance of a slope that shake alone would give, in units of
+# what independent deviations would give.
+SLOPE_NOISE = 0.3
 REACH_SIGMAS = 3.0
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the width.
 ZOOM_SIGMAS = 0.1
@@ -113,18 +116,25 @@ def sigma_s(smoothness: float) -> float:
 def _local_parabola(times: DoubleArray, values: DoubleArray, at: DoubleArray, sigma: DoubleArray) -> DoubleArray:
     """Gaussian-weighted local regression of values (T, C) at times (T,), evaluated at `at` (Q,): (Q, C).
 
-    sigma is (Q,) in seconds; where it is 0 the values are kept.
+    A slope that is not clearly above what the deviations from the fit would give by chance is shrunk. sigma is (Q,) in
+    seconds; where it is 0 the values are kept.
     """
     d = (times[None] - at[:, None]) / np.maximum(sigma, 1e-6)[:, None]
     w = np.exp(-0.5 * d * d) * (np.abs(d) <= REACH_SIGMAS)
     w /= w.sum(1, keepdims=True)
     # Orthogonal for a symmetric neighbourhood, so that shrinking the curvature does not move the rest.
     basis = np.stack([np.ones_like(d), d, d * d - 1], -1)
-    normal = np.swapaxes(basis * w[..., None], 1, 2) @ basis
+    weighted = np.swapaxes(basis * w[..., None], 1, 2)
     # With one frame in reach there is no slope and the value is that frame's.
-    normal += np.diag([0.0, 1e-13, CURVATURE_WEIGHT])
-    here = np.linalg.solve(normal, np.broadcast_to([[1.0], [0.0], [-1.0]], (len(at), 3, 1)))
-    return np.asarray(((basis @ here)[..., 0] * w) @ values)
+    normal = weighted @ basis + np.diag([0.0, 1e-13, CURVATURE_WEIGHT])
+    fit = np.linalg.solve(normal, weighted @ values)
+    scatter = (w[..., None] * (values - basis @ fit) ** 2).sum(1)
+    noise = SLOPE_NOISE * np.linalg.inv(normal)[:, 1, 1, None] * scatter
+    slope = fit[:, 1] ** 5 / np.maximum(fit[:, 1] ** 4 + noise**2, 1e-300)
+    # The value and the curvature again, with that slope.
+    left = (weighted @ values)[:, ::2] - normal[:, ::2, 1, None] * slope[:, None]
+    here = np.linalg.solve(normal[:, ::2, ::2], left)
+    return np.asarray(here[:, 0] - here[:, 1])
 
 
 def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, sigma: float) -> DoubleArray:
