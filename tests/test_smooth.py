@@ -112,8 +112,9 @@ def assert_same_cameras(a: list[VirtualCamera], b: list[VirtualCamera], toleranc
 
 
 def fitted_value(d: DoubleArray, values: DoubleArray, *, shrink: bool = True) -> float:
-    """Value at 0 of a + b d + c (d^2 - 1) fitted to values at neighbours d sigmas away, Gaussian-weighted, with half the
-    total weight of the neighbours on c^2, and b shrunk by 1 / (1 + (0.3 variance / b^2)^2); by least squares twice."""
+    """Value at 0 of a + b d + c (d^2 - 1) fitted to values at neighbours d sigmas away, Gaussian-weighted, with half
+    the total weight of the neighbours on c^2, and b shrunk by 1 / (1 + (0.3 variance / b^2)^2).
+    """
     w = np.exp(-0.5 * d * d)
     w /= w.sum()
     rows = np.sqrt(w)[:, None] * np.stack([np.ones_like(d), d, d * d - 1], 1)

@@ -23,8 +23,8 @@ __all__ = ["PathSmoother", "SmoothedFrame", "sigma_s", "smooth_path", "smooth_tr
 SIGMA_AT_FULL_S = 2.8
 # Weight of the squared curvature, in units of what a neighbourhood of one Gaussian's weight says of it.
 CURVATURE_WEIGHT = 0.5
-# Where a neighbourhood is cut off, shake looks like slope: the variance of a slope that shake alone would give, in units of
-# what independent deviations would give.
+# Where a neighbourhood is cut off, shake looks like slope: the variance that it gives a slope, in units of what
+# independent deviations would give.
 SLOPE_NOISE = 0.3
 REACH_SIGMAS = 3.0
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the width.
