@@ -53,7 +53,7 @@ def flow_loss(
     noisy = sigma * noise + (1.0 - sigma) * clean
     model_input = torch.cat([noisy, mask, render], dim=1).to(expert.dtype)
     time = torch.full((1,), sigma * TRAIN_TIMESTEPS, device=clean.device)
-    predicted = expert(
+    predicted: Tensor = expert(
         hidden_states=model_input, timestep=time, encoder_hidden_states=text.to(expert.dtype), return_dict=False
     )[0]
     weight = torch.lerp(torch.ones_like(mask[:, :1]), torch.full_like(mask[:, :1], known_weight), mask.mean(1, True))
