@@ -10,6 +10,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "engine.h"
@@ -65,8 +66,9 @@ public:
     void answer(const std::vector<std::string> &fields) {
         if (fields[0] == "open" && fields.size() == 7)
             open({fields[1] == "1", fields[2], std::stod(fields[3]), std::stod(fields[4]), fields[5], fields[6]});
-        else if (fields[0] == "frame" && fields.size() == 5 && engine_ != nullptr && frames_ > 0)
-            frame(std::stoull(fields[1]), std::stoi(fields[2]), std::stoi(fields[3]), std::stoi(fields[4]));
+        else if (fields[0] == "frame" && fields.size() == 6 && engine_ != nullptr && frames_ > 0)
+            frame(std::stoull(fields[1]), std::stoi(fields[2]), std::stoi(fields[3]), std::stoi(fields[4]),
+                  std::stod(fields[5]));
         else
             throw std::runtime_error("the plugin's request makes no sense; its version may differ, install both anew");
     }
@@ -81,11 +83,12 @@ private:
         say(frames_ == 0 ? "unanalysed" : "ready\t" + std::to_string(frames_));
     }
 
-    void frame(std::uint64_t index, int width, int height, int bytes) {
+    void frame(std::uint64_t index, int width, int height, int bytes, double pixel_aspect) {
         // Some hosts ask beyond the clip.
         vs3r::v1::GetFrameResponse response = engine_->frame(std::min(index, frames_ - 1));
+        if (pixel_aspect > 0) std::tie(width, height) = vs3r::fitted(response.format(), width, height, pixel_aspect);
         std::vector<std::uint8_t> pixels = vs3r::rgba(response.format(), response.frame().data(), width, height, bytes);
-        say("frame\t" + std::to_string(pixels.size()));
+        say("frame\t" + std::to_string(width) + "\t" + std::to_string(height) + "\t" + std::to_string(pixels.size()));
         put(reinterpret_cast<const char *>(pixels.data()), pixels.size());
     }
 

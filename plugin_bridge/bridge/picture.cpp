@@ -184,4 +184,15 @@ std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::s
     return result;
 }
 
+std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect) {
+    double own = static_cast<double>(format.width()) / format.height();
+    const vs3r::v1::Rational &own_pixel = format.pixel_aspect();
+    if (own_pixel.numerator() > 0 && own_pixel.denominator() > 0)
+        own *= static_cast<double>(own_pixel.numerator()) / static_cast<double>(own_pixel.denominator());
+    int across = std::min(width, static_cast<int>(std::lround(height * own / pixel_aspect)));
+    int down = std::min(height, static_cast<int>(std::lround(width * pixel_aspect / own)));
+    // Shapes that differ by less than a pixel or two are roundings of the same.
+    return {width - across < 2 ? width : std::max(across, 1), height - down < 2 ? height : std::max(down, 1)};
+}
+
 } // namespace vs3r

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "vs3r/v1/engine.pb.h"
@@ -12,5 +13,8 @@ namespace vs3r {
 // Throws std::runtime_error for formats that hosts cannot get: what they are, and what to do.
 std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height,
                                int bytes_per_channel);
+
+// Width and height of a frame as large as it fits into a picture with pixels of this shape.
+std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect);
 
 } // namespace vs3r

@@ -13,10 +13,14 @@ constexpr auto kWait = std::chrono::milliseconds(10);
 constexpr auto kRetry = std::chrono::seconds(5);
 constexpr int kLargestSide = 1 << 15;
 
+std::mutex clips_lock;
+std::map<Settings, std::weak_ptr<Clip>> clips;
+std::list<std::shared_ptr<Clip>> clips_kept;
+
 std::string text_of(double value) {
     char text[32];
-    std::snprintf(text, sizeof text, "%.9g", value);
-    std::replace(text, text + sizeof text, ',', '.'); // Hosts set locales.
+    int length = std::snprintf(text, sizeof text, "%.9g", value);
+    std::replace(text, text + length, ',', '.'); // Hosts set locales.
     return text;
 }
 
@@ -70,6 +74,11 @@ std::string Clip::status() const {
 std::int64_t Clip::frames() const {
     std::lock_guard<std::mutex> held(state_lock_);
     return total_;
+}
+
+double Clip::progress() const {
+    std::lock_guard<std::mutex> held(state_lock_);
+    return total_ > 0 ? std::min(static_cast<double>(done_) / static_cast<double>(total_), 1.0) : 0;
 }
 
 void Clip::analyse() {
@@ -162,12 +171,12 @@ bool Clip::open(const Abort &abort) {
     return opened_ = true;
 }
 
-std::shared_ptr<const Picture> Clip::frame(std::int64_t index, int width, int height, Depth depth,
-                                           const Abort &abort) {
+std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shape, const Abort &abort) {
+    const auto [width, height, depth, pixel_aspect] = shape;
     if (width < 1 || height < 1 || width > kLargestSide || height > kLargestSide)
         throw Error("expected a picture of 1 to 32768 pixels a side, got " + std::to_string(width) + "x" +
                     std::to_string(height));
-    Key key(std::max<std::int64_t>(index, 0), width, height, depth);
+    Key key(std::max<std::int64_t>(index, 0), width, height, depth, pixel_aspect);
     if (auto found = cached(key)) return found;
     std::lock_guard<std::mutex> held(frames_lock_);
     if (auto found = cached(key)) return found; // Another thread wanted it too.
@@ -180,16 +189,17 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, int width, int he
     try {
         if (!open(abort)) return nullptr;
         frames_helper_.send({"frame", std::to_string(std::get<0>(key)), std::to_string(width), std::to_string(height),
-                             std::to_string(static_cast<int>(depth))});
+                             std::to_string(static_cast<int>(depth)), text_of(pixel_aspect)});
         std::vector<std::string> answer = frames_helper_.receive(abort);
         if (answer[0] != "frame") refuse(answer);
+        std::int64_t across = number(answer, 1), down = number(answer, 2);
+        if (across < 1 || across > width || down < 1 || down > height) refuse({"nonsense"});
         auto picture = std::make_shared<Picture>();
-        picture->width = width;
-        picture->height = height;
+        picture->width = static_cast<int>(across);
+        picture->height = static_cast<int>(down);
         picture->depth = depth;
-        std::size_t size = std::size_t{4} * static_cast<std::size_t>(depth) * static_cast<std::size_t>(width) *
-                           static_cast<std::size_t>(height);
-        if (number(answer, 1) != static_cast<std::int64_t>(size)) refuse({"nonsense"});
+        std::size_t size = std::size_t{4} * static_cast<std::size_t>(depth) * static_cast<std::size_t>(across * down);
+        if (number(answer, 3) != static_cast<std::int64_t>(size)) refuse({"nonsense"});
         picture->bytes.resize(size);
         frames_helper_.receive(picture->bytes.data(), size, abort);
         keep(key, picture);
@@ -224,12 +234,9 @@ void Clip::keep(const Key &key, std::shared_ptr<const Picture> picture) {
 }
 
 std::shared_ptr<Clip> find_clip(const Settings &settings) {
-    static std::mutex lock;
-    static std::map<Settings, std::weak_ptr<Clip>> clips;
-    static std::list<std::shared_ptr<Clip>> kept;
     // Ended outside the lock: it may wait for an analysis to stop.
     std::shared_ptr<Clip> dropped;
-    std::lock_guard<std::mutex> held(lock);
+    std::lock_guard<std::mutex> held(clips_lock);
     std::shared_ptr<Clip> clip = clips[settings].lock();
     if (clip == nullptr) {
         for (auto at = clips.begin(); at != clips.end();)
@@ -237,13 +244,19 @@ std::shared_ptr<Clip> find_clip(const Settings &settings) {
         clip = std::make_shared<Clip>(settings);
         clips[settings] = clip;
     }
-    kept.remove(clip);
-    kept.push_front(clip);
-    if (kept.size() > kClipsKept) {
-        dropped = kept.back();
-        kept.pop_back();
+    clips_kept.remove(clip);
+    clips_kept.push_front(clip);
+    if (clips_kept.size() > kClipsKept) {
+        dropped = clips_kept.back();
+        clips_kept.pop_back();
     }
     return clip;
+}
+
+void drop_clips() {
+    std::list<std::shared_ptr<Clip>> dropped;
+    std::lock_guard<std::mutex> held(clips_lock);
+    dropped.swap(clips_kept);
 }
 
 } // namespace vs3r

@@ -32,6 +32,13 @@ struct Settings {
 
 enum class Depth { byte = 1, half_word = 2, single = 4 }; // Bytes a channel: uint8, uint16, float.
 
+// What a host wants to fill.
+struct Shape {
+    int width = 0, height = 0;
+    Depth depth = Depth::byte;
+    double pixel_aspect = 0; // Width of one of its pixels over the height; 0: the frame is stretched to fill it all.
+};
+
 // RGBA, straight alpha, top row first, no gaps.
 struct Picture {
     int width = 0, height = 0;
@@ -55,21 +62,23 @@ public:
     // After a failure, or when the file may have been analysed elsewhere: look again.
     void reload();
 
-    // The stabilized frame nearest to `index`, scaled to a size. Null where the clip is not analysed.
+    // The stabilized frame nearest to `index`, as large as it fits into a shape. Null where the clip is not analysed.
     // Throws Error and Aborted.
-    std::shared_ptr<const Picture> frame(std::int64_t index, int width, int height, Depth depth, const Abort &abort);
+    std::shared_ptr<const Picture> frame(std::int64_t index, const Shape &shape, const Abort &abort);
 
     State state() const;
     // One line for the editor.
     std::string status() const;
     // Frames of the clip; 0 while unknown.
     std::int64_t frames() const;
+    // Of the analysis, [0, 1].
+    double progress() const;
 
     // A clip keeps at most this many bytes of finished pictures.
     static constexpr std::size_t kCacheBytes = std::size_t{256} << 20;
 
 private:
-    using Key = std::tuple<std::int64_t, int, int, Depth>;
+    using Key = std::tuple<std::int64_t, int, int, Depth, double>;
 
     std::vector<std::string> open_request(bool analyse) const;
     void run_analysis();
@@ -97,5 +106,7 @@ private:
 // The clip of these settings. It lives while someone holds it, and the last few a little longer: hosts make instances
 // anew at every edit.
 std::shared_ptr<Clip> find_clip(const Settings &settings);
+// Before the library is unloaded: those that nobody holds end now.
+void drop_clips();
 
 } // namespace vs3r

@@ -170,8 +170,7 @@ std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip 
         clip.wait(kAll, nullptr);
     }
     bool is_turned = source.rotation_deg == 90 || source.rotation_deg == 270;
-    return clip.frame(source.index, is_turned ? at.height : at.width, is_turned ? at.width : at.height, vs3r::Depth::byte,
-                      nullptr);
+    return clip.frame(source.index, {is_turned ? at.height : at.width, is_turned ? at.width : at.height}, nullptr);
 }
 
 int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, int *width, int *height, int writable) {

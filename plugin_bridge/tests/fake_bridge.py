@@ -35,14 +35,16 @@ def main() -> None:
                 stream.write(b"\xff\x00 frame frame\n" * 3)
                 stream.flush()
             elif media == "short":
-                say("frame", 3)
+                say("frame", 4, 4, 3)
             elif media == "hangs":
                 time.sleep(3600)
             else:
-                index, width, height, size = (int(field) for field in fields[1:])
+                index, width, height, size = (int(field) for field in fields[1:5])
+                if float(fields[5]):  # the clip is twice as wide as high
+                    height = round(width * float(fields[5]) / 2)
                 pixels = bytes([min(index, FRAMES - 1)]) * (4 * size * width * height)
                 (folder / "drawn").open("a").write(f"{index}\n")
-                say("frame", len(pixels))
+                say("frame", width, height, len(pixels))
                 stream.write(pixels)
                 stream.flush()
 

@@ -76,7 +76,7 @@ def test_one_engine_serves_all_and_ends_after_the_last(
 
 def test_requests_that_make_no_sense_are_answered(engine_environment: dict[str, str], tmp_path: Path) -> None:
     with bridge(engine_environment) as line:
-        assert "makes no sense" in ask(line, "frame", "1", "2", "2", "1")
+        assert "makes no sense" in ask(line, "frame", "1", "2", "2", "1", "0")
         assert "makes no sense" in ask(line, "\xff", "open")
         missing = ask(line, "open", "0", str(tmp_path / "none.mp4"), "0.5", "0.7", "pinhole", "fill")
         assert missing.startswith("error\tcannot read the clip")
