@@ -4,7 +4,7 @@
 #   make test              the whole CPU suite
 #   make lint types        what CI checks beside it
 #   make plugin            the plugins for editors, in build/ (Debian; installs what they need when run as root)
-#   make plugin-test       builds and tests them, in melt
+#   make plugin-test       builds and tests them, in melt and in an OpenFX host of the tests
 #
 # PYTHON=python3.12 chooses the interpreter, PIP_FLAGS=... is passed to pip.
 

@@ -38,6 +38,12 @@ def luma(path: Path) -> Pictures:
         return np.stack([f.to_ndarray(format="yuv420p")[: f.height] for f in file.decode(video=0)])
 
 
+def stabilize(clip: Path, to: Path) -> Pictures:
+    """Luma of what the command line makes of a clip."""
+    subprocess.run([VS3R, "stabilize", clip, to, "--codec", "ffv1", "--quiet"], check=True, timeout=50)
+    return luma(to)
+
+
 def make_clip(path: Path, *, rate: int = 25, seed: int = 1) -> Path:
     """A shaky picture of a flat texture."""
     rng = np.random.default_rng(seed)
@@ -90,6 +96,18 @@ class Host:
         return out.read_text()
 
 
+def engines(folder: Path) -> list[int]:
+    """Processes of the engines that listen below a folder."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"unix:{folder}".encode() in line.read_bytes():
+                found.append(int(line.parent.name))
+        except OSError:
+            continue
+    return found
+
+
 @pytest.fixture(scope="session")
 def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Where the plugins find and start the engine; it is ended afterwards."""
@@ -104,12 +122,8 @@ def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
         "VS3R_BRIDGE": str(BUILD / "vs3r-bridge"),
         "QT_QPA_PLATFORM": "offscreen",
     }
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if f"unix:{runtime}".encode() in line.read_bytes():
-                os.kill(int(line.parent.name), signal.SIGKILL)
-        except OSError:
-            continue
+    for engine in engines(base):
+        os.kill(engine, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +163,4 @@ def analysed(melt: Host, tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     folder = tmp_path_factory.mktemp("analysed")
     clip = make_clip(folder / "shaky.mp4", seed=2)
     job = melt.analyse(clip)
-    subprocess.run(
-        [VS3R, "stabilize", clip, folder / "steady.mkv", "--codec", "ffv1", "--quiet"], check=True, timeout=50
-    )
-    return Analysed(clip=clip, job=job, steady=luma(folder / "steady.mkv"))
+    return Analysed(clip=clip, job=job, steady=stabilize(clip, folder / "steady.mkv"))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bridge.conftest import BUILD
+from tests.bridge.conftest import BUILD, engines
 
 _PATIENCE_S = 20
 
@@ -36,18 +36,6 @@ def ask(line: socket.socket, *fields: str) -> str:
     while not answer.endswith(b"\n"):
         answer += line.recv(4096)
     return answer.decode()
-
-
-def engines(runtime: Path) -> list[int]:
-    """Processes of the engines that listen in a folder."""
-    found = []
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if f"unix:{runtime}".encode() in line.read_bytes():
-                found.append(int(line.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_one_engine_serves_all_and_ends_after_the_last(

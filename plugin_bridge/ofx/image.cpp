@@ -1,0 +1,151 @@
+#include "image.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace vs3r::ofx {
+namespace {
+
+// IEEE half precision; what is written lies in [0, 1].
+std::uint16_t half_of(float value) {
+    if (value < 0x1p-14f) return static_cast<std::uint16_t>(std::lrint(value * 0x1p24f));
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits += 0xfff + ((bits >> 13) & 1); // To the nearest, ties to even.
+    return static_cast<std::uint16_t>((bits - (112u << 23)) >> 13);
+}
+
+float value_of(std::uint16_t half) {
+    std::uint32_t magnitude = half & 0x7fffu;
+    float value = static_cast<float>(magnitude) * 0x1p-24f;
+    if (magnitude >= 0x400u) {
+        std::uint32_t bits = (magnitude << 13) + (112u << 23);
+        std::memcpy(&value, &bits, sizeof value);
+    }
+    return half & 0x8000u ? -value : value;
+}
+
+template <Channel> struct Sample;
+template <> struct Sample<Channel::byte> {
+    using Given = std::uint8_t;
+    using Kept = std::uint8_t;
+    static Kept kept(Given value) { return value; }
+    static float share(Kept value) { return static_cast<float>(value) / 255; }
+    static Kept scaled(Given value, float share) { return static_cast<Kept>(static_cast<float>(value) * share + 0.5f); }
+};
+template <> struct Sample<Channel::word> {
+    using Given = std::uint16_t;
+    using Kept = std::uint16_t;
+    static Kept kept(Given value) { return value; }
+    static float share(Kept value) { return static_cast<float>(value) / 65535; }
+    static Kept scaled(Given value, float share) { return static_cast<Kept>(static_cast<float>(value) * share + 0.5f); }
+};
+template <> struct Sample<Channel::half> {
+    using Given = float;
+    using Kept = std::uint16_t;
+    static Kept kept(Given value) { return half_of(value); }
+    static float share(Kept value) { return std::clamp(value_of(value), 0.0f, 1.0f); }
+    static Kept scaled(Given value, float share) { return half_of(value * share); }
+};
+template <> struct Sample<Channel::single> {
+    using Given = float;
+    using Kept = float;
+    static Kept kept(Given value) { return value; }
+    static float share(Kept value) { return std::clamp(value, 0.0f, 1.0f); }
+    static Kept scaled(Given value, float share) { return value * share; }
+};
+
+RectI common(const RectI &a, const RectI &b) {
+    return {std::max(a.x1, b.x1), std::max(a.y1, b.y1), std::min(a.x2, b.x2), std::min(a.y2, b.y2)};
+}
+
+template <Channel channel>
+void lay_as(const Picture &picture, const Image &source, const Image &output, const RectI &window) {
+    using Given = typename Sample<channel>::Given;
+    using Kept = typename Sample<channel>::Kept;
+    const RectI &whole = source.whole();
+    int left = whole.x1 + (whole.x2 - whole.x1 - picture.width) / 2;
+    int bottom = whole.y1 + (whole.y2 - whole.y1 - picture.height) / 2;
+    RectI at = common(common(window, output.bounds()), {left, bottom, left + picture.width, bottom + picture.height});
+    bool is_premultiplied = source.is_premultiplied();
+    for (int y = at.y1; y < at.y2; ++y) {
+        // The host's rows go upward, the picture's downward.
+        auto row = static_cast<std::size_t>(bottom + picture.height - 1 - y);
+        const std::uint8_t *given_row = picture.bytes.data() + row * static_cast<std::size_t>(picture.width) * 4 * sizeof(Given);
+        for (int x = at.x1; x < at.x2; ++x) {
+            Given given[3];
+            std::memcpy(given, given_row + static_cast<std::size_t>(x - left) * 4 * sizeof(Given), sizeof given);
+            // Copied before, where the source had it.
+            auto *out = reinterpret_cast<Kept *>(output.pixel(x, y));
+            float share = is_premultiplied ? Sample<channel>::share(out[3]) : 1;
+            for (int c = 0; c < 3; ++c)
+                out[c] = share < 1 ? Sample<channel>::scaled(given[c], share) : Sample<channel>::kept(given[c]);
+        }
+    }
+}
+
+} // namespace
+
+Image::Image(ImageClip clip, Time time) {
+    if (suites().effects->clipGetImage(clip, time, nullptr, &handle_) != kOk) handle_ = nullptr;
+    if (handle_ == nullptr) return;
+    Properties properties(handle_);
+    data_ = static_cast<std::uint8_t *>(properties.pointer("OfxImagePropData"));
+    row_bytes_ = properties.integer("OfxImagePropRowBytes").value_or(0);
+    bounds_ = properties.rectangle("OfxImagePropBounds").value_or(RectI{});
+    whole_ = properties.rectangle("OfxImagePropRegionOfDefinition").value_or(bounds_);
+    pixel_aspect_ = properties.real("OfxImagePropPixelAspectRatio").value_or(1);
+    is_premultiplied_ =
+        properties.text("OfxImageEffectPropPreMultiplication").value_or("") == "OfxImageAlphaPremultiplied";
+    if (data_ == nullptr || properties.text("OfxImageEffectPropComponents") != "OfxImageComponentRGBA") return;
+    std::string depth = properties.text("OfxImageEffectPropPixelDepth").value_or("");
+    if (depth == "OfxBitDepthByte") channel_ = Channel::byte;
+    if (depth == "OfxBitDepthShort") channel_ = Channel::word;
+    if (depth == "OfxBitDepthHalf") channel_ = Channel::half;
+    if (depth == "OfxBitDepthFloat") channel_ = Channel::single;
+}
+
+Image::~Image() {
+    if (handle_ != nullptr) suites().effects->clipReleaseImage(handle_);
+}
+
+int Image::pixel_bytes() const {
+    return channel_ == Channel::byte ? 4 : channel_ == Channel::single ? 16 : 8;
+}
+
+std::uint8_t *Image::pixel(int x, int y) const {
+    if (x < bounds_.x1 || x >= bounds_.x2 || y < bounds_.y1 || y >= bounds_.y2) return nullptr;
+    return data_ + static_cast<std::ptrdiff_t>(y - bounds_.y1) * row_bytes_ +
+           static_cast<std::ptrdiff_t>(x - bounds_.x1) * pixel_bytes();
+}
+
+Depth depth_of(Channel channel) {
+    return channel == Channel::byte ? Depth::byte : channel == Channel::word ? Depth::half_word : Depth::single;
+}
+
+void copy(const Image &source, const Image &output, const RectI &window) {
+    RectI to = common(window, output.bounds());
+    if (to.x1 >= to.x2) return;
+    RectI from = common(to, source.bounds());
+    auto pixel = static_cast<std::size_t>(output.pixel_bytes());
+    for (int y = to.y1; y < to.y2; ++y) {
+        bool is_seen = from.x1 < from.x2 && y >= from.y1 && y < from.y2;
+        if (!is_seen || from.x1 > to.x1 || from.x2 < to.x2)
+            std::memset(output.pixel(to.x1, y), 0, pixel * static_cast<std::size_t>(to.x2 - to.x1));
+        if (is_seen)
+            std::memcpy(output.pixel(from.x1, y), source.pixel(from.x1, y), pixel * static_cast<std::size_t>(from.x2 - from.x1));
+    }
+}
+
+void lay(const Picture &picture, const Image &source, const Image &output, const RectI &window) {
+    switch (output.channel()) {
+    case Channel::byte: return lay_as<Channel::byte>(picture, source, output, window);
+    case Channel::word: return lay_as<Channel::word>(picture, source, output, window);
+    case Channel::half: return lay_as<Channel::half>(picture, source, output, window);
+    case Channel::single: return lay_as<Channel::single>(picture, source, output, window);
+    case Channel::none: return;
+    }
+}
+
+} // namespace vs3r::ofx

@@ -1,0 +1,51 @@
+// The host's pictures: rows from the bottom or the top, four depths, alpha straight or not.
+#pragma once
+
+#include <cstdint>
+
+#include "clip.h"
+#include "host.h"
+
+namespace vs3r::ofx {
+
+enum class Channel { none, byte, word, half, single };
+
+// A host's image; it is released with this.
+class Image {
+public:
+    Image(ImageClip clip, Time time);
+    ~Image();
+    Image(const Image &) = delete;
+    Image &operator=(const Image &) = delete;
+
+    // RGBA of a depth that is known, in memory.
+    explicit operator bool() const { return channel_ != Channel::none; }
+    Channel channel() const { return channel_; }
+    // What it covers, in its own pixels, and what the whole picture would.
+    const RectI &bounds() const { return bounds_; }
+    const RectI &whole() const { return whole_; }
+    double pixel_aspect() const { return pixel_aspect_; }
+    bool is_premultiplied() const { return is_premultiplied_; }
+    int pixel_bytes() const;
+    // Null outside of its bounds.
+    std::uint8_t *pixel(int x, int y) const;
+
+private:
+    PropertySet handle_ = nullptr;
+    Channel channel_ = Channel::none;
+    RectI bounds_{}, whole_{};
+    std::uint8_t *data_ = nullptr;
+    int row_bytes_ = 0;
+    double pixel_aspect_ = 1;
+    bool is_premultiplied_ = false;
+};
+
+// How the core gives what becomes this.
+Depth depth_of(Channel channel);
+
+// The window of the output becomes the source, transparent black where there is none.
+void copy(const Image &source, const Image &output, const RectI &window);
+// Colour of a picture goes into the middle of the source's whole, as far as it lies in the window; alpha is the source's.
+void lay(const Picture &picture, const Image &source, const Image &output, const RectI &window);
+
+} // namespace vs3r::ofx
