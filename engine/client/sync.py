@@ -17,6 +17,7 @@ from vs3r.engine.proto.layout import Layout, layout_message, layout_of, planar_l
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.types import Frame
 
+_CHUNK = 1 << 18
 _TIMEOUT_S = 60.0
 
 
@@ -142,6 +143,16 @@ class Client:
         """The session's track as a .vs3r file."""
         with self.open_call("DownloadTrack", pb.DownloadTrackRequest(session=session)) as chunks:
             return b"".join(message.chunk for message in chunks)
+
+    def upload_track(self, session: str, track: bytes) -> pb.Analysis:
+        """Give the session a .vs3r file as its track."""
+
+        def requests() -> Iterator[pb.UploadTrackRequest]:
+            yield pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session))
+            for at in range(0, len(track), _CHUNK):
+                yield pb.UploadTrackRequest(chunk=track[at : at + _CHUNK])
+
+        return self.call("UploadTrack", requests(), timeout_s=None).analysis  # type: ignore[no-any-return]
 
     def set_smoothing(self, session: str, smooth: pb.SmoothConfig) -> pb.SetSmoothingResponse:
         """Smooth the path again; fields that are not set stay as they are."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vs3r.engine.media import VideoReader
@@ -22,14 +20,13 @@ from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.state import State, first_config, frame_bytes, next_frame
 from vs3r.engine.server.stream_run import CREDITS, StreamRun, draining, result_message
 from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
-from vs3r.engine.track_file import check_source, save_track
+from vs3r.engine.track_file import check_source
 from vs3r.errors import Vs3rError
 from vs3r.reconstruct.flow_ba import BLOCK, OVERLAP
 
 if TYPE_CHECKING:
     import grpc
 
-_CHUNK = 1 << 20
 _PROGRESS_EVERY = 8
 
 
@@ -152,18 +149,6 @@ class FrameCalls:
             if analysis.frames % _PROGRESS_EVERY == 0:
                 yield _progress(analysis.frames, 0)
         yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
-
-    def download_track(
-        self, request: pb.DownloadTrackRequest, _context: grpc.ServicerContext
-    ) -> Iterator[pb.DownloadTrackResponse]:
-        track, _ = self._sessions.get(request.session).path()
-        # Written anew: the one in the cache may be gone or going.
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "track.vs3r"
-            save_track(track, path)
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    yield pb.DownloadTrackResponse(chunk=chunk)
 
     def set_smoothing(self, request: pb.SetSmoothingRequest, _context: grpc.ServicerContext) -> pb.SetSmoothingResponse:
         session = self._sessions.get(request.session)

@@ -24,6 +24,7 @@ from vs3r.engine.server.problems import Malformed, edge
 from vs3r.engine.server.session_calls import SessionCalls
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.state import State
+from vs3r.engine.server.track_calls import TrackCalls
 from vs3r.errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _handlers(state: State) -> grpc.GenericRpcHandler:
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
-    groups = SessionCalls(state), FrameCalls(state)
+    groups = SessionCalls(state), TrackCalls(state), FrameCalls(state)
     handlers = {}
     for method in SERVICE.methods:
         snake = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()

@@ -21,7 +21,7 @@ from vs3r.engine.pipeline import Rendering, SourceWindow, TrackAnalysis
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
-from vs3r.engine.track_file import load_track
+from vs3r.engine.track_file import load_track, save_track
 from vs3r.refine import make_refiner
 from vs3r.types import CameraTrack, Frame
 
@@ -122,6 +122,51 @@ def test_smoothing_again(analysed: tuple[Client, str, CameraTrack]) -> None:
     assert pixels(after) != pixels(before)
     wrong = pb.SetSmoothingRequest(session=session, smooth=pb.SmoothConfig(smoothness=2))
     assert [v.field for v in refusal(client, "SetSmoothing", wrong).violations] == ["smooth"]
+
+
+def test_a_track_from_elsewhere_needs_no_analysis(analysed: tuple[Client, str, CameraTrack], serve: Serve) -> None:
+    client, session, _ = analysed
+    data, want = client.download_track(session), pixels(client.get_frame(session, 8).frame)
+    with connected(serve(still_models())) as other:
+        fresh = other.create_session("another", CONFIG).name
+        other.upload_frames(fresh, list(enumerate(FRAMES)))
+        analysis = other.upload_track(fresh, data)
+        assert (analysis.frame_count, analysis.stored, analysis.reused) == (len(FRAMES), True, False)
+        assert other.download_track(fresh) == data
+        assert other.get_session(fresh).track == analysis.track
+    with connected(serve()) as again:
+        kept = again.create_session("another", CONFIG)
+        assert kept.frame_count == len(FRAMES)
+        again.upload_frames(kept.name, list(enumerate(FRAMES)))
+        assert pixels(again.get_frame(kept.name, 8).frame) == want
+
+
+def test_tracks_that_cannot_be_used_are_refused_in_a_line(
+    analysed: tuple[Client, str, CameraTrack], serve: Serve, tmp_path: Path
+) -> None:
+    client, session, track = analysed
+    data, before = client.download_track(session), client.get_frame(session, 8)
+    save_track(replace(track, width=32), tmp_path / "narrow.vs3r")
+    for wrong, words in (
+        (b"", "not a track"),
+        (data[:-10], "cut short"),
+        (b"\x00" * 4096, "not a track"),
+        (data.replace(b"vs3r-track", b"vs3r-trick"), "another safetensors file"),
+        ((tmp_path / "narrow.vs3r").read_bytes(), "does not belong to this clip: the track has 32x48 pixels"),
+    ):
+        with pytest.raises(ServerError, match=words) as caught:
+            client.upload_track(session, wrong)
+        assert (caught.value.code, caught.value.reason) == ("FAILED_PRECONDITION", "TRACK_UNUSABLE")
+        assert "\n" not in str(caught.value) and "/" not in caught.value.args[0]
+    assert pixels(client.get_frame(session, 8).frame) == pixels(before.frame)
+    with connected(serve(max_message_mb=1)) as small:
+        own = small.create_session("clip", CONFIG).name
+        with pytest.raises(ServerError, match="at most 1 MB") as caught:
+            small.upload_track(own, bytes(3 << 20))
+        assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "TRACK_TOO_LARGE")
+    config = pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session))
+    for order in ([], [pb.UploadTrackRequest(chunk=b"x")], [config, config]):
+        assert refusal(client, "UploadTrack", iter(order)).reason == "MESSAGE_ORDER"
 
 
 def test_a_stream_makes_the_track_too(client: Client) -> None:

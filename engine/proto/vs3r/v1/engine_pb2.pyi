@@ -436,6 +436,26 @@ class DownloadTrackResponse(_message.Message):
     chunk: bytes
     def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
 
+class UploadTrackRequest(_message.Message):
+    __slots__ = ("config", "chunk")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    config: UploadTrackConfig
+    chunk: bytes
+    def __init__(self, config: _Optional[_Union[UploadTrackConfig, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class UploadTrackConfig(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class UploadTrackResponse(_message.Message):
+    __slots__ = ("analysis",)
+    ANALYSIS_FIELD_NUMBER: _ClassVar[int]
+    analysis: Analysis
+    def __init__(self, analysis: _Optional[_Union[Analysis, _Mapping]] = ...) -> None: ...
+
 class SetSmoothingRequest(_message.Message):
     __slots__ = ("session", "smooth")
     SESSION_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,78 @@
+"""Calls that take or give tracks as files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.problems import Malformed, Problem, malformed
+from vs3r.engine.server.state import State, first_config
+from vs3r.engine.server.track_run import analysis_message
+from vs3r.engine.track_file import check_source, load_track, save_track
+from vs3r.errors import TrackError
+from vs3r.types import CameraTrack
+
+if TYPE_CHECKING:
+    import grpc
+
+_CHUNK = 1 << 20
+
+
+class TrackCalls:
+    """One function per call of the proto, named as it in lower case."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._sessions = state.sessions
+
+    def download_track(
+        self, request: pb.DownloadTrackRequest, _context: grpc.ServicerContext
+    ) -> Iterator[pb.DownloadTrackResponse]:
+        track, _ = self._sessions.get(request.session).path()
+        # Written anew: the one in the cache may be gone or going.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "track.vs3r"
+            save_track(track, path)
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield pb.DownloadTrackResponse(chunk=chunk)
+
+    def upload_track(
+        self, requests: Iterator[pb.UploadTrackRequest | Malformed], context: grpc.ServicerContext
+    ) -> pb.UploadTrackResponse:
+        config: pb.UploadTrackConfig = first_config(requests)
+        session = self._sessions.get(config.session)
+        with self._state.slot(), self._sessions.call(session, context.cancel):
+            track = self._receive(requests)
+            if session.layout is not None:
+                check_source(track, session.layout.format)
+            session.set_track(track, set())
+            stored = self._state.store.save(session.track_id, track)
+        return pb.UploadTrackResponse(analysis=analysis_message(session, track, stored=stored))
+
+    def _receive(self, requests: Iterator[pb.UploadTrackRequest | Malformed]) -> CameraTrack:
+        left = self._state.config.max_message_mb << 20
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "track.vs3r"
+            with path.open("wb") as file:
+                for request in requests:
+                    if isinstance(request, Malformed):
+                        raise malformed()
+                    if request.WhichOneof("message") != "chunk":
+                        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only chunks")
+                    left -= file.write(request.chunk)
+                    if left < 0:
+                        raise Problem(
+                            "RESOURCE_EXHAUSTED",
+                            "TRACK_TOO_LARGE",
+                            f"expected a track of at most {self._state.config.max_message_mb} MB, got more; "
+                            "start the server with a larger --max-message-mb",
+                        )
+            try:
+                return load_track(path)
+            except TrackError as error:
+                # Where the server put it is no client's business.
+                raise TrackError(str(error).replace(f"{path}: ", "")) from None
