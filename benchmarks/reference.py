@@ -28,7 +28,9 @@ from vs3r.metrics import ClipMetrics, Jitter, sharpness_ratio
 
 DETECT = "vidstabdetect=shakiness=10:accuracy=15:result=transforms.trf"
 TRANSFORM = "vidstabtransform=input=transforms.trf:smoothing=30:optzoom=0:crop=black"
-ENCODE = ("-c:v", "libx264", "-crf", "18", "-preset", "medium")
+# ffmpeg would repeat and drop frames of clips whose frame rate changes, and a repeated frame looks steady.
+FRAMES = ("-fps_mode", "passthrough")
+ENCODE = (*FRAMES, "-c:v", "libx264", "-crf", "18", "-preset", "medium")
 _SHARPNESS_STEP = 10
 _METRIC_MODULES = (vs3r.metrics.evaluate, vs3r.metrics.features, vs3r.metrics.motion, vs3r.metrics.picture)
 
@@ -101,7 +103,7 @@ def _vidstab(clip: Path, folder: Path, *, repeat: int, fresh: bool) -> Cost:
     if times.exists() and not fresh:
         return Cost(**json.loads(times.read_text()))
     read = ("ffmpeg", "-v", "error", "-nostdin", "-y", "-i", str(clip.resolve()), "-map", "0:v:0")
-    detect = (*read, "-vf", DETECT, "-f", "null", "-")
+    detect = (*read, "-vf", DETECT, *FRAMES, "-f", "null", "-")
     transform = (*read, "-vf", TRANSFORM, *ENCODE, "vidstab.mp4")
     bicubic = (*read, "-vf", f"{TRANSFORM}:interpol=bicubic", *ENCODE, "bicubic.mp4")
     cost = median_cost([run(detect, cwd=folder).then(run(transform, cwd=folder)) for _ in range(repeat)])
