@@ -126,5 +126,5 @@ def _load(path: Path, cost: Cost) -> Reference:
 
 def _clip(raw: dict[str, Any]) -> ClipMetrics:
     shake = Jitter(**raw["jitter"]) if raw["jitter"] is not None else None
-    motion = np.array(raw["motion"], dtype=np.float64).reshape(-1, 3)
-    return ClipMetrics(**{**raw, "jitter": shake, "motion": motion})
+    path = {name: np.array(raw[name], dtype=np.float64).reshape(-1, 3) for name in ("motion", "change")}
+    return ClipMetrics(**{**raw, "jitter": shake, **path})

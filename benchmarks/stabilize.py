@@ -92,7 +92,7 @@ def fill_row(name: str, known: Reference | None, ours: Evaluation | None, cost: 
         row.frames = source.frames
         row.set_jitter("jitter_in", source.jitter)
         row.set_jitter("jitter_vidstab", theirs.jitter)
-        row.set_jitter("vidstab_over_in", jitter_ratio(theirs.motion, source.motion))
+        row.set_jitter("vidstab_over_in", jitter_ratio(theirs.change, source.change))
         row.stability_in, row.stability_vidstab = source.stability, theirs.stability
         row.ese_in, row.ese_vidstab = source.epipolar_error_px2, theirs.epipolar_error_px2
         row.we_in, row.we_vidstab = source.warp_error, theirs.warp_error
@@ -103,7 +103,7 @@ def fill_row(name: str, known: Reference | None, ours: Evaluation | None, cost: 
     if known is not None and ours is not None and cost is not None:
         row.set_jitter("jitter_ours", ours.output.jitter)
         row.set_jitter("ours_over_in", ours.jitter_ratio)
-        row.set_jitter("ours_over_vidstab", jitter_ratio(ours.output.motion, known.vidstab.motion))
+        row.set_jitter("ours_over_vidstab", jitter_ratio(ours.output.change, known.vidstab.change))
         row.stability_ours = ours.output.stability
         row.ese_ours, row.we_ours = ours.output.epipolar_error_px2, ours.output.warp_error
         row.cropping_ours, row.valid_ours_min = ours.cropping, ours.valid_share_min

@@ -10,7 +10,7 @@ import numpy as np
 
 from vs3r.errors import ShapeError
 from vs3r.metrics import features
-from vs3r.metrics.motion import GlobalMotion, Jitter, as_motion, jitter, jitter_ratio
+from vs3r.metrics.motion import GlobalMotion, Jitter, Moved, jitter, jitter_ratio, path_of
 from vs3r.metrics.picture import Picture, border_mask, check_picture, sharpness_pair, to_grey
 from vs3r.types import DoubleArray
 
@@ -44,6 +44,8 @@ class ClipMetrics:
     motion: DoubleArray
     """(frames - 1, 3) global motion from each picture to the next: x and y of the centre in pixels at a long side of
     1280, rotation in degrees; NaN where it could not be measured."""
+    change: DoubleArray
+    """(frames - 2, 3) how the motion changes from one step to the next, as the same points see both; NaN likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,7 +107,7 @@ class _ClipState:
     motion: GlobalMotion = field(default_factory=GlobalMotion)
     previous: Picture | None = None
     found: features.Features | None = None
-    steps: list[DoubleArray] = field(default_factory=list)
+    moves: list[Moved] = field(default_factory=list)
     homographies: list[DoubleArray] = field(default_factory=list)
     epipolar: list[float] = field(default_factory=list)
     warp: list[float] = field(default_factory=list)
@@ -118,9 +120,9 @@ class _ClipState:
                 f"expected every picture of a clip to have the shape {self.previous.shape}; got {picture.shape}"
             )
         grey = to_grey(picture)
-        step = self.motion.push(grey)
-        if step is not None:
-            self.steps.append(step)
+        moved = self.motion.push(grey)
+        if moved is not None:
+            self.moves.append(moved)
         self.valid.append(1 - float(border_mask(grey).mean()))
         if not self.quick:
             self._push_paper(picture, self.finder.find(grey))
@@ -144,10 +146,10 @@ class _ClipState:
         self.found = found
 
     def result(self, pts_s: Sequence[float] | None) -> ClipMetrics:
-        motion = as_motion(self.steps, pts_s)
+        motion, change = path_of(self.moves, pts_s)
         return ClipMetrics(
             frames=len(self.valid),
-            jitter=jitter(motion),
+            jitter=jitter(change),
             tracked_share=float(np.isfinite(motion).all(axis=1).mean()) if len(motion) else None,
             stability=features.stability_score(self.homographies),
             epipolar_error_px2=_mean(self.epipolar),
@@ -155,6 +157,7 @@ class _ClipState:
             valid_share=float(np.mean(self.valid)),
             valid_share_min=min(self.valid),
             motion=motion,
+            change=change,
         )
 
 
@@ -254,7 +257,7 @@ def evaluate(
         valid_share=float(np.mean(shares)),
         valid_share_min=float(min(shares)),
         valid_is_estimated=valid_shares is None,
-        jitter_ratio=jitter_ratio(output_metrics.motion, input_metrics.motion),
+        jitter_ratio=jitter_ratio(output_metrics.change, input_metrics.change),
         sharpness_ratio=_ratio_of_means(compared.sharpness),
         lpips=_mean(compared.distances),
     )

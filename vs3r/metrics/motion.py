@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from vs3r.metrics.picture import Picture, border_mask
 from vs3r.types import DoubleArray
@@ -21,7 +22,9 @@ _MIN_TRACKS = 12
 _MIN_TRACKED_SHARE = 0.2
 _MIN_INLIER_SHARE = 0.25
 _FORWARD_BACKWARD_PX = 0.5
-_RANSAC_PX = 2.0
+_INLIER_PX = 2.0
+_HYPOTHESES = 500
+_MIN_APART_PX = 10.0
 _ROBUST_PX = 2.0
 _REFINE_STEPS = 20
 _IRREGULAR_SHARE = 0.5
@@ -41,38 +44,59 @@ class Jitter:
     """Rotation in degrees per frame squared."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Moved:
+    """How a picture moved, in pixels at a long side of 1280 and degrees; NaN where it cannot be measured (a cut)."""
+
+    step: DoubleArray
+    """(3,) shift of the picture's centre in x and y and rotation, from the previous picture to this one."""
+    change: DoubleArray
+    """(3,) this step less the one before it, both of the same points. NaN for the second picture."""
+
+
 class GlobalMotion:
     """Measures the global motion from one picture to the next, one picture at a time.
 
     Corners in the inner 80 % of the picture are followed by Lucas-Kanade with a forward-backward check; a similarity is
-    found by RANSAC and refined by iteratively reweighted least squares (Geman-McClure), which weighs layers of
-    different depth smoothly instead of hopping between them.
+    found by RANSAC and refined by iteratively reweighted least squares (Geman-McClure). For the change from one step
+    to the next the corners of the picture between are followed both ways and weighted by both residuals together: two
+    steps that are measured by themselves may follow different layers or people, whose difference is no shake.
     """
 
     def __init__(self) -> None:
+        self._before: Picture | None = None
         self._previous: Picture | None = None
         self._corners: DoubleArray | None = None
 
-    def push(self, grey: Picture) -> DoubleArray | None:
-        """Motion from the previous picture to this one.
+    def push(self, grey: Picture) -> Moved | None:
+        """Motion up to this picture.
 
         Args:
             grey: (H, W), the same size in every call.
         Returns:
-            (3,) shift of the picture's centre in x and y (pixels at a long side of 1280) and rotation in degrees; NaN
-            where it cannot be measured (scene cut, no texture). None for the first picture.
+            None for the first picture.
         """
         scale = min(1.0, _WORK_LONG_SIDE / max(grey.shape))
         small = grey
         if scale < 1:
             small = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-        previous, corners = self._previous, self._corners
-        self._previous, self._corners = small, find_corners(small)
+        before, previous, corners = self._before, self._previous, self._corners
+        self._before, self._previous, self._corners = previous, small, find_corners(small)
         if previous is None or corners is None:
             return None
-        motion = _track(previous, small, corners)
-        report = _REPORT_LONG_SIDE / max(small.shape)
-        return np.full(3, np.nan) if motion is None else motion * np.array([report, report, 1.0])
+        centre = np.array([small.shape[1] - 1, small.shape[0] - 1]) / 2
+        here = corners - centre
+        there, kept = _track(previous, small, corners)
+        step = fit_similarity(here[kept], there[kept] - centre) if _enough(kept) else None
+        change = None
+        if before is not None:
+            past, kept_past = _track(previous, before, corners)
+            kept &= kept_past
+            if _enough(kept):
+                change = fit_change(here[kept], past[kept] - centre, there[kept] - centre)
+        unit = np.array([_REPORT_LONG_SIDE / max(small.shape)] * 2 + [1.0])
+        unknown = np.full(3, np.nan)
+        return Moved(step=unknown if step is None else step * unit, change=unknown if change is None else change * unit)
 
 
 def find_corners(grey: Picture) -> DoubleArray:
@@ -94,22 +118,21 @@ def find_corners(grey: Picture) -> DoubleArray:
     return np.asarray(corners, dtype=np.float64).reshape(-1, 2)
 
 
-def _track(previous: Picture, current: Picture, corners: DoubleArray) -> DoubleArray | None:
+def _track(source: Picture, target: Picture, corners: DoubleArray) -> tuple[DoubleArray, npt.NDArray[np.bool_]]:
+    """Where corners (N, 2) of the source are in the target, (N, 2), and which of them were found, (N,)."""
     if len(corners) < _MIN_TRACKS:
-        return None
+        return corners, np.zeros(len(corners), np.bool_)
     start = corners.astype(np.float32).reshape(-1, 1, 2)
-    levels = max(0, min(_LK_LEVELS, int(np.log2(min(current.shape) / (2 * _LK_WINDOW[0])))))
+    levels = max(0, min(_LK_LEVELS, int(np.log2(min(target.shape) / (2 * _LK_WINDOW[0])))))
     options = {"winSize": _LK_WINDOW, "maxLevel": levels, "criteria": _LK_CRITERIA}
-    end, found, _ = cv2.calcOpticalFlowPyrLK(previous, current, start, None, **options)  # type: ignore[call-overload]
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(current, previous, end, None, **options)  # type: ignore[call-overload]
+    end, found, _ = cv2.calcOpticalFlowPyrLK(source, target, start, None, **options)  # type: ignore[call-overload]
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(target, source, end, None, **options)  # type: ignore[call-overload]
     near = np.linalg.norm((back - start).reshape(-1, 2), axis=1) < _FORWARD_BACKWARD_PX
-    kept = near & (found.ravel() > 0) & (found_back.ravel() > 0)
-    if kept.sum() < max(_MIN_TRACKS, _MIN_TRACKED_SHARE * len(corners)):
-        return None
-    centre = np.array([current.shape[1] - 1, current.shape[0] - 1]) / 2
-    p = start.reshape(-1, 2)[kept].astype(np.float64) - centre
-    q = end.reshape(-1, 2)[kept].astype(np.float64) - centre
-    return fit_similarity(p, q)
+    return end.reshape(-1, 2).astype(np.float64), near & (found.ravel() > 0) & (found_back.ravel() > 0)
+
+
+def _enough(kept: npt.NDArray[np.bool_]) -> bool:
+    return int(kept.sum()) >= max(_MIN_TRACKS, _MIN_TRACKED_SHARE * len(kept))
 
 
 def fit_similarity(p: DoubleArray, q: DoubleArray) -> DoubleArray | None:
@@ -121,78 +144,105 @@ def fit_similarity(p: DoubleArray, q: DoubleArray) -> DoubleArray | None:
     Returns:
         (3,) shift x, shift y in pixels, rotation in degrees; None where fewer than 12 points or a quarter agree.
     """
-    guess, inliers = cv2.estimateAffinePartial2D(
-        p, q, method=cv2.RANSAC, ransacReprojThreshold=_RANSAC_PX, maxIters=2000, confidence=0.999, refineIters=0
-    )
-    if guess is None or inliers.sum() < max(_MIN_TRACKS, _MIN_INLIER_SHARE * len(p)):
-        return None
+    found = _similarities(p, [q])
+    return None if found is None else found[0]
+
+
+def fit_change(p: DoubleArray, past: DoubleArray, future: DoubleArray) -> DoubleArray | None:
+    """The second difference of a path of similarities, as those points see it that agree on both of its steps.
+
+    Args:
+        p: (N, 2) points of a picture around the origin, in pixels.
+        past, future: (N, 2) where they were in the picture before and are in the one after it.
+    Returns:
+        (3,) shift in pixels and rotation in degrees of future - 2 p + past; None as in fit_similarity.
+    """
+    found = _similarities(p, [past, future])
+    return None if found is None else found[0] + found[1]
+
+
+def _similarities(p: DoubleArray, moved: list[DoubleArray]) -> list[DoubleArray] | None:
+    """One robust similarity from p to each of `moved`, with common weights."""
     # Complex numbers: q = turn * p + shift, `turn` holds rotation and scale.
-    zp, zq = p[:, 0] + 1j * p[:, 1], q[:, 0] + 1j * q[:, 1]
-    turn, shift = complex(guess[0, 0], guess[1, 0]), complex(guess[0, 2], guess[1, 2])
+    zp, zqs = p[:, 0] + 1j * p[:, 1], [q[:, 0] + 1j * q[:, 1] for q in moved]
+    # Every hypothesis is two points; which they are is the same on every run.
+    i, j = np.random.default_rng(0).integers(0, len(zp), (2, _HYPOTHESES))
+    apart = np.abs(zp[i] - zp[j]) > _MIN_APART_PX
+    if not apart.any():
+        return None
+    i, j = i[apart], j[apart]
+    residual2 = np.zeros((len(i), len(zp)))
+    for zq in zqs:
+        turns = (zq[i] - zq[j]) / (zp[i] - zp[j])
+        residual2 += np.abs(turns[:, None] * (zp - zp[i, None]) + zq[i, None] - zq) ** 2
+    best = residual2[np.argmax((1 / (1 + residual2 / _ROBUST_PX**2)).sum(axis=1))]
+    inliers = int((best < len(zqs) * _INLIER_PX**2).sum())
+    if inliers < max(_MIN_TRACKS, _MIN_INLIER_SHARE * len(p)):
+        return None
+    fits: list[tuple[complex, complex]] = []
     for _ in range(_REFINE_STEPS):
-        residual2 = np.abs(turn * zp + shift - zq) ** 2
-        weight = (1 + residual2 / _ROBUST_PX**2) ** -2
+        weight = (1 + best / _ROBUST_PX**2) ** -2
         weight /= weight.sum()
-        mean_p, mean_q = (weight * zp).sum(), (weight * zq).sum()
+        mean_p = (weight * zp).sum()
         spread = (weight * np.abs(zp - mean_p) ** 2).sum()
         if spread < 1.0:
             return None
-        turn = complex((weight * np.conj(zp - mean_p) * (zq - mean_q)).sum() / spread)
-        shift = complex(mean_q - turn * mean_p)
-    return np.array([shift.real, shift.imag, np.degrees(np.angle(turn))])
+        fits = []
+        for zq in zqs:
+            mean_q = (weight * zq).sum()
+            turn = complex((weight * np.conj(zp - mean_p) * (zq - mean_q)).sum() / spread)
+            fits.append((turn, complex(mean_q - turn * mean_p)))
+        best = np.sum(
+            [np.abs(turn * zp + shift - zq) ** 2 for (turn, shift), zq in zip(fits, zqs, strict=True)], axis=0
+        )
+    return [np.array([shift.real, shift.imag, np.degrees(np.angle(turn))]) for turn, shift in fits]
 
 
-def jitter(motion: DoubleArray) -> Jitter | None:
-    """RMS of the second difference of the path whose steps are given: the change from one step to the next.
+def jitter(change: DoubleArray) -> Jitter | None:
+    """RMS of the second difference of a path.
 
     Args:
-        motion: (T - 1, 3) as from GlobalMotion.push; rows of NaN (cuts) are left out together with their neighbours'
-            differences to them.
+        change: (T - 2, 3) as from GlobalMotion.push; rows of NaN (cuts) are left out.
     Returns:
-        None where no two neighbouring steps were measured.
+        None where nothing was measured.
     """
-    return _rms(_second_difference(motion))
+    known = change[np.isfinite(change).all(axis=1)]
+    if len(known) == 0:
+        return None
+    px = np.sqrt((known[:, :2] ** 2).sum(axis=1).mean())
+    return Jitter(px=float(px), deg=float(np.sqrt((known[:, 2] ** 2).mean())))
 
 
 def jitter_ratio(output: DoubleArray, source: DoubleArray) -> Jitter | None:
     """Jitter of the output over that of the source, on the frames where both could be measured.
 
     Args:
-        output: (T - 1, 3) motion of the output.
-        source: (T - 1, 3) motion of the source; a longer one is cut to the shorter.
+        output: (T - 2, 3) changes of the output.
+        source: (T - 2, 3) changes of the source; a longer one is cut to the shorter.
     Returns:
-        Ratios; None where nothing could be compared or the source does not move at all.
+        Ratios; None where nothing could be compared or the source does not shake at all.
     """
     count = min(len(output), len(source))
-    left, before = _second_difference(output[:count]), _second_difference(source[:count])
+    left, before = output[:count], source[:count]
     both = np.isfinite(left).all(axis=1) & np.isfinite(before).all(axis=1)
-    after_rms, before_rms = _rms(left[both]), _rms(before[both])
+    after_rms, before_rms = jitter(left[both]), jitter(before[both])
     if after_rms is None or before_rms is None or before_rms.px == 0 or before_rms.deg == 0:
         return None
     return Jitter(px=after_rms.px / before_rms.px, deg=after_rms.deg / before_rms.deg)
 
 
-def as_motion(steps: Sequence[DoubleArray], pts_s: Sequence[float] | None = None) -> DoubleArray:
-    """(T - 1, 3) from a list of (3,) steps, also when it is empty.
+def path_of(moves: Sequence[Moved], pts_s: Sequence[float] | None = None) -> tuple[DoubleArray, DoubleArray]:
+    """Steps (T - 1, 3) and their changes (T - 2, 3) of a clip, also of an empty one.
 
-    With the times of the T pictures, steps over an interval that is more than half off the median become NaN: a longer
-    wait is more motion, not shake.
+    With the times of the T pictures, steps over an interval that is more than half off the median become NaN, and so do
+    the changes from and to them: a longer wait is more motion, not shake.
     """
-    motion = np.array(steps, dtype=np.float64).reshape(-1, 3)
-    if pts_s is not None and len(motion):
+    steps = np.array([move.step for move in moves], dtype=np.float64).reshape(-1, 3)
+    changes = np.array([move.change for move in moves[1:]], dtype=np.float64).reshape(-1, 3)
+    if pts_s is not None and len(steps):
         waits = np.diff(np.asarray(pts_s, dtype=np.float64))
         usual = np.median(waits)
-        motion[np.abs(waits - usual) > _IRREGULAR_SHARE * usual] = np.nan
-    return motion
-
-
-def _second_difference(motion: DoubleArray) -> DoubleArray:
-    return np.diff(motion, axis=0)
-
-
-def _rms(difference: DoubleArray) -> Jitter | None:
-    known = difference[np.isfinite(difference).all(axis=1)]
-    if len(known) == 0:
-        return None
-    px = np.sqrt((known[:, :2] ** 2).sum(axis=1).mean())
-    return Jitter(px=float(px), deg=float(np.sqrt((known[:, 2] ** 2).mean())))
+        irregular = np.abs(waits - usual) > _IRREGULAR_SHARE * usual
+        steps[irregular] = np.nan
+        changes[irregular[1:] | irregular[:-1]] = np.nan
+    return steps, changes
