@@ -1,38 +1,40 @@
-"""The virtual camera path: Gaussian smoothing, offline and causal with a lookahead (VS3R eq. 2 and 3).
+"""The virtual camera path: the least acceleration that stays near the real path (in the place of VS3R eq. 2 and 3).
 
-A plain Gaussian lags behind a pan where it is cut off at the newest frame, and flattens a pan's beginning and end. Each
-camera here is the value at frame t of a parabola fitted to its neighbours with Gaussian weights, its curvature shrunk,
-because curvature is what shake has most of (docs/decisions/smoothing.md).
+A Gaussian, as in the paper, lags behind a pan where it is cut off at the newest frame, and where every frame has a
+neighbourhood of its own each newly seen frame shakes the path. Here the path ahead is planned as a whole, going on from
+the cameras already output, and one camera of it is output: preview control (docs/decisions/smoothing.md).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from vs3r.config import SmoothConfig
 from vs3r.geometry import matrix_from_quat_wxyz, quat_wxyz_from_matrix
 from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, VirtualCamera
 
-__all__ = ["PathSmoother", "SmoothedFrame", "sigma_s", "smooth_path", "smooth_track"]
+__all__ = ["PathSmoother", "SmoothedFrame", "reach_s", "smooth_path", "smooth_track"]
 
-SIGMA_AT_FULL_S = 2.8
-# Weight of the squared curvature, in units of what a neighbourhood of one Gaussian's weight says of it.
-CURVATURE_WEIGHT = 0.5
-# Where a neighbourhood is cut off, shake looks like slope: the variance that it gives a slope, in units of what
-# independent deviations would give.
-SLOPE_NOISE = 0.3
-REACH_SIGMAS = 3.0
-# A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the width.
-ZOOM_SIGMAS = 0.1
-# What smoothing over the whole width would change a focal length by is taken for noise well below this share of it.
+REACH_AT_FULL_S = 1.8
+# A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the reach.
+ZOOM_REACH = 0.1
+# What smoothing over the whole reach would change a focal length by is taken for noise well below this share of it.
 ZOOM = 0.01
-# The limit on the virtual camera changes over this many frames to each side, so that its onset is not a jolt.
-LIMIT_REACH_FRAMES = 12
+# A plan that ends sooner than this many reaches ahead goes on along the line that fits the newest frames.
+HORIZON_REACHES = 2.2
+LINE_REACHES = 1.55
+# Shake looks like slope: the variance that it gives the line's, in units of what independent deviations would give.
+SLOPE_NOISE = 0.3
+# A plan this many reaches ahead no longer changes with what comes after it.
+SETTLED_REACHES = 8
+TRACK_CHUNK_FRAMES = 64
+# Where the virtual camera would leave the real one too far behind, nearness counts so many times more, until it does not.
+LIMIT_FACTOR = 2.0
+LIMIT_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +49,7 @@ class SmoothedFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Path:
-    """Cameras in time order as the quantities that are smoothed: 8 numbers each."""
+    """Cameras in time order as the quantities that are smoothed."""
 
     pts_s: DoubleArray
     """(T,)"""
@@ -72,31 +74,20 @@ class _Path:
             log_focal=np.log([g.K[0, 0] for g in geometries]),
         )
 
-    def smoothed(self, at: npt.NDArray[np.int64], sigma: DoubleArray, last: int) -> _Path:
-        """The smoothed path at the frames `at`, each with its own width sigma, seen from frames 0 to `last` only."""
-        pose = np.concatenate([self.centre, self.quat_wxyz], 1)[: last + 1]
-        times, now = self.pts_s[: last + 1], self.pts_s[at]
-        fitted = _local_parabola(times, pose, now, sigma)
-        calm, zooming = (
-            _local_parabola(times, self.log_focal[: last + 1, None], now, share * sigma) for share in (1.0, ZOOM_SIGMAS)
-        )
-        change = zooming - calm
-        focal = calm + change**3 / (change**2 + ZOOM**2)
-        quat = fitted[:, 3:]
+    @staticmethod
+    def from_values(pts_s: DoubleArray, values: DoubleArray) -> _Path:
+        """The inverse of `values`; quaternions are normalised."""
+        quat = values[:, 3:7]
         return _Path(
-            pts_s=now,
-            centre=fitted[:, :3],
+            pts_s=pts_s,
+            centre=values[:, :3],
             quat_wxyz=quat / np.linalg.norm(quat, axis=1, keepdims=True),
-            log_focal=focal[:, 0],
+            log_focal=values[:, 7],
         )
 
-    def at(self, index: npt.NDArray[np.int64]) -> _Path:
-        return _Path(
-            pts_s=self.pts_s[index],
-            centre=self.centre[index],
-            quat_wxyz=self.quat_wxyz[index],
-            log_focal=self.log_focal[index],
-        )
+    def values(self) -> DoubleArray:
+        """(T, 8)"""
+        return np.concatenate([self.centre, self.quat_wxyz, self.log_focal[:, None]], 1)
 
     def cam_from_world(self) -> DoubleArray:
         """(T, 4, 4)"""
@@ -108,53 +99,75 @@ class _Path:
         return out
 
 
-def sigma_s(smoothness: float) -> float:
-    """Width of the Gaussian in seconds for a smoothness in [0, 1]: 0.7 s at 0.5, 2.8 s at 1."""
-    return SIGMA_AT_FULL_S * smoothness**2
+def reach_s(smoothness: float) -> float:
+    """Time in seconds over which a path is smoothed, for a smoothness in [0, 1]: 0.45 s at 0.5, 1.8 s at 1."""
+    return REACH_AT_FULL_S * smoothness**2
 
 
-def _local_parabola(times: DoubleArray, values: DoubleArray, at: DoubleArray, sigma: DoubleArray) -> DoubleArray:
-    """Gaussian-weighted local regression of values (T, C) at times (T,), evaluated at `at` (Q,): (Q, C).
+def _least_acceleration(
+    times: DoubleArray, values: DoubleArray, *, reach: float, nearness: DoubleArray, known: int
+) -> DoubleArray:
+    """The rest of a path that begins with `known` given values: near the values wanted, with little acceleration.
 
-    A slope that is not clearly above what the deviations from the fit would give by chance is shrunk. sigma is (Q,) in
-    seconds; where it is 0 the values are kept.
+    Minimises the integral of nearness * |z - values|^2 + reach^4 * |z''|^2 (Whittaker 1923). A line costs nothing.
+
+    Args:
+        times: (T,) seconds, increasing.
+        values: (T, C), of which the first `known` are given and the others are wanted.
+        reach: seconds, > 0; a path that swings with a period of 2 pi reach is halved.
+        nearness: (T - known,) weights of the wanted.
+    Returns:
+        (T - known, C).
     """
-    d = (times[None] - at[:, None]) / np.maximum(sigma, 1e-6)[:, None]
-    w = np.exp(-0.5 * d * d) * (np.abs(d) <= REACH_SIGMAS)
-    w /= w.sum(1, keepdims=True)
-    # Orthogonal for a symmetric neighbourhood, so that shrinking the curvature does not move the rest.
-    basis = np.stack([np.ones_like(d), d, d * d - 1], -1)
-    weighted = np.swapaxes(basis * w[..., None], 1, 2)
-    # With one frame in reach there is no slope and the value is that frame's.
-    normal = weighted @ basis + np.diag([0.0, 1e-13, CURVATURE_WEIGHT])
-    fit = np.linalg.solve(normal, weighted @ values)
-    scatter = (w[..., None] * (values - basis @ fit) ** 2).sum(1)
-    noise = SLOPE_NOISE * np.linalg.inv(normal)[:, 1, 1, None] * scatter
-    slope = fit[:, 1] ** 5 / np.maximum(fit[:, 1] ** 4 + noise**2, 1e-300)
-    # The value and the curvature again, with that slope.
-    left = (weighted @ values)[:, ::2] - normal[:, ::2, 1, None] * slope[:, None]
-    here = np.linalg.solve(normal[:, ::2, ::2], left)
-    return np.asarray(here[:, 0] - here[:, 1])
+    width = np.gradient(times) if len(times) > 1 else np.ones(1)
+    wanted = nearness * width[known:]
+    normal = np.diag(wanted)
+    right = wanted[:, None] * values[known:]
+    if len(times) > 2:
+        before, after = np.diff(times)[:-1, None], np.diff(times)[1:, None]
+        step = np.eye(len(times))
+        second = 2 * ((step[2:] - step[1:-1]) / after - (step[1:-1] - step[:-2]) / before) / (before + after)
+        second *= np.sqrt(0.5 * (before + after)) * reach**2
+        free = second[:, known:]
+        normal += free.T @ free
+        right -= free.T @ (second[:, :known] @ values[:known])
+    return np.asarray(np.linalg.solve(normal, right))
 
 
-def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, sigma: float) -> DoubleArray:
-    """Low-pass a camera path, translation and rotation (VS3R eq. 2 and 3).
+def _line(times: DoubleArray, values: DoubleArray, at: DoubleArray, sigma: float) -> DoubleArray:
+    """The line fitted to values (T, C) with Gaussian weights about the last, at the times `at` (Q,): (Q, C).
+
+    A slope that is not clearly above what the deviations from the line would give by chance is shrunk.
+    """
+    d = (times - times[-1]) / sigma
+    w = np.exp(-0.5 * d * d)
+    w /= w.sum()
+    middle, mean = w @ d, w @ values
+    spread = max(float(w @ (d - middle) ** 2), 1e-12)
+    slope = (w * (d - middle)) @ values / spread
+    deviation = w @ (values - mean - (d - middle)[:, None] * slope) ** 2
+    noise = SLOPE_NOISE * deviation / spread
+    slope = slope**5 / np.maximum(slope**4 + noise**2, 1e-300)
+    return np.asarray(mean + ((at - times[-1]) / sigma - middle)[:, None] * slope)
+
+
+def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, reach: float) -> DoubleArray:
+    """Low-pass a camera path, translation and rotation, every pose of which is known.
 
     Args:
         cam_from_world: (T, 4, 4) rigid transforms in time order.
         pts_s: (T,) presentation times in seconds, increasing.
-        sigma: width of the Gaussian in seconds, >= 0.
+        reach: see reach_s, >= 0.
     Returns:
         (T, 4, 4) smoothed cam_from_world.
     """
-    unit = np.eye(3)
-    none = np.zeros((1, 1), np.float32)
+    unit, none = np.eye(3), np.zeros((1, 1), np.float32)
     geometries = [
         FrameGeometry(index=i, pts_s=float(t), segment=0, K=unit, cam_from_world=T, inv_depth=none, dynamic=none)
         for i, (t, T) in enumerate(zip(pts_s, cam_from_world, strict=True))
     ]
-    path = _Path.of(geometries)
-    return path.smoothed(np.arange(len(pts_s)), np.full(len(pts_s), sigma), len(pts_s) - 1).cam_from_world()
+    planner = _Planner(reach, min_own_share=0.0, size=(1, 1))
+    return np.stack([camera.cam_from_world for camera in planner.plan(geometries, count=len(geometries))])
 
 
 def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) -> DoubleArray:
@@ -176,118 +189,138 @@ def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) 
     return np.asarray(inside.mean(1), dtype=np.float64)
 
 
-def _limited_sigma(
-    real: list[FrameGeometry], path: _Path, at: npt.NDArray[np.int64], config: SmoothConfig, size: tuple[int, int]
-) -> DoubleArray:
-    """(Q,) the largest width at the frames `at` with which each covers enough of its picture by itself."""
-    some, last = [real[i] for i in at], len(real) - 1
-    sigma = np.full(len(at), sigma_s(config.smoothness))
+class _Planner:
+    """Plans the virtual cameras of a segment's frames, in order."""
 
-    def enough(sigma: DoubleArray) -> npt.NDArray[np.bool_]:
-        return own_share(some, path.smoothed(at, sigma, last), size) >= config.min_own_share
+    def __init__(self, reach: float, *, min_own_share: float, size: tuple[int, int]) -> None:
+        self._reach, self._min_own_share, self._size = reach, min_own_share, size
+        # The last two cameras planned, as times, values and zooming log focal lengths.
+        self._times = np.zeros(0)
+        self._values = np.zeros((0, 8))
+        self._zoom = np.zeros((0, 1))
+        self._nearness = np.ones(0)
 
-    good = enough(sigma)
-    if good.all():
-        return sigma
-    low, high = np.zeros(len(at)), sigma.copy()
-    for _ in range(7):
-        middle = (low + high) / 2
-        good_there = enough(middle)
-        low, high = np.where(good_there, middle, low), np.where(good_there, high, middle)
-    return np.where(good, sigma, low)
+    def plan(
+        self, ahead: list[FrameGeometry], *, count: int, recent: list[FrameGeometry] | None = None
+    ) -> list[VirtualCamera]:
+        """The virtual cameras of the next `count` frames.
+
+        Args:
+            ahead: the frames that follow those already planned, as far as they are known; at least `count`.
+            count: for how many of them the cameras become final.
+            recent: given where more frames will follow `ahead`: the newest of all known, which say where they lead.
+        """
+        if self._reach == 0:
+            return [VirtualCamera(K=g.K.copy(), cam_from_world=g.cam_from_world.copy()) for g in ahead[:count]]
+        frames = [*ahead, *self._beyond(recent or [])]
+        real = _Path.of(frames)
+        wanted, times, known = real.values(), np.append(self._times, real.pts_s), len(self._times)
+        if known and wanted[0, 3:7] @ self._values[-1, 3:7] < 0:
+            wanted[:, 3:7] *= -1
+        zoom = _least_acceleration(
+            times,
+            np.concatenate([self._zoom, wanted[:, 7:]]),
+            reach=ZOOM_REACH * self._reach,
+            nearness=np.ones(len(frames)),
+            known=known,
+        )
+        values = np.concatenate([self._values, wanted])
+        nearness = np.append(self._nearness, np.ones(len(frames)))[: len(frames)]
+        for _ in range(LIMIT_ROUNDS):
+            calm = _least_acceleration(times, values, reach=self._reach, nearness=nearness, known=known)
+            # The noise of a lens that does not zoom is smoothed like shake; what is clearly more is a zoom.
+            zooming = zoom[:, 0] - calm[:, 7]
+            focal = calm[:, 7] + zooming**3 / (zooming**2 + ZOOM**2)
+            planned = _Path.from_values(real.pts_s, np.column_stack([calm[:, :7], focal]))
+            far = np.flatnonzero(own_share(frames, planned, self._size) < self._min_own_share)
+            if not len(far):
+                break
+            nearness[far] *= LIMIT_FACTOR
+        self._times = np.append(self._times, real.pts_s[:count])[-2:]
+        self._values = np.concatenate([self._values, calm[:count]])[-2:]
+        self._zoom = np.concatenate([self._zoom, zoom[:count]])[-2:]
+        self._nearness = nearness[count:]
+        return [
+            VirtualCamera(K=_scaled(g.K, float(np.exp(planned.log_focal[i])) / g.K[0, 0]), cam_from_world=T)
+            for i, (g, T) in enumerate(zip(ahead[:count], planned.cam_from_world(), strict=False))
+        ]
+
+    def _beyond(self, recent: list[FrameGeometry]) -> list[FrameGeometry]:
+        """Frames still to come, up to the plan's horizon, where the line that fits the recent ones leads."""
+        if len(recent) < 2:
+            return []
+        path, last = _Path.of(recent), recent[-1]
+        interval = float(np.median(np.diff(path.pts_s)))
+        begin = self._times[-1] if len(self._times) else path.pts_s[0]
+        count = int((begin + HORIZON_REACHES * self._reach - last.pts_s) / interval)
+        times = last.pts_s + interval * np.arange(1, count + 1)
+        led = _Path.from_values(times, _line(path.pts_s, path.values(), times, LINE_REACHES * self._reach))
+        return [
+            replace(last, pts_s=float(t), K=_scaled(last.K, float(np.exp(f)) / last.K[0, 0]), cam_from_world=T)
+            for t, f, T in zip(times, led.log_focal, led.cam_from_world(), strict=True)
+        ]
 
 
-def _virtual(
-    real: list[FrameGeometry], t: int, last: int, config: SmoothConfig, size: tuple[int, int]
-) -> VirtualCamera:
-    """The camera of frame number t of one segment's frames, of which those up to number `last` are known.
-
-    A turn that is too quick for the width of the Gaussian would leave the frame behind: there it is made narrower,
-    gradually, so that the path stays smooth.
-    """
-    real = real[: last + 1]
-    path = _Path.of(real)
-    near = np.arange(max(0, t - LIMIT_REACH_FRAMES), min(last, t + LIMIT_REACH_FRAMES) + 1)
-    allowed = _limited_sigma(real, path, near, config, size)
-    # The least of the neighbourhood, then averaged over it: never above what frame t itself allows.
-    half = LIMIT_REACH_FRAMES // 2
-    least = [allowed[(near >= i - half) & (near <= i + half)].min() for i in near]
-    weight = np.clip(1 - np.abs(near - t) / (half + 1), 0, None)
-    sigma = (weight * least).sum(keepdims=True) / weight.sum()
-    final = path.smoothed(np.array([t]), sigma, last)
-    K = real[t].K.copy()
-    scale = float(np.exp(final.log_focal[0])) / K[0, 0]
-    K[0, 0] *= scale
-    K[1, 1] *= scale
-    return VirtualCamera(K=K, cam_from_world=final.cam_from_world()[0])
+def _scaled(K: DoubleArray, scale: float) -> DoubleArray:
+    """Intrinsics of a lens whose focal length is `scale` times as long."""
+    out = K.copy()
+    out[0, 0] *= scale
+    out[1, 1] *= scale
+    return out
 
 
 def smooth_track(track: CameraTrack, config: SmoothConfig) -> list[VirtualCamera]:
     """The virtual cameras of a whole clip, every frame of which is known: one per frame of the track."""
     cameras: list[VirtualCamera] = []
-    size = (track.width, track.height)
+    size, reach = (track.width, track.height), reach_s(config.smoothness)
     starts = np.flatnonzero(np.diff(track.segment, prepend=track.segment[:1] - 1))
     for a, b in zip(starts, [*starts[1:], len(track)], strict=True):
         frames = [track.frame(i) for i in range(a, b)]
-        for t in range(len(frames)):
-            first, last = _reach(frames, t, config)
-            cameras.append(_virtual(frames[first : last + 1], t - first, last - first, config, size))
+        planner = _Planner(reach, min_own_share=config.min_own_share, size=size)
+        while frames:
+            chunk = frames[:TRACK_CHUNK_FRAMES]
+            settled_s = chunk[-1].pts_s + SETTLED_REACHES * reach
+            cameras += planner.plan([g for g in frames if g.pts_s <= settled_s], count=len(chunk))
+            del frames[: len(chunk)]
     return cameras
-
-
-def _reach(frames: list[FrameGeometry], t: int, config: SmoothConfig) -> tuple[int, int]:
-    """First and last frame that can matter to frame t."""
-    reach_s = REACH_SIGMAS * sigma_s(config.smoothness)
-    first, last = t, t
-    while first > 0 and frames[first].pts_s >= frames[t].pts_s - reach_s:
-        first -= 1
-    while last < len(frames) - 1 and frames[last].pts_s <= frames[t].pts_s + reach_s:
-        last += 1
-    return max(0, first - LIMIT_REACH_FRAMES), min(len(frames) - 1, last + LIMIT_REACH_FRAMES)
 
 
 class PathSmoother:
     """Smooths a path as it comes, with config.lookahead_frames of delay.
 
-    The camera of frame t depends on the frames of its segment from a fixed time before t to t + lookahead only.
+    The camera of frame t depends on the frames of its segment up to t + lookahead only; what lies long before t hardly
+    matters: its influence falls by half with every reach, see reach_s.
     """
 
     def __init__(self, config: SmoothConfig, fmt: PictureFormat) -> None:
         self._config = config
         self._size = (fmt.width, fmt.height)
+        self._reach = reach_s(config.smoothness)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._frames: deque[FrameGeometry] = deque()
-        self._next = 0
+        self._planner = _Planner(self._reach, min_own_share=self._config.min_own_share, size=self._size)
+        self._recent: deque[FrameGeometry] = deque()
+        self._ahead: deque[FrameGeometry] = deque()
 
     def push(self, geometry: FrameGeometry) -> list[SmoothedFrame]:
         """Take the next frame's geometry; return the frames whose cameras are now final, in order."""
         done: list[SmoothedFrame] = []
-        if self._frames and geometry.segment != self._frames[-1].segment:
+        if self._ahead and geometry.segment != self._ahead[-1].segment:
             done = self.flush()
-        self._frames.append(geometry)
-        while len(self._frames) - 1 - self._next >= self._config.lookahead_frames:
-            done.append(self._take())
+        self._ahead.append(geometry)
+        self._recent.append(geometry)
+        while self._recent[0].pts_s < geometry.pts_s - 3 * LINE_REACHES * self._reach:
+            self._recent.popleft()
+        if len(self._ahead) > self._config.lookahead_frames:
+            (camera,) = self._planner.plan(list(self._ahead), count=1, recent=list(self._recent))
+            done.append(SmoothedFrame(geometry=self._ahead.popleft(), camera=camera))
         return done
 
     def flush(self) -> list[SmoothedFrame]:
         """End of a segment: the frames not yet returned."""
-        done = []
-        while self._next < len(self._frames):
-            done.append(self._take())
+        ahead = list(self._ahead)
+        cameras = self._planner.plan(ahead, count=len(ahead)) if ahead else []
         self.reset()
-        return done
-
-    def _take(self) -> SmoothedFrame:
-        frames, t = list(self._frames), self._next
-        last = min(len(frames) - 1, t + self._config.lookahead_frames)
-        first, _ = _reach(frames, t, self._config)
-        camera = _virtual(frames[first : last + 1], t - first, last - first, self._config, self._size)
-        self._next += 1
-        while first > 0:
-            self._frames.popleft()
-            self._next -= 1
-            first -= 1
-        return SmoothedFrame(geometry=frames[t], camera=camera)
+        return [SmoothedFrame(geometry=g, camera=c) for g, c in zip(ahead, cameras, strict=True)]

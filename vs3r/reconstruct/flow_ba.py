@@ -420,7 +420,7 @@ def _is_repeat(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], step
 
 
 def _is_cut(observed: ObservedFrame) -> bool:
-    """The picture changed and no flow explains it."""
-    if observed.agreement > CONNECTED:
+    """The picture changed, no flow explains it, and nothing in it is found again."""
+    if observed.agreement > CONNECTED or any(o.aligned for o in observed.found):
         return False
     return observed.change > (0.25 if observed.agreement < CONNECTED / 5 else 0.5)
