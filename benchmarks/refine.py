@@ -21,10 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vs3r.refine.wan.model import CHANNELS, INPUT_CHANNELS, LOW, Experts, VideoCodec, keep_as_fp8
-from vs3r.refine.wan.windows import PIXELS, latent_count
+from vs3r.refine.wan.checkpoint import LOW
+from vs3r.refine.wan.model import Experts, VideoCodec
+from vs3r.refine.wan.precision import hold_as
+from vs3r.refine.wan.windows import A14B, latent_count
+from vs3r.refine.wan.windows import FRAMES as LATENT_FRAMES
 
 FRAMES = 81
+CHANNELS, INPUT_CHANNELS = A14B.channels, 2 * A14B.channels + LATENT_FRAMES
 SIZES = {(832, 480): 1.678e15, (1280, 720): 6.523e15}
 """Width and height of a window of 81 frames, and floating-point operations of a forward pass of one expert."""
 TOKENS, TEXT_DIM = 512, 4096
@@ -99,7 +103,7 @@ def steps(settings: dict[str, Any], device: torch.device) -> Iterator[Row]:
     prompt = torch.randn(1, TOKENS, whole["text_dim"], device=device)
     for precision in ("bf16", "fp8-storage"):
         if precision == "fp8-storage":
-            keep_as_fp8(expert)
+            hold_as(expert, "fp8-storage")
         experts = Experts(None, expert, prompt, device=device, swap=False)
         for (width, height), operations in SIZES.items():
             given = torch.randn(_latent_shape(INPUT_CHANNELS, width, height), device=device)
@@ -152,7 +156,7 @@ def median_s(work: Callable[[], Tensor], device: torch.device, *, repeats: int =
 
 
 def _latent_shape(channels: int, width: int, height: int) -> tuple[int, ...]:
-    return 1, channels, latent_count(FRAMES), height // PIXELS, width // PIXELS
+    return 1, channels, latent_count(FRAMES), height // A14B.cell_px, width // A14B.cell_px
 
 
 def _row(what: str, precision: str, size: tuple[int, int], measured: Measured, *, floor_s: float | None = None) -> Row:

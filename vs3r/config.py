@@ -139,7 +139,9 @@ class RefineConfig:
 class WanConfig:
     """The video model Wan2.2, where it is chosen for repair."""
 
-    wan_weights: str = option("wan2.2-i2v-a14b", "name of fetched weights, or a folder in the layout of diffusers")
+    wan_weights: str = option(
+        "wan2.2-i2v-a14b", "name of fetched weights (also wan2.2-fun-a14b-inp, wan2.2-ti2v-5b), or a folder with such"
+    )
     wan_lora: str | None = option(
         None, "folder with the LoRAs of both experts, transformer/ and transformer_2/, as diffusers or peft saves them"
     )
@@ -161,8 +163,18 @@ class WanConfig:
     )
     wan_precision: str = option(
         "bf16",
-        "number format of the weights; fp8-storage halves their memory and computes in bf16",
-        choices=("bf16", "fp8-storage", "fp32"),
+        "number format of the weights: fp8 also computes in it (GPUs from compute capability 8.9), fp8-weights and "
+        "fp8-storage halve their memory and compute in bf16; auto is fp8 where that can run, else bf16",
+        choices=("bf16", "auto", "fp8", "fp8-weights", "fp8-storage", "fp32"),
+    )
+    wan_attention: str = option(
+        "auto",
+        "how attention is computed: sdpa is PyTorch's own, flash3 and sage need their packages and a GPU that they are "
+        "made for; auto takes what is there and gives the same numbers",
+        choices=("auto", "sdpa", "flash3", "sage"),
+    )
+    wan_compile: bool = option(
+        False, "compile the blocks of the experts at the start, which takes minutes and pays with long clips"
     )
     wan_device: str = option("auto", "auto is the GPU; cpu is for trials with small models", choices=("auto", "cpu"))
     wan_steps: int = option(40, "steps from noise to picture; 4 with a few-step LoRA", low=1, high=1000)
