@@ -12,10 +12,11 @@ from typing import Any, Self
 from vs3r.config import Config
 from vs3r.engine.client.connection import Access, open_channel, stubs
 from vs3r.engine.client.errors import ServerError, server_error
-from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady
+from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, steady_of
 from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Layout, layout_message, layout_of, planar_layout, rational, time_base_of
+from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured, kind_of, pictured, whole
 from vs3r.types import Frame
 
 _TIMEOUT_S = 60.0
@@ -47,6 +48,9 @@ class AsyncClient:
 
     async def call(self, name: str, request: Any) -> Any:
         """Call by the proto's name; for what has no function here."""
+        return whole(await self._ask(name, request))
+
+    async def _ask(self, name: str, request: Any) -> Any:
         import grpc
 
         try:
@@ -68,9 +72,7 @@ class AsyncClient:
 
     async def get_frame(self, session: str, index: int) -> Steady:
         """See Client."""
-        response: pb.GetFrameResponse = await self.call("GetFrame", pb.GetFrameRequest(session=session, index=index))
-        layout = layout_of(response.format)
-        return steady(response.frame, response.frame.data, layout, time_base=time_base_of(response.time_base))
+        return steady_of(await self._ask("GetFrame", pb.GetFrameRequest(session=session, index=index)))
 
     async def stabilize(
         self,
@@ -110,13 +112,13 @@ class AsyncClient:
 
         async def results() -> AsyncIterator[Steady | Refused]:
             async for response in call:
-                match response.WhichOneof("message"):
+                match kind_of(response):
                     case "started":
                         _release(credit, response.started.credits)
                     case "credit":
                         _release(credit, response.credit.frames)
                     case "frame":
-                        yield source.result(response.frame)
+                        yield source.result(pictured(response))
                     case "frame_error":
                         source.unfinished.drop(response.frame_error.sequence)
                         yield refused(response.frame_error)
@@ -166,7 +168,9 @@ class _Source:
             )
         )
 
-    async def requests(self, opening: pb.StreamRequest, credit: asyncio.Semaphore) -> AsyncIterator[pb.StreamRequest]:
+    async def requests(
+        self, opening: pb.StreamRequest, credit: asyncio.Semaphore
+    ) -> AsyncIterator[pb.StreamRequest | Pictured]:
         """The requests of one call."""
         assert self._layout is not None, "a frame was read"
         yield opening
@@ -176,15 +180,18 @@ class _Source:
             if item is None:
                 return
             last, frame = item
-            data = b"".join(self._layout.pack(frame.planes))
-            yield pb.StreamRequest(frame=pb.Frame(sequence=last, pts=frame.pts, duration=frame.duration, data=data))
+            message = pb.Frame(sequence=last, pts=frame.pts, duration=frame.duration)
+            yield Pictured(rest=pb.StreamRequest(), frame=message, pixels=self._layout.pack(frame.planes))
 
-    def result(self, message: pb.StabilizedFrame) -> Steady:
+    def result(self, response: Pictured) -> Steady:
         """A result, whose frame need not be sent again."""
+        message = response.frame
         source = self.unfinished.find(message.sequence)
         if source is None or self._layout is None:
             raise ServerError(f"the server sent a result for frame {message.sequence}, not sent", code="INTERNAL")
-        found = steady(message, message.data, self._layout, time_base=source.time_base, key_frame=source.key_frame)
+        found = steady(
+            message, response.pixels[0], self._layout, time_base=source.time_base, key_frame=source.key_frame
+        )
         self.unfinished.done(message.sequence)
         return found
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.errors import BackendError, InputError
 
@@ -73,17 +75,24 @@ def open_channel(target: str, access: Access, *, asyncio: bool) -> Any:
 
 
 def stubs(channel: Any) -> dict[str, Any]:
-    """One callable per call of the proto, by its name."""
+    """One callable per call of the proto, by its name. Messages with a picture may go in, and come out, as Pictured."""
     found = {}
     for method in SERVICE.methods:
         kind = ("stream" if method.client_streaming else "unary") + "_"
         kind += "stream" if method.server_streaming else "unary"
         found[method.name] = getattr(channel, kind)(
             f"/{SERVICE.full_name}/{method.name}",
-            request_serializer=getattr(pb, method.input_type.name).SerializeToString,
-            response_deserializer=getattr(pb, method.output_type.name).FromString,
+            request_serializer=wire.encode,
+            response_deserializer=_parser(getattr(pb, method.output_type.name)),
         )
     return found
+
+
+def _parser(kind: Any) -> Callable[[bytes], Any]:
+    if kind not in wire.WITH_PICTURE:
+        parse: Callable[[bytes], Any] = kind.FromString
+        return parse
+    return lambda data: wire.decode(kind, data)
 
 
 def _options() -> list[tuple[str, Any]]:

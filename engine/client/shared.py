@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING
 
 from vs3r.engine.client.errors import ServerError
+from vs3r.engine.proto.buffers import Buffers
 from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 
@@ -26,6 +27,7 @@ class SlotPool:
         self._size = slot_bytes
         self._lock = threading.Lock()
         self._free = list(range(slots))
+        self._results = Buffers(slot_bytes)
 
     @classmethod
     @contextmanager
@@ -38,7 +40,9 @@ class SlotPool:
                 session=session, region=memory.name, key=memory.name, byte_size=size * slots
             )
             client.call("RegisterSharedMemory", request)
-            yield cls(memory, size, slots)
+            pool = cls(memory, size, slots)
+            with closing(pool._results):
+                yield pool
             # The session may have ended, and the region with it.
             with suppress(ServerError):
                 client.call(
@@ -53,16 +57,18 @@ class SlotPool:
         with self._lock:
             if not self._free:
                 return None
+            # The one used last: its pages are in the cache.
             start = self._free.pop() * self._size
-            end = start
-            for piece in data:
-                self._bytes[end : end + len(piece)] = piece
-                end += len(piece)
+        end = start
+        for piece in data:
+            self._bytes[end : end + len(piece)] = piece
+            end += len(piece)
         return pb.SharedMemorySlot(region=self._name, offset=start, byte_size=self._size)
 
-    def take_back(self, slot: pb.SharedMemorySlot) -> bytes:
+    def take_back(self, slot: pb.SharedMemorySlot) -> memoryview:
         """Copy a result out of its slot, which is then free."""
+        data = self._results.take().data
+        data[:] = self._bytes[slot.offset : slot.offset + self._size]
         with self._lock:
-            data = bytes(self._bytes[slot.offset : slot.offset + self._size])
             self._free.append(slot.offset // self._size)
         return data

@@ -16,6 +16,7 @@ from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, 
 from vs3r.engine.proto.convert import config_message
 from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured, kind_of, pictured
 from vs3r.types import Frame
 
 if TYPE_CHECKING:
@@ -79,10 +80,10 @@ class Streaming:
                 held.callback(self._forget, own)
             sender = _Sender(self._source, layout)
             held.callback(sender.stop)
-            requests = sender.requests(self._opening(layout, first, session))
+            requests = sender.requests(self._opening(layout, first, session, transient=own is not None))
             responses = held.enter_context(self._client.open_call("Stream", requests))
             for response in responses:
-                match response.WhichOneof("message"):
+                match kind_of(response):
                     case "started":
                         self._started = True
                         if self._shared and session is not None:
@@ -93,12 +94,12 @@ class Streaming:
                     case "credit":
                         sender.add_credit(response.credit.frames)
                     case "frame":
-                        yield self._result(response.frame, layout, sender)
+                        yield self._result(pictured(response), layout, sender)
                     case "frame_error":
                         self._source.drop(response.frame_error.sequence)
                         yield refused(response.frame_error)
 
-    def _opening(self, layout: Layout, first: Frame, session: str | None) -> pb.StreamRequest:
+    def _opening(self, layout: Layout, first: Frame, session: str | None, *, transient: bool) -> pb.StreamRequest:
         unfinished = self._source.unfinished
         config = pb.StreamConfig(
             session=session or "",
@@ -107,14 +108,17 @@ class Streaming:
             time_base=rational(first.time_base),
             first_sequence=unfinished.first,
             output_from_sequence=unfinished.returned_below,
+            transient=transient,
         )
         return pb.StreamRequest(config=config)
 
-    def _result(self, message: pb.StabilizedFrame, layout: Layout, sender: _Sender) -> Steady:
-        data: bytes | memoryview = message.data
-        if message.WhichOneof("pixels") == "slot":
+    def _result(self, response: Pictured, layout: Layout, sender: _Sender) -> Steady:
+        message = response.frame
+        if message.HasField("slot"):
             assert sender.pool is not None, "only slots that were given come back"
-            data = sender.pool.take_back(message.slot)
+            data: bytes | memoryview = sender.pool.take_back(message.slot)
+        else:
+            data = response.pixels[0]
         source = self._source.find(message.sequence)
         result = steady(message, data, layout, time_base=source.time_base, key_frame=source.key_frame)
         self._source.done(message.sequence)
@@ -212,7 +216,7 @@ class _Sender:
             self._stopped = True
             self._changed.notify()
 
-    def requests(self, opening: pb.StreamRequest) -> Iterator[pb.StreamRequest]:
+    def requests(self, opening: pb.StreamRequest) -> Iterator[pb.StreamRequest | Pictured]:
         """Run by gRPC in a thread of its own."""
         yield opening
         last = -1
@@ -221,7 +225,7 @@ class _Sender:
             if item is None:
                 return
             last, frame = item
-            yield pb.StreamRequest(frame=self._message(last, frame))
+            yield self._message(last, frame)
 
     def _take_credit(self) -> bool:
         with self._changed:
@@ -229,13 +233,12 @@ class _Sender:
             self._credit -= 1
             return not self._stopped
 
-    def _message(self, sequence: int, frame: Frame) -> pb.Frame:
+    def _message(self, sequence: int, frame: Frame) -> pb.StreamRequest | Pictured:
         message = pb.Frame(sequence=sequence, pts=frame.pts, duration=frame.duration)
         data = self._layout.pack(frame.planes)
         slot = self.pool.put(data) if self.pool is not None else None
         if slot is None:
-            message.data = b"".join(data)
-        else:
-            message.slot.CopyFrom(slot)
-            message.output_slot.CopyFrom(slot)
-        return message
+            return Pictured(rest=pb.StreamRequest(), frame=message, pixels=data)
+        message.slot.CopyFrom(slot)
+        message.output_slot.CopyFrom(slot)
+        return pb.StreamRequest(frame=message)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import cv2
 import torch
 
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.frame_calls import FrameCalls
 from vs3r.engine.server.guard import Models
@@ -198,7 +199,7 @@ def _handlers(state: State) -> grpc.GenericRpcHandler:
         handlers[method.name] = makers[bool(method.client_streaming), streams](
             edge(call, admit=state.admit, told=_teller(state, method.name), streams=streams),
             request_deserializer=_parser(kind),
-            response_serializer=getattr(pb, method.output_type.name).SerializeToString,
+            response_serializer=wire.encode,
         )
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
@@ -213,7 +214,7 @@ def _parser(kind: Any) -> Callable[[bytes], Any]:
 
     def parse(data: bytes) -> Any:
         try:
-            return kind.FromString(data)
+            return wire.decode(kind, data) if kind in wire.WITH_PICTURE else kind.FromString(data)
         except DecodeError:
             return Malformed()
 

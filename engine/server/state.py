@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vs3r.engine.proto.layout import Layout, layout_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Malformed, Problem, malformed
+from vs3r.engine.server.problems import Problem
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.store import TrackStore, default_folder
@@ -164,34 +164,6 @@ class State:
         names = ("sessions", "streams", "shared_memory_regions", "held_frame_bytes", "reserved_bytes", "track_bytes")
         gauges = {"uptime_seconds": self.metrics.uptime_s} | {name: float(getattr(status, name)) for name in names}
         return self.metrics.page(gauges)
-
-
-def first_config(requests: Iterator[Any]) -> Any:
-    """The config that a call of several messages begins with.
-
-    Raises:
-        Problem: it begins with something else.
-    """
-    first = next(requests, None)
-    if isinstance(first, Malformed):
-        raise malformed()
-    if first is None or first.WhichOneof("message") != "config":
-        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected the config first, then frames")
-    return first.config
-
-
-def next_frame(request: Any) -> pb.Frame:
-    """The frame of a message after the first.
-
-    Raises:
-        Problem: it has none.
-    """
-    if isinstance(request, Malformed):
-        raise malformed()
-    if request.WhichOneof("message") != "frame":
-        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")
-    frame: pb.Frame = request.frame
-    return frame
 
 
 def frame_bytes(fmt: PictureFormat) -> int:

@@ -18,6 +18,7 @@ from vs3r.config import SmoothConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.pipeline import Rendering, SourceWindow, TrackAnalysis
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
@@ -374,7 +375,7 @@ def test_bad_slots_and_shrunken_segments_cost_a_frame(serve: Serve, segment: Sha
                 yield pb.StreamRequest(frame=pb.Frame(sequence=i, pts=i, slot=slot))
 
         with client.open_call("Stream", sending()) as responses:
-            found = list(responses)
+            found = [wire.whole(response) for response in responses]
         errors = [(r.frame_error.sequence, r.frame_error.reason) for r in found if r.HasField("frame_error")]
         assert errors == [(1, "REGION_UNKNOWN"), *((i, "SLOT_TOO_SMALL") for i in (2, 3, 4, 5))]
         assert [r.frame.sequence for r in found if r.HasField("frame")] == [0]

@@ -27,13 +27,14 @@ from tests.server.conftest import (
     shaky_models,
     still_models,
 )
-from vs3r.config import EncodeConfig
+from vs3r.config import Config, EncodeConfig
 from vs3r.engine.cli import run
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused, Steady
 from vs3r.engine.files import stabilize_file
 from vs3r.engine.pipeline import Analysis, Rendering, SourceWindow, StabilizedFrame, Stabilizer
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.convert import config_message
 from vs3r.engine.proto.layout import layout_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -74,6 +75,16 @@ def test_same_bytes_as_the_pipeline(serve: Serve, shared_memory: bool) -> None:
         assert mine.valid_share == pytest.approx(theirs.valid_share, abs=1e-6)
         assert not theirs.passed_through
         assert theirs.timings.pipeline_us > 0
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_transient_stream_leaves_nothing_in_its_session(client: Client, transient: bool) -> None:
+    session = client.create_session("clip", CONFIG).name
+    requests = [message(i, frame) for i, frame in enumerate(FRAMES)]
+    _, frames = exchange(client, requests, config=None, session=session, transient=transient)
+    assert [f.data for f in frames] == [pixels(w.frame) for w in expected(FRAMES)]
+    found = client.get_session(session)
+    assert (found.frame_count, found.held_frames) == ((0, 0) if transient else (len(FRAMES), len(FRAMES)))
 
 
 def test_the_command_line_writes_the_same_file(serve: Serve, tmp_path: Path) -> None:
@@ -129,13 +140,13 @@ def test_bad_frames_cost_only_themselves(client: Client) -> None:
 
 
 def exchange(
-    client: Client, requests: list[pb.StreamRequest], *, config: object = CONFIG
+    client: Client, requests: list[pb.StreamRequest], *, config: Config | None = CONFIG, **fields: object
 ) -> tuple[list[pb.FrameError], list[pb.StabilizedFrame]]:
     """Send by credit, collect all."""
     credit = threading.Semaphore(0)
 
     def sending() -> Iterator[pb.StreamRequest]:
-        yield opening(config=config_message(CONFIG) if config is CONFIG else None)
+        yield opening(config=config_message(config) if config is not None else None, **fields)  # type: ignore[arg-type]
         for request in requests:
             credit.acquire()
             yield request
@@ -143,13 +154,13 @@ def exchange(
     errors, frames = [], []
     with client.open_call("Stream", sending()) as responses:
         for response in responses:
-            match response.WhichOneof("message"):
+            match wire.kind_of(response):
                 case "started":
                     credit.release(response.started.credits)
                 case "credit":
                     credit.release(response.credit.frames)
                 case "frame":
-                    frames.append(response.frame)
+                    frames.append(wire.whole(response).frame)
                 case "frame_error":
                     errors.append(response.frame_error)
     return errors, frames
@@ -292,7 +303,7 @@ def test_rgba_frames_come_back_in_their_format(serve: Serve) -> None:
     start = pb.StreamRequest(config=pb.StreamConfig(format=shape, time_base=pb.Rational(numerator=1, denominator=25)))
     frames = [pb.StreamRequest(frame=pb.Frame(sequence=i, pts=i, data=d)) for i, d in enumerate(data)]
     with connected(serve(still_models())) as client, client.open_call("Stream", iter([start, *frames])) as responses:
-        got = [r.frame for r in responses if r.WhichOneof("message") == "frame"]
+        got = [wire.whole(r).frame for r in responses if wire.kind_of(r) == "frame"]
     assert [f.data for f in got] == data
 
 
