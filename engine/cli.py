@@ -23,7 +23,8 @@ from vs3r import __version__
 from vs3r.config import FlowConfig
 from vs3r.engine.options import config_from, config_options, settings_from, settings_options
 from vs3r.engine.server.settings import ServeConfig
-from vs3r.engine.talk import Talk
+from vs3r.engine.talk import Talk, talk_options
+from vs3r.engine.train_commands import train
 from vs3r.errors import InputError, OutputError, Vs3rError
 
 if TYPE_CHECKING:
@@ -86,12 +87,6 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def talk_options(command: Any) -> Any:
-    """Adds --json and --quiet."""
-    command = click.option("--quiet", "-q", is_flag=True, help="print nothing but errors")(command)
-    return click.option("--json", "as_json", is_flag=True, help="print one JSON object a line, for programs")(command)
-
-
 overwrite_option = click.option("--overwrite", "-y", is_flag=True, help="replace an output file that exists")
 
 
@@ -109,7 +104,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@config_options("smooth", "render", "refine", "wan", "flow", "reconstruct", "network", "encode")
+@config_options("smooth", "render", "refine", "wan", "flow", "reconstruct", "vggt", "network", "encode")
 @click.option("--server", metavar="HOST:PORT", help="let a server (vs3r serve) do the work")
 @click.option("--server-token-file", metavar="FILE", help="file with the server's token")
 @click.option("--server-ca", metavar="FILE", help="certificate (PEM) that the server's is signed with; turns on TLS")
@@ -149,7 +144,7 @@ def stabilize(
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.option("--output", "-o", "target", required=True, metavar="OUT.vs3r", help="the track file to write")
-@config_options("flow", "reconstruct", "network")
+@config_options("flow", "reconstruct", "vggt", "network")
 @overwrite_option
 @talk_options
 def analyze(source: str, target: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -312,6 +307,9 @@ def verify_weights(name: str, as_json: bool, quiet: bool) -> None:
     with talk.bytes_progress() as progress:
         files = verify(name, progress)
     _tell_weights(talk, name, "as they came", files)
+
+
+cli.add_command(train)
 
 
 @cli.command()

@@ -64,7 +64,12 @@ class FlowConfig:
 class ReconstructConfig:
     """Camera path and depth."""
 
-    backend: str = option("flow-ba", "reconstruction method", choices=("flow-ba",))
+    backend: str = option(
+        "flow-ba",
+        "reconstruction method: flow-ba runs everywhere; vggt4d begins with a network, which needs its weights (vs3r "
+        "weights fetch vggt-1b) and a GPU",
+        choices=("flow-ba", "vggt4d"),
+    )
     hfov_deg: float | None = option(
         None, "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated", low=5, high=160
     )
@@ -78,6 +83,36 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VggtConfig:
+    """The network VGGT, where it is chosen for reconstruction."""
+
+    vggt_weights: str = option("vggt-1b", "name of fetched weights of VGGT", choices=("vggt-1b", "vggt-1b-commercial"))
+    vggt_window_frames: int = option(
+        32, "frames that VGGT sees together; more take more memory and let results come later", low=2, high=512
+    )
+    vggt_overlap_frames: int = option(
+        8, "frames that two windows share, fewer than vggt_window_frames: by them they are joined", low=1, high=511
+    )
+    vggt_long_side: int = option(
+        518, "longer side in pixels of the pictures that VGGT sees, made a multiple of 14", low=56, high=1036
+    )
+    vggt_precision: str = option(
+        "bf16", "number format of VGGT's matrices and attention", choices=("fp32", "fp16", "bf16")
+    )
+    vggt_device: str = option(
+        "auto", "auto is the GPU; cpu is for trials: a window takes minutes", choices=("auto", "cpu")
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.vggt_overlap_frames >= self.vggt_window_frames:
+            raise InputError(
+                "vggt_overlap_frames: expected fewer than vggt_window_frames "
+                f"({self.vggt_window_frames}); got {self.vggt_overlap_frames}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +243,25 @@ class WanConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairsConfig:
+    """Pairs to fine-tune Wan2.2 with, made of stable clips."""
+
+    weights: str = option(
+        "wan2.2-i2v-a14b", "name or folder of the weights whose autoencoder makes latents: those to be fine-tuned"
+    )
+    device: str = option("auto", "auto is the GPU; cpu is for trials with small models", choices=("auto", "cpu"))
+    pixels: int = option(832 * 480, "pixels of the pictures, as --wan-pixels", low=32 * 32, high=1920 * 1088)
+    frames: int = option(81, "frames of a pair, one more than a multiple of 4", low=5, high=161)
+    variants: int = option(4, "pairs of every piece of a clip, each degraded in another way", low=1, high=1000)
+    seed: int = option(0, "of how they are degraded", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.frames % 4 != 1:
+            raise InputError(f"frames: expected one more than a multiple of 4, such as 81; got {self.frames}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """How learned networks run; the default way has none."""
 
@@ -245,6 +299,7 @@ class Config:
 
     flow: FlowConfig = FlowConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
+    vggt: VggtConfig = VggtConfig()
     smooth: SmoothConfig = SmoothConfig()
     render: RenderConfig = RenderConfig()
     refine: RefineConfig = RefineConfig()

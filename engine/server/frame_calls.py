@@ -23,7 +23,7 @@ from vs3r.engine.server.stream_run import CREDITS, StreamRun, draining, result_m
 from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
 from vs3r.engine.track_file import check_source
 from vs3r.errors import Vs3rError
-from vs3r.reconstruct.flow_ba import BLOCK, OVERLAP
+from vs3r.reconstruct import delay_frames
 
 if TYPE_CHECKING:
     import grpc
@@ -49,7 +49,7 @@ class FrameCalls:
         settings = config_from(config.config) if session is None else session.config
         layout, time_base = self._state.layout(config.format), time_base_of(config.time_base, field="config.time_base")
         regions = Regions() if session is None else session.regions
-        latency = 2 * BLOCK + OVERLAP + settings.smooth.lookahead_frames
+        latency = delay_frames(settings) + settings.smooth.lookahead_frames
         kept = latency + 2 * settings.render.fill_window_frames + 4 * CREDITS
         finished = False
         with ExitStack() as held:
