@@ -130,6 +130,23 @@ def load_codec(checkpoint: Checkpoint, device: torch.device) -> VideoCodec:
     return VideoCodec(read_vae(checkpoint), device=device, decode_dtype=decode_dtype)
 
 
+def load_encoder(weights: str, asked: str) -> tuple[VideoCodec, Layout]:
+    """The autoencoder alone.
+
+    Args:
+        weights: as WanConfig.wan_weights.
+        asked: as WanConfig.wan_device.
+    Raises:
+        InputError: weights are missing, or are of another model.
+        BackendError: it cannot run here.
+    """
+    require_packages()
+    checkpoint = find_checkpoint(weights, only_low=False)
+    device = find_device(asked)
+    quiet_libraries()
+    return load_codec(checkpoint, device), checkpoint.layout
+
+
 def _prepare(expert: Any, name: str, config: WanConfig, precision: str, attention: str) -> Any:
     """From weights as they were read to an expert that can be asked."""
     if config.wan_lora is not None:
