@@ -83,11 +83,11 @@ def project(x, y, z, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
 def unproject(u, v, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
     """Ray x, y, z through pixels, such that ray times depth is the point, and whether the model sees anything there."""
     my = (v - tl.load(K + 5)) / tl.load(K + 4)
-    mx = (u - tl.load(K + 2) - tl.load(K + 1) * my) / tl.load(K)
+    mx = (u - (tl.load(K + 2) + tl.load(K + 1) * my)) * (1 / tl.load(K))
     if MODEL == PINHOLE:
         x = mx
         y = my
-        z = mx * 0.0 + 1.0
+        z = 1.0
         seen = mx == mx
     else:
         if MODEL == KANNALA_BRANDT:

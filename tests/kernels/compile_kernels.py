@@ -30,7 +30,9 @@ POINTERS = {
     **dict.fromkeys(("tau", "residual_out", "flow_out", "through", "attributes_out", "depth_out"), "*fp32"),
 }
 """Arguments whose type is the same in every case."""
-FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "margin", "least", "peak"}
+FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "margin", "least", "peak"} | {
+    f"{name}_per_{axis}" for name in ("depth", "cells") for axis in "xy"
+}
 SOURCES = {"HAS_DEPTH": True, "HAS_VALID": True, "HAS_DYNAMIC": True, "HAS_SOURCE": False}
 WORLD = {"HAS_DEPTH": False, "HAS_VALID": False, "HAS_DYNAMIC": True, "HAS_SOURCE": True}
 
@@ -52,8 +54,14 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     yield splat.largest_kernel, {"values": types["attributes"], "largest": "*i32"}, {"BLOCK": 4 * splat.BLOCK}
     yield splat.mean_kernel, {"largest": "*fp32"}, {"HAS_SOURCE": more, "CHANNELS": i, "BLOCK": splat.BLOCK}
     types = {"inv_depth": "*fp32", "source_depth": "*fp16", "pictures": pixels, "picture_out": pixels}
-    constants = {"HAS_DYNAMIC": more, "INTEGER": pixels != "*fp16", "CHANNELS": 1 + 2 * more, "MODEL": i}
-    yield sample.sample_kernel, types, {**constants, "BLOCK": sample.BLOCK}
+    constants = {
+        "HAS_DYNAMIC": more,
+        "ROLLING": i > 1,
+        "INTEGER": pixels != "*fp16",
+        "CHANNELS": 1 + 2 * more,
+        "MODEL": i,
+    }
+    yield sample.sample_kernel, types, {**constants, "ROWS": sample.ROWS, "COLUMNS": sample.COLUMNS}
 
 
 def main() -> None:
