@@ -170,6 +170,9 @@ class RefineConfig:
         check(self)
 
 
+_PROMPT = "A steady, sharp video whose picture is whole up to its borders."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanConfig:
     """The video model Wan2.2, where it is chosen for repair."""
@@ -187,7 +190,7 @@ class WanConfig:
         choices=("validity", "authors"),
     )
     wan_prompt: str = option(
-        "A steady, sharp video whose picture is whole up to its borders.",
+        _PROMPT,
         "text that the model is given; it is embedded once and kept",
     )
     wan_experts: str = option(
@@ -259,6 +262,39 @@ class PairsConfig:
         check(self)
         if self.frames % 4 != 1:
             raise InputError(f"frames: expected one more than a multiple of 4, such as 81; got {self.frames}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Fine-tuning of Wan2.2's experts."""
+
+    weights: str = option("wan2.2-i2v-a14b", "name or folder of the weights that are fine-tuned, as --wan-weights")
+    device: str = option("auto", "auto is the GPU; cpu is for trials with small models", choices=("auto", "cpu"))
+    precision: str = option("bf16", "number format of the frozen weights and of products", choices=("bf16", "fp32"))
+    prompt: str = option(_PROMPT, "text, as --wan-prompt")
+    condition: str = option("validity", "what the model is told, as --wan-condition", choices=("validity", "authors"))
+    experts: str = option(
+        "one-by-one",
+        "one-by-one trains the high-noise expert, then the low-noise one, with one in memory; together keeps both "
+        "there; high and low train one alone",
+        choices=("one-by-one", "together", "high", "low"),
+    )
+    steps: int = option(2000, "steps of the optimizer, of each expert", low=1, high=10_000_000)
+    accumulation: int = option(8, "clips of a step, on every GPU", low=1, high=10_000)
+    learning_rate: float = option(1e-4, "of AdamW", low=1e-8, high=1.0)
+    warmup_steps: int = option(50, "steps in which the learning rate rises to that", low=0, high=1_000_000)
+    weight_decay: float = option(0.01, "of AdamW", low=0.0, high=1.0)
+    clip_norm: float = option(1.0, "longest gradient; longer ones are shortened", low=1e-6, high=1e6)
+    known_weight: float = option(
+        0.2, "weight in the loss of what is right in the render; what is to be made up weighs 1", low=1e-3, high=1.0
+    )
+    checkpoint_every: int = option(100, "steps from one checkpoint to the next", low=1, high=1_000_000)
+    validate_every: int = option(250, "steps from one validation clip to the next; 0 for none", low=0, high=1_000_000)
+    validation_steps: int = option(20, "denoising steps of a validation clip, both experts'", low=4, high=1000)
+    seed: int = option(0, "of the order of the pairs and of the noise", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

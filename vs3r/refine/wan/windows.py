@@ -97,12 +97,12 @@ def window_noise(shape: tuple[int, ...], *, seed: int, scene: int, first_latent:
     """
     channels, count, height, width = shape
     frames = [
-        torch.randn((channels, height, width), generator=_generator(seed, scene, first_latent + j))
-        for j in range(count)
+        torch.randn((channels, height, width), generator=seeded(seed, scene, first_latent + j)) for j in range(count)
     ]
     return torch.stack(frames, dim=1)[None]
 
 
-def _generator(*key: int) -> torch.Generator:
+def seeded(*key: int) -> torch.Generator:
+    """Random numbers of a stream that some numbers name."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
