@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = Path(os.environ.get("VS3R_PLUGIN_BUILD", ROOT / "build"))
+LIBRARY = BUILD / "VS3R.ofx.bundle" / "Contents" / "Linux-x86-64" / "VS3R.ofx"
+"""The OpenFX plugin."""
 WIDTH, HEIGHT, FRAMES = 96, 64, 24
 VS3R = ROOT / ".venv" / "bin" / "vs3r"
 
@@ -124,6 +126,17 @@ def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     }
     for engine in engines(base):
         os.kill(engine, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def library(engine_environment: dict[str, str]) -> Iterator[Path]:
+    """The plugin, which runs in this process and finds its bridge in its own bundle."""
+    need(str(LIBRARY.relative_to(BUILD)))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in engine_environment.items():
+            patch.setenv(name, value)
+        patch.delenv("VS3R_BRIDGE")
+        yield LIBRARY
 
 
 @pytest.fixture(scope="session")
