@@ -94,8 +94,8 @@ def test_one_clip_is_learnt(precision: str) -> None:
     before = ours.check_loss(pair)
     for _ in range(40):
         ours.step(pair)
-    # 0.83 and 0.84 of it seen.
-    assert ours.check_loss(pair) < 0.93 * before
+    # 0.77 of it seen.
+    assert ours.check_loss(pair) < 0.88 * before
     assert all(value.dtype is torch.float32 for value in ours._names.values())
     now = {name.replace(".base_layer", ""): value for name, value in expert.state_dict().items()}
     assert all(torch.equal(now[name], value) and now[name].dtype == value.dtype for name, value in frozen.items())
@@ -196,8 +196,8 @@ def test_several_processes_do_what_one_does(wan_folder: Path, pairs: Path, tmp_p
     assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / name / LOW / LORA) for name in ("one", "two"))
     for name, value in one.items():
-        # Gradients are summed in another order; 1e-7 seen.
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+        # Gradients are summed in another order, which AdamW enlarges; 5e-6 seen, of values up to 0.0015.
+        torch.testing.assert_close(two[name], value, rtol=0, atol=3e-5)
     assert [entry["loss"] for entry in losses(tmp_path / "two")] == pytest.approx(
         [entry["loss"] for entry in losses(tmp_path / "one")], rel=1e-5
     )
