@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def settings(folder: Path, **changes: Any) -> PairsConfig:
-    values = {"weights": str(folder), "device": "cpu", "frames": 9, "variants": 2, "pixels": 64 * 48}
+    values: dict[str, Any] = {"weights": str(folder), "device": "cpu", "frames": 9, "variants": 2, "pixels": 64 * 48}
     return PairsConfig(**(values | changes))
 
 

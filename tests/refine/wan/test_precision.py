@@ -70,7 +70,7 @@ def test_fp8_holds_only_linear_layers_of_the_blocks(precision: str) -> None:
     hold_as(expert, precision)
 
     def held(value: Any) -> bool:
-        return getattr(value, "qdata", value).dtype == EIGHT_BITS
+        return bool(getattr(value, "qdata", value).dtype == EIGHT_BITS)
 
     eighths = {name.removesuffix(".weight") for name, value in expert.named_parameters() if held(value)}
     eighths = {name for name in eighths if not name.endswith("bias")}

@@ -43,17 +43,18 @@ def damage_picture(frame: Frame, recipe: Recipe, motion_px: tuple[float, float],
         number: of the frame in the clip.
     """
     rng = np.random.default_rng([recipe.seed, 5, number])
-    picture = np.stack(frame.planes, -1)
+    picture = np.asarray(np.stack(frame.planes, -1), np.uint8)
     if recipe.blur:
-        picture = cv2.filter2D(picture, -1, _line(recipe.blur * motion_px[0], recipe.blur * motion_px[1]))
+        kernel = _line(recipe.blur * motion_px[0], recipe.blur * motion_px[1])
+        picture = np.asarray(cv2.filter2D(picture, -1, kernel), np.uint8)
     if recipe.soft_px:
-        picture = cv2.GaussianBlur(picture, (0, 0), recipe.soft_px)
+        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), recipe.soft_px), np.uint8)
     if recipe.quality:
         # Quality wavers, as that of a video's frames does.
         quality = int(np.clip(recipe.quality + rng.integers(-5, 6), 1, 100))
         # It takes blue, green and red; planes are green, blue and red.
         _, packed = cv2.imencode(".jpg", picture[..., [1, 0, 2]], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        picture = cv2.imdecode(packed, cv2.IMREAD_COLOR)[..., [1, 0, 2]]
+        picture = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)[..., [1, 0, 2]]
     planes = tuple(np.ascontiguousarray(picture[..., i], np.uint8) for i in range(3))
     return replace(frame, planes=cast("tuple[Plane, ...]", planes))
 
@@ -69,7 +70,7 @@ def _line(x: float, y: float) -> FloatArray:
             weight = (1 - abs(column - left - dx)) * (1 - abs(row - top - dy))
             if weight > 0 and top + dy < len(kernel) and left + dx < len(kernel):
                 kernel[top + dy, left + dx] += weight
-    return kernel / kernel.sum()
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def haunt(rendered: Sequence[RenderedFrame], filmed: Sequence[SourceFrame], recipe: Recipe) -> list[RenderedFrame]:

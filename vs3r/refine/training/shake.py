@@ -13,6 +13,7 @@ from vs3r.config import RenderConfig
 from vs3r.geometry import rigid_inverse, se3_retract
 from vs3r.refine.training.recipe import Recipe
 from vs3r.render import SourceFrame, WarpRenderer
+from vs3r.render.pullpush import f32
 from vs3r.render.warp import backward_map, sample_cells
 from vs3r.types import DoubleArray, FloatArray, FrameGeometry, VirtualCamera
 
@@ -103,9 +104,8 @@ def _geometry(source: SourceFrame, camera: VirtualCamera) -> FrameGeometry:
     z = points @ new_from_old[2, :3] + new_from_old[2, 3]
     dynamic = old.dynamic
     if dynamic.any():
-        shape = dynamic.shape
-        moving_x, moving_y = (cv2.resize(f, shape[::-1], interpolation=cv2.INTER_LINEAR) for f in (x, y))
-        dynamic = sample_cells(np.ascontiguousarray(dynamic, dtype=np.float32), moving_x, moving_y, size)
+        moving_x, moving_y = (f32(cv2.resize(f, dynamic.shape[::-1], interpolation=cv2.INTER_LINEAR)) for f in (x, y))
+        dynamic = sample_cells(f32(dynamic), moving_x, moving_y, size)
     return replace(
         old,
         K=camera.K,

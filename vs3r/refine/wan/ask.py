@@ -27,7 +27,7 @@ def predict(expert: Any, stacked: Tensor, prompt: Tensor, sigma: float) -> Tenso
     time = torch.tensor([sigma * TRAIN_TIMESTEPS], device=stacked.device)
     if channels != TI2V_5B.channels:
         return _ask(expert, stacked.to(dtype), prompt.to(dtype), time)
-    latents, mask, render = stacked.split([channels, FRAMES, channels], dim=1)
+    latents, mask, render = torch.split(stacked, [channels, FRAMES, channels], dim=1)
     tokens = known_tokens(mask)
     known = tokens.repeat_interleave(PATCH, -2).repeat_interleave(PATCH, -1)
     times = time * (1.0 - tokens.flatten(1).float())
