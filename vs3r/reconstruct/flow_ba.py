@@ -54,6 +54,8 @@ READOUT_PRIOR_PX2 = 8e2
 # From here on it is settled; a cut takes it back to this, for it may have been to another camera.
 READOUT_SETTLED_PX2 = 1e5
 READOUT_AFTER_CUT_PX2 = 1e4
+# Of inverse depths that are believed beforehand, relative.
+BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
@@ -329,11 +331,16 @@ class FlowBundleAdjustment:
         self, turning: State, problem: Problem, old: list[_Solved], fresh: Edges, unexplained: float
     ) -> tuple[State, Problem]:
         """Where to start with six degrees of freedom: where believed to be, if that explains more than turning."""
-        base = self._pending[0].index - len(old)
-        numbers = list(range(base, base + len(turning.log_focal)))
+        known = len(old)
+        # A lens that zooms while it turns is what walking ahead looks like: begin without.
+        log_focal = turning.log_focal.clone()
+        log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
+        turning = replace(turning, log_focal=log_focal)
+        base = self._pending[0].index - known
+        numbers = list(range(base, base + len(log_focal)))
         believed = self._believe(turning, numbers, problem.first_free_pose - 1) if self._believe else None
         if believed is not None:
-            state, log_focal = believed
+            state, expected = believed
             posed = replace(problem, free_depth=False, free_focal=False)
             for width in (12.0, 4.0):
                 seen = rectify(problem.edges, state, self._shutter)
@@ -341,19 +348,16 @@ class FlowBundleAdjustment:
             left = _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
             log.debug("outlier share believed %.3f turning %.3f", left, unexplained)
             if left < unexplained:
-                return state, problem if self._focal_known else replace(problem, log_focal_prior=log_focal)
+                problem = replace(problem, inv_depth_std=BELIEVED_STD)
+                return state, problem if self._focal_known else replace(problem, log_focal_prior=expected)
         return self._begin_moving(turning, problem, old), problem
 
     def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved]) -> State:
         """Where to start with six degrees of freedom."""
-        known = len(old)
-        # A lens that zooms while it turns is what walking ahead looks like: begin without.
-        log_focal = turning.log_focal.clone()
-        log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
-        state = replace(turning, log_focal=log_focal)
+        state = turning
         if old and not old[-1].flat:
             # Poses for the depth that is known, a wide basin first: parallax puts the turning camera far off.
-            state = replace(state, inv_depth=self._carried_depth(turning, old))
+            state = replace(turning, inv_depth=self._carried_depth(turning, old))
             problem = replace(problem, free_depth=False, free_focal=False)
         else:
             # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.

@@ -26,8 +26,10 @@ _MAX_CLASSES = 4
 _NOISE = 3.0
 _DEPTH_FLOOR = 0.02
 _COLOUR_FLOOR = 0.06
-# Of what a patch and its group show, on average; half of the views contradict where it is 1/2.
-CONTRADICTED = 0.3
+# Share of the views that must contradict a patch and its group, on average, beyond this multiple of what contradicts
+# patches that do not stand out: errors of depth and poses do so everywhere.
+CONTRADICTED = 0.1
+_STILL = 2.0
 
 
 def clusters(features: Tensor, count: int = CLUSTERS) -> Tensor:
@@ -142,9 +144,9 @@ class Geometry:
     depth: Tensor
     """(S, H, W)."""
     cam_from_world: Tensor
-    """(S, 4, 4)."""
+    """(S, 4, 4) float64."""
     focal: Tensor
-    """(S, 2) in pixels, x first."""
+    """(S, 2) float64, in pixels, x first."""
 
 
 def contradiction(world: Geometry, step: int) -> Tensor:
@@ -158,8 +160,9 @@ def contradiction(world: Geometry, step: int) -> Tensor:
         its depth; 0 where no frame sees it.
     """
     frames, height, width = world.depth.shape
+    around = _Surroundings(world)
     checks = [
-        _Check(world, [r for r in range(frames) if r + o in sources_of(r, frames)], o, step)
+        _Check(world, around, [r for r in range(frames) if r + o in sources_of(r, frames)], o, step)
         for o in sorted({*OFFSETS, -1, 1})
         if any(r + o in sources_of(r, frames) for r in range(frames))
     ]
@@ -185,10 +188,19 @@ def _vote(excess: Tensor) -> Tensor:
     return torch.sigmoid(4 * (excess - 1.5))
 
 
+class _Surroundings:
+    """The lowest and highest values around every pixel: neither depth nor poses are exact to the pixel."""
+
+    def __init__(self, world: Geometry) -> None:
+        depth, pictures = world.depth[:, None], world.pictures
+        self.nearest, self.farthest = -F.max_pool2d(-depth, 3, 1, 1), F.max_pool2d(depth, 3, 1, 1)
+        self.darkest, self.brightest = -F.max_pool2d(-pictures, 3, 1, 1), F.max_pool2d(pictures, 3, 1, 1)
+
+
 class _Check:
     """Cells of some frames seen from the frames at an offset."""
 
-    def __init__(self, world: Geometry, frames: list[int], offset: int, step: int) -> None:
+    def __init__(self, world: Geometry, around: _Surroundings, frames: list[int], offset: int, step: int) -> None:
         others = [r + offset for r in frames]
         self.frames = frames
         _, height, width = world.depth.shape
@@ -198,27 +210,27 @@ class _Check:
         centre = torch.tensor([width / 2, height / 2], device=device)
         z = world.depth[frames][:, y][:, :, x]
         place = torch.stack(torch.meshgrid(x + 0.5, y + 0.5, indexing="xy"), -1) - centre
-        ray = place / world.focal[frames][:, None, None]
+        focal = world.focal.to(z)
+        ray = place / focal[frames][:, None, None]
         points = torch.cat([ray, torch.ones_like(ray[..., :1])], -1) * z[..., None]
-        cam_from_cam = world.cam_from_world[others] @ rigid_inverse(world.cam_from_world[frames])
+        cam_from_cam = (world.cam_from_world[others] @ rigid_inverse(world.cam_from_world[frames])).to(z)
         moved = torch.einsum("rij,rhwj->rhwi", cam_from_cam[:, :3, :3], points) + cam_from_cam[:, None, None, :3, 3]
         depth = moved[..., 2].clamp_min(1e-6)
-        seen_at = moved[..., :2] / depth[..., None] * world.focal[others][:, None, None]
+        seen_at = moved[..., :2] / depth[..., None] * focal[others][:, None, None]
         at = seen_at / centre
         self.in_view = (moved[..., 2] > 1e-6) & (seen_at.abs() < centre - 2).all(-1)
 
         def sampled(values: Tensor) -> Tensor:
-            return F.grid_sample(values, at, mode="nearest", padding_mode="border", align_corners=False)
+            return F.grid_sample(values[others], at, mode="nearest", padding_mode="border", align_corners=False)
 
-        # Against all values around the place, for neither depth nor poses are exact to the pixel.
-        there = world.depth[others][:, None]
-        nearest = sampled(-F.max_pool2d(-there, 3, 1, 1))[:, 0]
-        farthest = sampled(F.max_pool2d(there, 3, 1, 1))[:, 0]
-        self.depth_off = torch.log(depth / farthest).clamp_min(0) + torch.log(depth / nearest).clamp_max(0)
+        nearer, farther = (
+            torch.log(depth / sampled(around.nearest)[:, 0]),
+            torch.log(depth / sampled(around.farthest)[:, 0]),
+        )
+        self.depth_off = farther.clamp_min(0) + nearer.clamp_max(0)
         colour = world.pictures[frames][:, :, y][:, :, :, x]
-        highest = sampled(F.max_pool2d(world.pictures[others], 3, 1, 1))
-        lowest = sampled(-F.max_pool2d(-world.pictures[others], 3, 1, 1))
-        self.colour_off = torch.maximum(colour - highest, lowest - colour).clamp_min(0).amax(1)
+        brighter, darker = colour - sampled(around.brightest), sampled(around.darkest) - colour
+        self.colour_off = torch.maximum(brighter, darker).clamp_min(0).amax(1)
 
 
 def confirmed(found: Candidates, against: Tensor) -> Tensor:
@@ -235,10 +247,12 @@ def confirmed(found: Candidates, against: Tensor) -> Tensor:
     score = F.interpolate(found.score[:, None], size=against.shape[1:], mode="bilinear")
     member = F.one_hot(group.flatten(), CLUSTERS).to(against.dtype)
     # Of a group only what stands out.
-    inside = (score[:, 0] >= 0).flatten().to(against.dtype)
-    mean = member.T @ (inside * against.flatten()) / (member.T @ inside).clamp_min(1)
+    inside = (score[:, 0] >= 0).flatten()
+    weight = inside.to(against.dtype)
+    mean = member.T @ (weight * against.flatten()) / (member.T @ weight).clamp_min(1)
     near = F.avg_pool2d(against[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-    moves = (near + mean[group]) / 2 > CONTRADICTED
-    inner = moves & (score[:, 0] >= 0)
+    still = near.flatten()[~inside]
+    limit = CONTRADICTED + _STILL * (float(still.median()) if len(still) else 0.0)
+    inner = (torch.minimum((near + mean[group]) / 2, mean[group]) > limit) & (score[:, 0] >= 0)
     beside = F.max_pool2d(inner[:, None].float(), 3, 1, 1)[:, 0] > 0
-    return inner | (beside & (near > 2 * CONTRADICTED))
+    return inner | (beside & (near > 2 * limit))

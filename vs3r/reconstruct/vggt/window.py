@@ -63,15 +63,15 @@ class Cameras:
     """Poses of S frames as the network encodes them, decoded."""
 
     cam_from_world: Tensor
-    """(S, 4, 4)."""
+    """(S, 4, 4) float64."""
     focal: Tensor
     """(S, 2) in pixels of the network's pictures, x first."""
 
     @staticmethod
     def decoded(pose: Tensor, size: tuple[int, int]) -> Cameras:
         """From (S, 9), see VggtOutput."""
-        pose = pose.float()
-        quat = F.normalize(pose[:, 3:7] + torch.tensor([0, 0, 0, 1e-12], device=pose.device), dim=-1)
+        pose = pose.double()
+        quat = pose[:, 3:7] + torch.tensor([0, 0, 0, 1e-12], device=pose.device)
         half = pose[:, 7:].clamp(*_FOV_RAD) / 2
         focal = torch.tensor(size, device=pose.device) / 2 / half.tan()
         return Cameras(
@@ -210,9 +210,9 @@ def _frames(world: Geometry, confidence: Tensor, moving: Tensor, grid: Grid) -> 
     trust = cells(confidence - 1, 1) * (still > 0.99)
     height, width = world.depth.shape[1:]
     # Pixels of the network's pictures are not quite square.
-    focal = world.focal.cpu().double() * torch.tensor([grid.width / width, grid.height / height])
+    focal = world.focal.cpu() * torch.tensor([grid.width / width, grid.height / height])
     log_focal = focal.log().mean(-1)
-    poses = world.cam_from_world.cpu().double()
+    poses = world.cam_from_world.cpu()
     return [
         FrameEstimate(
             cam_from_world=poses[k],
