@@ -83,6 +83,18 @@ std::shared_ptr<const SavedTrack> load_track(const std::string &path) {
     return track;
 }
 
+void save_track(const std::string &bytes, const std::string &path) {
+    // Under its own name only when it is whole.
+    std::string part = path + "." + random_name().substr(0, 8) + ".part";
+    std::ofstream file(part, std::ios::binary);
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    file.close();
+    if (!file || std::rename(part.c_str(), path.c_str()) != 0) {
+        std::remove(part.c_str());
+        throw Error("cannot write the track '" + path + "'; check that its folder is there and has room");
+    }
+}
+
 std::string file_stamp(const std::string &path) {
     struct stat about;
     if (stat(path.c_str(), &about) != 0) return "";

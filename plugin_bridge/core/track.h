@@ -21,6 +21,8 @@ std::string written(const SavedTrack &track);
 std::shared_ptr<const SavedTrack> read_track(const std::string &text);
 // Throws Error where the file cannot be read.
 std::shared_ptr<const SavedTrack> load_track(const std::string &path);
+// Throws Error where it cannot be written.
+void save_track(const std::string &bytes, const std::string &path);
 // What tells a file from what it was before; empty where it is none.
 std::string file_stamp(const std::string &path);
 // A name for a track by its bytes.
