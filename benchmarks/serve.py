@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.process import run
 from tests.server.conftest import still_models
 from tests.server.relay import BreakingRelay
-from vs3r.config import Config, RenderConfig, SmoothConfig
+from vs3r.config import Config, FlowConfig, RenderConfig, SmoothConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Steady
@@ -43,6 +43,12 @@ from vs3r.engine.server.serve import Server
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.types import Frame, Plane
 
+# What docs/server.md names for live pictures: analysis of a smaller picture, and nothing filled from neighbours.
+LIVE = Config(
+    flow=FlowConfig(analysis_pixels=160 * 90),
+    smooth=SmoothConfig(lookahead_frames=0),
+    render=RenderConfig(fill_window_frames=0),
+)
 # Nothing to wait for and nothing to compute: what is left is the server.
 AT_ONCE = Config(smooth=SmoothConfig(lookahead_frames=0), render=RenderConfig(fill_window_frames=0))
 
@@ -170,28 +176,37 @@ def overhead(frames: int = 300, warm_up: int = 30) -> None:
 
 
 def latency(clip: str, frames: int = 150) -> None:
-    """From sending a frame to its result, frames at 30 per second, nothing looked ahead."""
+    """From sending a frame to its result, frames at 30 per second, nothing looked ahead; by default, and for live."""
     with VideoReader(clip) as reader:
         pictures = [
             replace(frame, pts=i, time_base=Fraction(1, 30)) for i, frame in enumerate(itertools.islice(reader, frames))
         ]
-    config = Config(smooth=SmoothConfig(lookahead_frames=0))
+    size = f"{pictures[0].format.width}x{pictures[0].format.height}"
+    for name, config in (("default", Config(smooth=SmoothConfig(lookahead_frames=0))), ("live", LIVE)):
+        with server("real") as (address, _), Client(address) as client:
+            list(client.stabilize(pictures[:24], config))  # the first use of a library costs seconds
+            took, held, late = _at_30_per_second(client, pictures, config)
+        print(f"latency, {name}, lookahead 0, {len(pictures)} frames of {size} at 30 per second: {percentiles(took)}")
+        print(f"  at most {held} frames on their way; the last was taken {late:.2f} s late", flush=True)
+
+
+def _at_30_per_second(client: Client, pictures: Sequence[Frame], config: Config) -> tuple[list[float], int, float]:
+    """Each frame's seconds from sending to result, how many were on their way at most, how late the last was taken."""
     sent: list[float] = []
+    took: list[float] = []
+    held = 0
 
     def source() -> Iterator[Frame]:
+        nonlocal held
         start = time.perf_counter()
         for i, frame in enumerate(pictures):
             time.sleep(max(0.0, start + i / 30 - time.perf_counter()))
             sent.append(time.perf_counter())
+            held = max(held, len(sent) - len(took))
             yield frame
 
-    with server("real") as (address, _), Client(address) as client:
-        list(client.stabilize(pictures[:24], config))  # the first use of a library costs seconds
-        took = [time.perf_counter() - sent[r.sequence] for r in client.stabilize(source(), config)]
-    late = sent[-1] - sent[0] - (len(sent) - 1) / 30
-    size = f"{pictures[0].format.width}x{pictures[0].format.height}"
-    print(f"latency, lookahead 0, {len(pictures)} frames of {size} at 30 per second: {percentiles(took)}")
-    print(f"  the last frame was taken {late:.2f} s late")
+    took.extend(time.perf_counter() - sent[result.sequence] for result in client.stabilize(source(), config))
+    return took, held, sent[-1] - sent[0] - (len(sent) - 1) / 30
 
 
 def throughput(clip: str) -> None:

@@ -127,6 +127,10 @@ class AsyncClient:
             yield results()
         except grpc.RpcError as error:
             raise server_error(error, self.target) from None
+        except asyncio.CancelledError:
+            if source.error is not None:
+                raise source.error from None
+            raise
         finally:
             call.cancel()
 
@@ -137,6 +141,8 @@ class _Source:
     def __init__(self, frames: AsyncIterable[Frame]) -> None:
         self.unfinished = Unfinished()
         """Frames kept."""
+        self.error: Exception | None = None
+        """What reading the clip raised."""
         self._frames = aiter(frames)
         self._reading = asyncio.Lock()
         self._layout: Layout | None = None
@@ -147,7 +153,11 @@ class _Source:
             kept = self.unfinished.after(after)
             if kept is not None:
                 return kept
-            frame = await anext(self._frames, None)
+            try:
+                frame = await anext(self._frames, None)
+            except Exception as error:
+                self.error = error
+                raise  # gRPC cancels the call
             if frame is None:
                 return None
             self._layout = self._layout or planar_layout(frame.format)

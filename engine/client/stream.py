@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -60,10 +60,10 @@ class Streaming:
                     for result in self._call(layout, first):
                         last_s = time.monotonic()
                         yield result
-                    if self._source.error is not None:
-                        raise self._source.error
                     return
                 except ServerError as error:
+                    if self._source.error is not None:
+                        raise self._source.error from None
                     # A server that was started anew knows no session; it is given the frames without one.
                     if error.reason == "SESSION_UNKNOWN" and self._started:
                         self._session = None
@@ -82,6 +82,8 @@ class Streaming:
             held.callback(sender.stop)
             requests = sender.requests(self._opening(layout, first, session, transient=own is not None))
             responses = held.enter_context(self._client.open_call("Stream", requests))
+            # An end would make the server take what it has for the whole clip.
+            self._source.when_failing(responses.cancel)
             for response in responses:
                 match kind_of(response):
                     case "started":
@@ -141,6 +143,7 @@ class _Source:
         self._reading = threading.Lock()
         self._ended = threading.Event()
         self._frames: Iterator[Frame] = iter(())
+        self._cancel: Callable[[], object] = lambda: None
 
     def start(self, first: Frame, frames: Iterator[Frame]) -> None:
         """Set the clip: its first frame, and the others."""
@@ -167,11 +170,18 @@ class _Source:
                 frame = next(self._frames, None)
             except BaseException as error:  # raised again in the caller's thread
                 self.error, frame = error, None
+                self._cancel()
             if frame is None:
                 self._frames = iter(())
                 return None
             with self._lock:
                 return self.unfinished.add(frame), frame
+
+    def when_failing(self, cancel: Callable[[], object]) -> None:
+        """What to call where reading the clip raises, or has."""
+        self._cancel = cancel
+        if self.error is not None:
+            cancel()
 
     def find(self, sequence: int) -> Frame:
         """A frame whose result has come."""
@@ -223,6 +233,8 @@ class _Sender:
         while self._take_credit():
             item = self._source.next(last)
             if item is None:
+                if self._source.error is not None:
+                    self._wait_for_stop()
                 return
             last, frame = item
             yield self._message(last, frame)
@@ -232,6 +244,10 @@ class _Sender:
             self._changed.wait_for(lambda: self._credit > 0 or self._stopped)
             self._credit -= 1
             return not self._stopped
+
+    def _wait_for_stop(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped)
 
     def _message(self, sequence: int, frame: Frame) -> pb.StreamRequest | Pictured:
         message = pb.Frame(sequence=sequence, pts=frame.pts, duration=frame.duration)

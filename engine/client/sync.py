@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from vs3r.config import Config
 from vs3r.engine.client.connection import Access, open_channel, stubs
-from vs3r.engine.client.errors import server_error
+from vs3r.engine.client.errors import ServerError, server_error
+from vs3r.engine.client.guarded import Guarded
 from vs3r.engine.client.stream import Streaming
 from vs3r.engine.client.unfinished import Refused, Steady, steady_of
 from vs3r.engine.proto.convert import config_message
@@ -169,7 +170,12 @@ class Client:
                     yield pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source))
                 yield Pictured(rest=pb.UploadFramesRequest(), frame=message, pixels=pixels)
 
-        return self.call("UploadFrames", requests(), timeout_s=None)  # type: ignore[no-any-return]
+        source = Guarded(requests())
+        source.stop()  # those sent so far may stay
+        response: pb.UploadFramesResponse = self.call("UploadFrames", source, timeout_s=None)
+        if source.error is not None:
+            raise source.error
+        return response
 
     def get_frame(self, session: str, index: int) -> Steady:
         """One stabilized frame; ServerError.missing names the source frames that the server lacks."""
@@ -212,14 +218,22 @@ class Client:
     def _analyze(
         self, requests: Iterator[pb.AnalyzeRequest | Pictured], progress: Callable[[pb.AnalyzeProgress], object] | None
     ) -> pb.Analysis:
-        analysis = pb.Analysis()
-        with self.open_call("Analyze", requests) as responses:
-            for response in responses:
-                kind = response.WhichOneof("message")
-                if kind == "progress" and progress is not None:
-                    progress(response.progress)
-                elif kind == "analysis":
-                    analysis = response.analysis
+        analysis, source = pb.Analysis(), Guarded(requests)
+        try:
+            with self.open_call("Analyze", source) as responses:
+                source.when_failing(responses.cancel)
+                for response in responses:
+                    kind = response.WhichOneof("message")
+                    if kind == "progress" and progress is not None:
+                        progress(response.progress)
+                    elif kind == "analysis":
+                        analysis = response.analysis
+        except ServerError:
+            if source.error is not None:
+                raise source.error from None
+            raise
+        finally:
+            source.stop()
         return analysis
 
 

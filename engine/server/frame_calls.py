@@ -19,7 +19,7 @@ from vs3r.engine.server.problems import Malformed, Problem
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.state import State, frame_bytes
-from vs3r.engine.server.stream_run import CREDITS, StreamRun, draining, result_message
+from vs3r.engine.server.stream_run import CREDITS, StreamRun, client_gone, draining, result_message
 from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
 from vs3r.engine.track_file import check_source
 from vs3r.errors import Vs3rError
@@ -75,6 +75,7 @@ class FrameCalls:
             try:
                 yield pb.StreamResponse(started=pb.StreamStarted(credits=CREDITS, latency_frames=latency))
                 yield from run.responses(requests)
+                _check_whole(context)
                 if recorder is not None:
                     recorder.finish(stages.failed, self._state.store)
                 finished = True
@@ -86,6 +87,7 @@ class FrameCalls:
     def analyze(
         self, requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed], context: grpc.ServicerContext
     ) -> Iterator[pb.AnalyzeResponse]:
+        requests = self._state.watched(requests, context)
         config: pb.AnalyzeConfig = first_config(requests)
         session = self._sessions.get(config.session)
         with self._state.slot(), self._sessions.call(session, context.cancel):
@@ -93,7 +95,7 @@ class FrameCalls:
                 case "path":
                     yield from self._analyze_file(session, config.path)
                 case "frames":
-                    yield from self._analyze_frames(session, config.frames, requests)
+                    yield from self._analyze_frames(session, config.frames, requests, context)
                 case _:
                     raise field_error("config.source", "expected path or frames, got neither")
 
@@ -129,7 +131,11 @@ class FrameCalls:
             yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
 
     def _analyze_frames(
-        self, session: Session, source: pb.FrameSource, requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed]
+        self,
+        session: Session,
+        source: pb.FrameSource,
+        requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed],
+        context: grpc.ServicerContext,
     ) -> Iterator[pb.AnalyzeResponse]:
         layout, intake, recorder = self._frames_of(session, source)
         if session.track is not None:
@@ -152,6 +158,7 @@ class FrameCalls:
                 yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
                 if analysis.frames % _PROGRESS_EVERY == 0:
                     yield _progress(analysis.frames, 0)
+        _check_whole(context)
         yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
 
     def set_smoothing(self, request: pb.SetSmoothingRequest, _context: grpc.ServicerContext) -> pb.SetSmoothingResponse:
@@ -164,6 +171,7 @@ class FrameCalls:
     def upload_frames(
         self, requests: Iterator[pb.UploadFramesRequest | Pictured | Malformed], context: grpc.ServicerContext
     ) -> pb.UploadFramesResponse:
+        requests = self._state.watched(requests, context)
         config: pb.UploadConfig = first_config(requests)
         session = self._sessions.get(config.session)
         result = pb.UploadFramesResponse()
@@ -225,6 +233,12 @@ class FrameCalls:
     def _check_open(self) -> None:
         if self._state.draining:
             raise draining()
+
+
+def _check_whole(context: grpc.ServicerContext) -> None:
+    """A connection that breaks can look like the end of the requests: half a clip must not become the clip's track."""
+    if not context.is_active():
+        raise client_gone()
 
 
 def _progress(frames: int, total: int) -> pb.AnalyzeResponse:

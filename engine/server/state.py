@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vs3r.engine.proto.layout import Layout, layout_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -19,11 +19,13 @@ from vs3r.engine.server.problems import Problem
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.store import TrackStore, default_folder
-from vs3r.engine.server.stream_run import StreamRun, draining
+from vs3r.engine.server.stream_run import StreamRun, client_gone, draining
 from vs3r.types import PictureFormat
 
 if TYPE_CHECKING:
     import grpc
+
+Request = TypeVar("Request")
 
 _RETRY_S = 5.0
 
@@ -51,6 +53,7 @@ class State:
         self._token = None if token is None else f"Bearer {token}".encode()
         self._lock = threading.Lock()
         self._runs: dict[StreamRun, grpc.ServicerContext] = {}
+        self._waiting: dict[grpc.ServicerContext, float] = {}
         self._busy = 0
 
     def admit(self, context: grpc.ServicerContext) -> None:
@@ -87,6 +90,26 @@ class State:
             with self._lock:
                 self._busy -= 1
 
+    def watched(self, requests: Iterator[Request], context: grpc.ServicerContext) -> Iterator[Request]:
+        """Requests as they come; sweep cuts off a client that sends none for too long.
+
+        Raises:
+            Problem: the call is over.
+        """
+        import grpc
+
+        while True:
+            self._waiting[context] = time.monotonic()
+            try:
+                request = next(requests, None)
+            except grpc.RpcError:  # gRPC's way to say so
+                raise client_gone() from None
+            finally:
+                self._waiting.pop(context, None)
+            if request is None:
+                return
+            yield request
+
     @contextmanager
     def running(self, run: StreamRun, context: grpc.ServicerContext, session: Session | None) -> Iterator[None]:
         """Let drain, sweep, the end of the call and that of its session reach a stream."""
@@ -120,6 +143,9 @@ class State:
         self.sessions.expire()
         with self._lock:
             runs = list(self._runs.items())
+        for context, since_s in list(self._waiting.items()):
+            if time.monotonic() - since_s > self.config.stream_idle_s:
+                context.cancel()
         for run, context in runs:
             if time.monotonic() - run.active_s > self.config.stream_idle_s:
                 idle = Problem("DEADLINE_EXCEEDED", "IDLE", "no frame was sent or taken for too long")

@@ -128,7 +128,7 @@ class StreamRun:
                     if response is not None:
                         yield response
         except Stopped:
-            pass
+            raise self._problem or client_gone() from None
         if self._problem is not None:
             raise self._problem
         if self._draining:
@@ -163,7 +163,7 @@ class StreamRun:
         except Problem as problem:
             self.fail(problem)
         except Exception as error:  # gRPC's way to say that the call is over; or a bug, which must not be lost
-            self.fail(Problem("CANCELLED", "CLIENT_GONE", f"the call has ended ({type(error).__name__})"))
+            self.fail(client_gone(type(error).__name__))
         else:
             self._frames.end()
 
@@ -283,6 +283,11 @@ def result_message(picture: StabilizedFrame, *, sequence: int, passed_through: b
         valid_share=picture.valid_share,
         passed_through=passed_through,
     )
+
+
+def client_gone(how: str = "it broke off") -> Problem:
+    """For calls that end before the client has ended them."""
+    return Problem("CANCELLED", "CLIENT_GONE", f"the call has ended: {how}")
 
 
 def draining() -> Problem:

@@ -44,6 +44,7 @@ class TrackCalls:
     def upload_track(
         self, requests: Iterator[pb.UploadTrackRequest | Malformed], context: grpc.ServicerContext
     ) -> pb.UploadTrackResponse:
+        requests = self._state.watched(requests, context)
         config: pb.UploadTrackConfig = first_config(requests)
         session = self._sessions.get(config.session)
         with self._state.slot(), self._sessions.call(session, context.cancel):

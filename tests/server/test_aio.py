@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models
 from tests.server.test_serve import Process
 from vs3r.engine.client.aio import AsyncClient
 from vs3r.engine.client.errors import ServerError
@@ -60,3 +60,21 @@ def test_it_goes_on_where_a_server_was_killed(tmp_path: Path) -> None:
         return got
 
     assert asyncio.run(run()) == list(range(len(FRAMES)))
+
+
+def test_errors_of_the_source_reach_the_caller(serve: Serve) -> None:
+    """And half a clip does not become the session's track."""
+
+    async def broken() -> AsyncIterator[Frame]:
+        for frame in FRAMES[:10]:
+            yield frame
+        raise OSError("the disk is gone")
+
+    async def run(address: str) -> int:
+        async with AsyncClient(address) as client:
+            name = (await client.create_session("clip", CONFIG)).name
+            with pytest.raises(OSError, match="the disk is gone"):
+                [_ async for _ in client.stabilize(broken(), session=name)]
+            return int((await client.call("GetSession", pb.GetSessionRequest(name=name))).session.frame_count)
+
+    assert asyncio.run(run(serve(still_models(1)).address)) == 0

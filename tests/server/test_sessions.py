@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory
@@ -14,6 +15,7 @@ import pytest
 
 from tests.engine.clips import Clip, make_frames, write_clip
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, opening, pixels, shaky_models, still_models
+from tests.server.test_stream import wait_until
 from vs3r.config import SmoothConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
@@ -412,3 +414,80 @@ def test_real_models_analyse_too(serve: Serve) -> None:
         assert source.format.width == 64
         assert client.analyze_frames(session, FRAMES[:8]).frame_count == 8
         assert client.get_frame(session, 4).valid_share > 0.5
+
+
+# ---- clips that end early
+
+
+@pytest.mark.parametrize("call", ["stream", "analyze"])
+@pytest.mark.parametrize("how", ["vanish", "raise"])
+def test_half_a_clip_does_not_become_its_track(serve: Serve, tmp_path: Path, call: str, how: str) -> None:
+    """Neither where the client vanishes nor where it cannot read on; the error reaches the caller."""
+    server = serve(still_models(batch=1))
+    with connected(server) as watcher:
+        session = watcher.create_session("clip", CONFIG).name
+        client = Client(server.address)
+
+        def frames() -> Iterator[Frame]:
+            yield from FRAMES[:12]
+            wait_until(lambda: watcher.status().frames_received >= 12 or call == "analyze")
+            if how == "vanish":
+                client.close()
+            raise OSError("the disk is gone")
+
+        def run() -> object:
+            if call == "stream":
+                return list(client.stabilize(frames(), session=session, patience_s=0))
+            return client.analyze_frames(session, frames())
+
+        # A client that is closed may hear of that first.
+        with pytest.raises(OSError if how == "raise" else (OSError, ServerError)):
+            run()
+        client.close()
+        wait_until(lambda: watcher.status().streams == 0)
+        assert watcher.get_session(session).frame_count == 0
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_frames_that_cannot_be_read_end_an_upload(client: Client) -> None:
+    def frames() -> Iterator[tuple[int, Frame]]:
+        yield 0, FRAMES[0]
+        raise OSError("the disk is gone")
+
+    session = client.create_session("clip", CONFIG).name
+    with pytest.raises(OSError, match="the disk is gone"):
+        client.upload_frames(session, frames())
+    assert client.get_session(session).held_frames == 1
+
+
+@pytest.mark.parametrize("name", ["Analyze", "UploadFrames", "UploadTrack"])
+def test_clients_that_send_nothing_are_cut_off(serve: Serve, name: str) -> None:
+    server = serve(stream_idle_s=1)
+    waiting = threading.Event()
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        source = pb.FrameSource(
+            format=layout_message(planar_layout(FRAMES[0].format)), time_base=rational(FRAMES[0].time_base)
+        )
+        first = {
+            "Analyze": pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source)),
+            "UploadFrames": pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source)),
+            "UploadTrack": pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session)),
+        }[name]
+
+        def requests() -> Iterator[object]:
+            yield first
+            waiting.wait(30)
+
+        def run() -> object:
+            if name != "Analyze":
+                return client.call(name, requests(), timeout_s=None)
+            with client.open_call(name, requests()) as responses:
+                return list(responses)
+
+        with pytest.raises(ServerError) as caught:
+            run()
+        waiting.set()
+        assert caught.value.code == "CANCELLED"
+        wait_until(lambda: client.status().streams == 0)
+        assert client.get_session(session).frame_count == 0
