@@ -28,7 +28,7 @@ from vs3r.errors import BackendError
 from vs3r.refine.training.pairs import Pair
 from vs3r.refine.training.trainer import ExpertTrainer, make_accelerator
 from vs3r.refine.wan.attention import choose_attention, set_attention
-from vs3r.refine.wan.model import Experts, VideoCodec, compile_blocks, quiet_libraries
+from vs3r.refine.wan.model import Experts, VideoCodec, compile_blocks, require_packages
 from vs3r.refine.wan.precision import choose_precision, hold_as
 from vs3r.refine.wan.windows import A14B, FRAMES, PATCH, TI2V_5B, Layout, latent_count
 
@@ -97,7 +97,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks.refine needs an NVIDIA GPU and PyTorch with CUDA, and finds none")
     sizes = tuple((int(w), int(h)) for w, h in (size.split("x") for size in args.sizes.split(",")))
-    quiet_libraries()
+    require_packages()
     plan = Plan(device=torch.device("cuda"), sizes=sizes)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:

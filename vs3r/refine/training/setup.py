@@ -19,7 +19,7 @@ from vs3r.refine.training.pairs import Pair
 from vs3r.refine.training.preview import preview, side_by_side
 from vs3r.refine.training.trainer import ExpertTrainer, make_accelerator
 from vs3r.refine.wan.checkpoint import Checkpoint, find_checkpoint, read_expert
-from vs3r.refine.wan.model import find_device, load_codec, quiet_libraries, require_packages
+from vs3r.refine.wan.model import find_device, load_codec, require_packages
 from vs3r.refine.wan.prompt import load_prompt
 from vs3r.refine.wan.windows import A14B
 
@@ -96,6 +96,5 @@ def load_setup(config: TrainConfig) -> TrainSetup:
             "TI2V-5B is not fine-tuned here"
         )
     device = find_device(config.device)
-    quiet_libraries()
     text = load_prompt(checkpoint, config.prompt, form=config.condition)
     return TrainSetup(config=config, checkpoint=checkpoint, text=text, accelerator=make_accelerator(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +111,6 @@ def load_model(config: WanConfig) -> WanModel:
     if config.wan_lora is not None and not Path(config.wan_lora).is_dir():
         raise InputError(f"expected a folder with LoRAs, got {config.wan_lora}; see docs/refine.md")
     device = find_device(config.wan_device)
-    quiet_libraries()
     precision = choose_precision(config.wan_precision, device)
     attention = choose_attention(config.wan_attention, device)
     with memory_errors(config):
@@ -143,7 +143,6 @@ def load_encoder(weights: str, asked: str) -> tuple[VideoCodec, Layout]:
     require_packages()
     checkpoint = find_checkpoint(weights, only_low=False)
     device = find_device(asked)
-    quiet_libraries()
     return load_codec(checkpoint, device), checkpoint.layout
 
 
@@ -169,24 +168,26 @@ def _dtype(precision: str) -> torch.dtype:
 
 
 def require_packages() -> None:
-    """Raise BackendError where what `--refine wan` needs beside the default packages is not installed."""
+    """Import what `--refine wan` needs beside the default packages, and make it quiet.
+
+    Progress bars would tear the command line's apart; what is amiss with a checkpoint is an error here; and torchao
+    tells of extensions that nothing here needs.
+
+    Raises:
+        BackendError: a package is not installed.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import accelerate  # noqa: F401
-        import diffusers  # noqa: F401
+        import diffusers
         import peft  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as error:
         raise BackendError(
             f"refine wan needs diffusers, transformers, accelerate and peft ({error}); "
             "install them with: pip install 'vs3r[refine]'"
         ) from None
-
-
-def quiet_libraries() -> None:
-    """Progress bars would tear the command line's apart; what is amiss with a checkpoint is an error here."""
-    import diffusers
-    import transformers
-
     for log in (diffusers.utils.logging, transformers.utils.logging):
         log.disable_progress_bar()
         log.set_verbosity_error()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,8 +37,7 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 def _packages_amiss() -> str | None:
     try:
-        with _quiet_import():
-            import torchao.quantization  # noqa: F401
+        import torchao.quantization  # noqa: F401
     except ImportError as error:
         return f"needs torchao ({error}): pip install 'vs3r[refine]'"
     return None
@@ -72,13 +69,13 @@ def hold_as(expert: Any, precision: str) -> None:
             storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16, skip_modules_pattern=("proj_out",)
         )
     elif precision in ("fp8", "fp8-weights"):
-        with _quiet_import():
-            from torchao.quantization import (
-                Float8DynamicActivationFloat8WeightConfig,
-                Float8WeightOnlyConfig,
-                PerRow,
-                quantize_,
-            )
+        from torchao.quantization import (
+            Float8DynamicActivationFloat8WeightConfig,
+            Float8WeightOnlyConfig,
+            PerRow,
+            quantize_,
+        )
+
         config: Any = Float8WeightOnlyConfig()
         if precision == "fp8":
             config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
@@ -88,17 +85,3 @@ def hold_as(expert: Any, precision: str) -> None:
 def is_block_linear(module: nn.Module, name: str) -> bool:
     """Whether a layer of an expert, by its name, is one whose weights may be held in FP8."""
     return isinstance(module, nn.Linear) and name.startswith("blocks.")
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """torchao tells of extensions that it does not need for this."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, before, strict=True):
-            each.setLevel(level)
