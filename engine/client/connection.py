@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ _REPEATABLE = (
 class Access:
     """What opens a server."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """The server's token."""
     ca: bytes | None = None
     """Certificate (PEM) of the authority that signed the server's; given, TLS is used."""
     cert: bytes | None = None
     """The client's own certificate chain (PEM), for servers that ask for one."""
-    key: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
     """Its private key (PEM)."""
 
     @property

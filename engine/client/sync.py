@@ -11,15 +11,14 @@ from vs3r.config import Config
 from vs3r.engine.client.connection import Access, open_channel, stubs
 from vs3r.engine.client.errors import ServerError, server_error
 from vs3r.engine.client.guarded import Guarded
+from vs3r.engine.client.messages import Messages, track_requests
 from vs3r.engine.client.stream import Streaming
 from vs3r.engine.client.unfinished import Refused, Steady, steady_of
 from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, whole
 from vs3r.types import Frame
 
-_CHUNK = 1 << 18
 _TIMEOUT_S = 60.0
 
 
@@ -134,10 +133,12 @@ class Client:
         """Make the track of frames, numbered from 0."""
 
         def requests() -> Iterator[pb.AnalyzeRequest | Pictured]:
-            for source, message, pixels in _messages(enumerate(frames)):
-                if source is not None:
-                    yield pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source))
-                yield Pictured(rest=pb.AnalyzeRequest(), frame=message, pixels=pixels)
+            messages = Messages()
+            for number, frame in enumerate(frames):
+                if number == 0:
+                    config = pb.AnalyzeConfig(session=session, frames=messages.source(frame))
+                    yield pb.AnalyzeRequest(config=config)
+                yield messages.request(pb.AnalyzeRequest(), number, frame)
 
         return self._analyze(requests(), progress)
 
@@ -148,13 +149,8 @@ class Client:
 
     def upload_track(self, session: str, track: bytes) -> pb.Analysis:
         """Give the session a .vs3r file as its track."""
-
-        def requests() -> Iterator[pb.UploadTrackRequest]:
-            yield pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session))
-            for at in range(0, len(track), _CHUNK):
-                yield pb.UploadTrackRequest(chunk=track[at : at + _CHUNK])
-
-        return self.call("UploadTrack", requests(), timeout_s=None).analysis  # type: ignore[no-any-return]
+        requests = track_requests(session, track)
+        return self.call("UploadTrack", requests, timeout_s=None).analysis  # type: ignore[no-any-return]
 
     def set_smoothing(self, session: str, smooth: pb.SmoothConfig) -> pb.SetSmoothingResponse:
         """Smooth the path again; fields that are not set stay as they are."""
@@ -165,10 +161,13 @@ class Client:
         """Give the session source frames with their numbers, in order."""
 
         def requests() -> Iterator[pb.UploadFramesRequest | Pictured]:
-            for source, message, pixels in _messages(frames):
-                if source is not None:
-                    yield pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source))
-                yield Pictured(rest=pb.UploadFramesRequest(), frame=message, pixels=pixels)
+            messages, begun = Messages(), False
+            for number, frame in frames:
+                if not begun:
+                    begun = True
+                    config = pb.UploadConfig(session=session, frames=messages.source(frame))
+                    yield pb.UploadFramesRequest(config=config)
+                yield messages.request(pb.UploadFramesRequest(), number, frame)
 
         source = Guarded(requests())
         source.stop()  # those sent so far may stay
@@ -235,17 +234,3 @@ class Client:
         finally:
             source.stop()
         return analysis
-
-
-def _messages(
-    frames: Iterable[tuple[int, Frame]],
-) -> Iterator[tuple[pb.FrameSource | None, pb.Frame, list[memoryview]]]:
-    """Frames as messages and their pixels; the first comes with what they are."""
-    layout: Layout | None = None
-    for number, frame in frames:
-        source = None
-        if layout is None:
-            layout = planar_layout(frame.format)
-            source = pb.FrameSource(format=layout_message(layout), time_base=rational(frame.time_base))
-        message = pb.Frame(sequence=number, pts=frame.pts, duration=frame.duration)
-        yield source, message, layout.pack(frame.planes)

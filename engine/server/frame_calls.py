@@ -17,7 +17,6 @@ from vs3r.engine.server.guard import guarded_stages
 from vs3r.engine.server.intake import Intake, first_config, frame_error, next_frame
 from vs3r.engine.server.problems import Malformed, Problem
 from vs3r.engine.server.sessions import Session
-from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.state import State, frame_bytes
 from vs3r.engine.server.stream_run import CREDITS, StreamRun, client_gone, draining, result_message
 from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
@@ -48,7 +47,7 @@ class FrameCalls:
             raise field_error("config.config", "expected none beside a session, which has its own")
         settings = config_from(config.config) if session is None else session.config
         layout, time_base = self._state.layout(config.format), time_base_of(config.time_base, field="config.time_base")
-        regions = Regions() if session is None else session.regions
+        regions = self._state.regions(session, context)
         latency = delay_frames(settings) + settings.smooth.lookahead_frames
         kept = latency + 2 * settings.render.fill_window_frames + 4 * CREDITS
         finished = False
@@ -137,7 +136,7 @@ class FrameCalls:
         requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed],
         context: grpc.ServicerContext,
     ) -> Iterator[pb.AnalyzeResponse]:
-        layout, intake, recorder = self._frames_of(session, source)
+        layout, intake, recorder = self._frames_of(session, source, context)
         if session.track is not None:
             check_source(session.track, layout.format)
             yield _reused(session)
@@ -176,7 +175,7 @@ class FrameCalls:
         session = self._sessions.get(config.session)
         result = pb.UploadFramesResponse()
         with self._state.slot(), self._sessions.call(session, context.cancel):
-            _, intake, _ = self._frames_of(session, config.frames)
+            _, intake, _ = self._frames_of(session, config.frames, context)
             with closing(intake):
                 for request in requests:
                     self._check_open()
@@ -190,7 +189,7 @@ class FrameCalls:
                         result.frames += 1
         return result
 
-    def get_frame(self, request: pb.GetFrameRequest, _context: grpc.ServicerContext) -> pb.GetFrameResponse | Pictured:
+    def get_frame(self, request: pb.GetFrameRequest, context: grpc.ServicerContext) -> pb.GetFrameResponse | Pictured:
         session = self._sessions.get(request.session)
         drawn = self._draw(session, access.frame_index(session, request))
         data = drawn.layout.pack(drawn.picture.frame.planes)
@@ -199,7 +198,7 @@ class FrameCalls:
         if not request.HasField("output_slot"):
             rest = pb.GetFrameResponse(format=shape, time_base=time_base)
             return Pictured(rest=rest, frame=message, pixels=data)
-        session.regions.write(request.output_slot, data)
+        self._state.regions(session, context).write(request.output_slot, data)
         message.slot.CopyFrom(request.output_slot)
         return pb.GetFrameResponse(frame=message, format=shape, time_base=time_base)
 
@@ -220,15 +219,17 @@ class FrameCalls:
         )
 
     def _draw(self, session: Session, index: int) -> access.Drawn:
-        with self._sessions.call(session, lambda: None):
+        with self._state.drawing, self._sessions.call(session, lambda: None):
             return access.draw(session, self._memory, self._state.models, index)
 
-    def _frames_of(self, session: Session, source: pb.FrameSource) -> tuple[Layout, Intake, TrackRecorder]:
+    def _frames_of(
+        self, session: Session, source: pb.FrameSource, context: grpc.ServicerContext
+    ) -> tuple[Layout, Intake, TrackRecorder]:
         layout = self._state.layout(source.format, field="config.frames.format")
         time_base = time_base_of(source.time_base, field="config.frames.time_base")
         self._state.use_layout(session, layout)
         recorder = TrackRecorder(session, self._memory, layout.format, time_base)
-        return layout, Intake(layout, time_base, session.regions), recorder
+        return layout, Intake(layout, time_base, self._state.regions(session, context)), recorder
 
     def _check_open(self) -> None:
         if self._state.draining:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from vs3r.engine.server.metrics import Metrics
 from vs3r.engine.server.problems import Problem
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
+from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.store import TrackStore, default_folder
 from vs3r.engine.server.stream_run import StreamRun, client_gone, draining
 from vs3r.types import PictureFormat
@@ -55,9 +57,15 @@ class State:
         self._runs: dict[StreamRun, grpc.ServicerContext] = {}
         self._waiting: dict[grpc.ServicerContext, float] = {}
         self._busy = 0
+        self._quiet = threading.Condition()
+        self._calls = 0
+        self.drawing = threading.Semaphore(os.cpu_count() or 1)
+        """Held while a picture is drawn for random access: more at once would only take more memory."""
 
     def admit(self, context: grpc.ServicerContext) -> None:
-        """Raise a Problem unless the caller may come in."""
+        """Raise a Problem unless the caller may come in. It is counted as running until told() is called."""
+        with self._quiet:
+            self._calls += 1
         if self._token is not None:
             given = next((value for key, value in context.invocation_metadata() if key == "authorization"), "")
             raw = given if isinstance(given, bytes) else given.encode()
@@ -67,6 +75,26 @@ class State:
                 )
         if self.draining:
             raise draining()
+
+    def told(self, method: str, code: str) -> None:
+        """A call has ended with that status code."""
+        self.metrics.call(method, code)
+        with self._quiet:
+            self._calls -= 1
+            self._quiet.notify_all()
+
+    def wait_until_quiet(self, limit_s: float) -> None:
+        """Until no call runs, but not for ever."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: self._calls == 0, limit_s)
+
+    def regions(self, session: Session | None, context: grpc.ServicerContext) -> Regions:
+        """The shared memory that a call may name: none but of its session, for a client of this machine."""
+        return session.regions if session is not None and self.shares(context) else Regions()
+
+    def shares(self, context: grpc.ServicerContext) -> bool:
+        """The client may hand over shared memory."""
+        return self.config.allow_shm and is_local(context)
 
     @contextmanager
     def slot(self) -> Iterator[None]:

@@ -230,6 +230,46 @@ def test_a_full_disk(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_full_disk_under_an_upload(
+    analysed: tuple[Client, str, CameraTrack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, session, _ = analysed
+    data = client.download_track(session)
+
+    def full(*_arguments: object, **_named: object) -> None:
+        raise OSError(28, "No space left on device", "/secret/folder")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    for call in (lambda: client.upload_track(session, data), lambda: client.download_track(session)):
+        with pytest.raises(ServerError, match="no room") as caught:
+            call()
+        assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "CANNOT_WRITE")
+        assert caught.value.retry_s is not None
+        assert "secret" not in str(caught.value)
+    assert client.get_frame(session, 3).sequence == 3
+
+
+def test_what_a_killed_server_was_writing_is_removed(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    half = tmp_path / "cache" / ".x.part"
+    half.write_bytes(b"half a track")
+    serve()
+    assert not half.exists()
+
+
+def test_an_analysis_can_be_cancelled(serve: Serve, tmp_path: Path) -> None:
+    clip = Clip(frames=24, width=64, height=48, codec="ffv1")
+    write_clip(tmp_path / "in.mkv", clip)
+    with connected(serve(media_root=str(tmp_path))) as client:
+        session = client.create_session("clip", CONFIG).name
+        request = pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, path="in.mkv"))
+        with client.open_call("Analyze", iter([request])) as responses:
+            assert next(responses).progress.frames == 8
+        wait_until(lambda: client.status().streams == 0)
+        assert client.get_session(session).frame_count in (0, 24)  # it may have been done before it heard of it
+        assert client.analyze_file(session, "in.mkv").frame_count == 24
+
+
 def test_the_cache_is_bounded(serve: Serve, tmp_path: Path) -> None:
     """Tracks used longest ago go first."""
     server = serve(cache_mb=1)
