@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.scenes import Shot, View
 from vs3r.config import VggtConfig
 from vs3r.geometry import quat_wxyz_from_matrix
-from vs3r.networks import Network
-from vs3r.reconstruct.vggt.model import FirstPass, Vggt, depth_frames
+from vs3r.reconstruct.vggt.cues import normalised
+from vs3r.reconstruct.vggt.model import Vggt, depth_frames
 from vs3r.reconstruct.vggt.window import WindowNetwork, network_picture
 from vs3r.types import Frame
 
@@ -38,10 +38,6 @@ class TrueNetwork:
         self.windows: list[list[int]] = []
         self.kept: list[Tensor] = []
 
-    def prepare(self, name: str, network: nn.Module, example: tuple[Tensor, ...], /) -> Network:
-        assert isinstance(network, nn.Module) and len(example) == (1 if name == "vggt4d" else 2)
-        return self.first if name == "vggt4d" else self.second
-
     def first(self, window: Tensor) -> tuple[Tensor, ...]:
         pictures = (window * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
         numbers = [self.numbers[picture.tobytes()] for picture in pictures]
@@ -54,10 +50,9 @@ class TrueNetwork:
         ids = torch.stack([_patches(self.views[n].object_id.astype(np.float32), rows, cols) for n in numbers])
         features = torch.stack([ids * (k + 1) / 7 for k in range(FEATURES)], -1).sin() + 0.1 * texture[..., None]
         # As in the network: something stands out of every frame, whether it moves or not.
-        dynamic = 0.7 * moving + 0.3 * texture
-        dynamic = (dynamic - dynamic.amin(1, keepdim=True)) / dynamic.std(1, keepdim=True).clamp_min(1e-6) / 5
+        dynamic = normalised(0.7 * moving + 0.3 * texture)
         pose = self._poses(numbers, scale)
-        return pose, depth, torch.full_like(depth, 2.0), dynamic.clamp(0, 1), features
+        return pose, depth, torch.full_like(depth, 2.0), dynamic, features
 
     def second(self, features: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         assert features.shape[:2] == keep.shape
@@ -86,8 +81,7 @@ def _patches(values: npt.NDArray[np.float32], rows: int, cols: int) -> Tensor:
 
 
 def true_windows(true: TrueNetwork, config: VggtConfig, network: Vggt) -> WindowNetwork:
-    """The truth in place of the network also in windows that are not of full length."""
-    windows = WindowNetwork(config, true.frames[0].format, network, true.prepare)
-    assert isinstance(windows._passes[0], FirstPass)
-    windows._passes = (true.first, true.second)  # type: ignore[assignment]
+    """The truth in place of the network."""
+    windows = WindowNetwork(config, true.frames[0].format, network)
+    windows._runners = lambda window: [true.first, true.second]  # type: ignore[method-assign]  # noqa: ARG005
     return windows

@@ -28,13 +28,17 @@ log = logging.getLogger(__name__)
 _FOV_RAD = (math.radians(5), math.radians(160))
 
 
-def network_size(fmt: PictureFormat, long_side: int, patch: int) -> tuple[int, int]:
-    """Height and width of the pictures that the network is given: the long side as asked for, both multiples of a
-    patch, the shape of the picture kept as nearly as that allows."""
-    width, height = fmt.width * float(fmt.sample_aspect), float(fmt.height)
+def size_of(width: float, height: float, long_side: int, patch: int) -> tuple[int, int]:
+    """Height and width of the network's pictures for one of width x height: the long side as asked for, both multiples
+    of a patch, the shape kept as nearly as that allows."""
     scale = long_side / max(width, height)
-    sides = [max(1, round(side * scale / patch)) * patch for side in (height, width)]
-    return sides[0], sides[1]
+    rows, cols = (max(1, round(side * scale / patch)) for side in (height, width))
+    return rows * patch, cols * patch
+
+
+def network_size(fmt: PictureFormat, long_side: int, patch: int) -> tuple[int, int]:
+    """`size_of` pictures of a format, with square pixels."""
+    return size_of(fmt.width * float(fmt.sample_aspect), fmt.height, long_side, patch)
 
 
 def network_picture(frame: Frame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
