@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vs3r.kernels.camera import View
-from vs3r.kernels.camera.triton_impl import lens, unproject
+from vs3r.kernels.camera.triton_impl import lens, relative, unproject
 from vs3r.kernels.sample import reference
 from vs3r.kernels.sample.reference import Sampled, SamplePictures
 
@@ -179,9 +179,7 @@ def sample_backward_triton(
     shape, device = (view.height, view.width), inv_depth.device
     picture = torch.empty(*shape, channels, dtype=sources.pictures.dtype, device=device)
     source = torch.empty(shape, dtype=torch.int32, device=device)
-    T = view.from_sources(sources.cameras)
-    turn = T[..., :3, :3].mT
-    source_from_view = torch.cat([turn, -turn @ T[..., :3, 3:]], -1).float().contiguous()
+    source_from_view = relative(sources.cameras.cam_from_world, view.cam_from_world)
     dynamic = None if sources.dynamic is None else sources.dynamic.contiguous().view(torch.uint8)
     sample_kernel[(triton.cdiv(view.width, COLUMNS), triton.cdiv(view.height, ROWS))](
         inv_depth.contiguous(), sources.pictures.contiguous(), sources.cameras.K.float().contiguous(), source_from_view,

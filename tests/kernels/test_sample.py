@@ -298,7 +298,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         with pytest.raises(ShapeError, match=told):
             sample_backward(inv_depth, view_of(), sources=replace(sources, **{name: value}))  # type: ignore[arg-type]
     vast = torch.zeros(1, dtype=torch.uint8).expand(3, 2**16, 2**15, 1)
-    with pytest.raises(ShapeError, match="sources.pictures: expected at most 2147483647 samples in each; got 21474836"):
+    with pytest.raises(
+        ShapeError, match=r"sources.pictures: expected at most 2147483647 samples in each; got 21474836"
+    ):
         sample_backward(inv_depth, view_of(), sources=replace(sources, pictures=vast))
     with pytest.raises(InputError, match="depth_tolerance: expected at least 0; got -1"):
         sample_backward(inv_depth, view_of(), sources=sources, depth_tolerance=-1)
