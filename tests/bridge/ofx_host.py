@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int, c_size_t, c_uint, c_void_p
@@ -134,6 +135,10 @@ class OfxHost:
         self.progress: Callable[[float], bool] = lambda _share: True
         """Shows a share; False where the user cancels."""
         self.optional = suites
+        self.last_s = 0.0
+        """Time that the plugin took for the last action, in seconds."""
+        self.render_s = 0.0
+        """The same of the last picture."""
         self.fetched: list[float] = []
         """Times of the source frames that were asked for besides the one shown."""
         self._suites = self._make_suites()
@@ -160,7 +165,9 @@ class OfxHost:
         """One action's status; images must be given back by its end."""
         self._local.action = action
         handles = [None if thing is None else thing.handle for thing in (on, given, got)]
+        start = time.perf_counter()
         status = int(self.plugin.main(action.encode(), *handles))
+        self.last_s = time.perf_counter() - start
         if any(self._open_images[image] for image in self._local.__dict__.pop("mine", set())):
             self.violations.append(f"{action} keeps an image")
         return status
@@ -216,6 +223,7 @@ class OfxHost:
         sequence = self.thing(OfxImageEffectPropFrameRange=[time, time])
         assert self.act("OfxImageEffectActionBeginSequenceRender", instance, sequence) in (OK, REPLY_DEFAULT)
         assert self.act("OfxImageEffectActionRender", instance, given) == OK
+        self.render_s = self.last_s
         assert self.act("OfxImageEffectActionEndSequenceRender", instance, sequence) in (OK, REPLY_DEFAULT)
         assert (images["Source"].pixels() == pixels).all(), "the source was written to"
         return images["Output"].pixels()

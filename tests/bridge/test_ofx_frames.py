@@ -56,7 +56,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Footage:
         out.mux(video.encode(None))
     assert (decoded(path) == pictures).all()
     stabilize(path, steady)
-    subprocess.run([VS3R, "analyze", path, "-o", track, "--quiet"], check=True, timeout=50)
+    subprocess.run([VS3R, "analyze", path, "-o", track, "--quiet"], check=True, timeout=200)
     return Footage(path=path, pictures=pictures, steady=decoded(steady)[..., :3], track=track)
 
 
