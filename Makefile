@@ -21,7 +21,7 @@ STREET := $(DEMO_DIR)/street.mp4
 SHAKY := $(or $(CLIP),$(STREET))
 SOURCES := vs3r engine export kernels benchmarks tests
 
-.PHONY: help install demo test lint types plugin plugin-test format clean
+.PHONY: help install demo test lint types plugin plugin-packages plugin-test format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -69,13 +69,15 @@ types: $(STAMP)
 
 PLUGIN_PACKAGES := cmake g++ pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc libmlt-dev melt
 
-plugin:
+plugin-packages:
 	@missing=; for name in $(PLUGIN_PACKAGES); do \
 	  dpkg-query -W -f '$${Status}\n' "$$name" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$name"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
 	  else echo "the plugins need packages; on Debian: apt-get install$$missing" >&2; exit 1; fi; fi
+
+plugin: plugin-packages
 	cmake -S . -B build
 	cmake --build build --parallel 2
 

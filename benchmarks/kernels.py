@@ -2,8 +2,12 @@
 
 With an NVIDIA GPU, at 1920x1080: median, 20th and 80th percentile by device events with the L2 cache cleared, bytes
 that must move, and the bandwidth reached as a share of that of a device-to-device copy; the Triton kernels, the PyTorch
-reference, torch.compile of it, and PyTorch3D where it is installed. Without one, or with --cpu: the CPU path on one
-thread at the sizes that the pipeline uses, beside what the pipeline itself does for that work.
+reference, torch.compile of it, and PyTorch3D where it is installed; then whether the bars are met. The Triton kernels
+are timed twice: as called, and replayed from a CUDA graph, where Python's share of a call (longer than a kernel that
+moves 40 MB) does not count. Rows are written as they are measured. Without a GPU, or with --cpu: the CPU path on one
+thread at the sizes that the pipeline uses, beside what the pipeline itself does for that work. --rehearse goes through
+the GPU's table on the CPU, at a tiny size and with Triton interpreted: it shows that the script runs, its times mean
+nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ import argparse
 import csv
 import functools
 import importlib.util
+import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+import timeit
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,7 +48,7 @@ class Row:
     operator: str
     """Name and what was given."""
     by: str
-    """Who computed."""
+    """Who computed; "triton graph" is triton replayed from a CUDA graph."""
     size: str
     """Of the pictures."""
     median_ms: float
@@ -66,9 +72,9 @@ class Scene:
     view: View
     """Between them."""
     flow: torch.Tensor
-    """(1, H, W, 2) observed."""
+    """(S, H, W, 2) observed."""
     moved: torch.Tensor
-    """(1, 4, 4) dst_from_src of that flow."""
+    """(S, 4, 4) dst_from_src of that flow."""
 
 
 def make_scene(width: int, height: int, *, frames: int, device: str) -> Scene:
@@ -87,8 +93,8 @@ def make_scene(width: int, height: int, *, frames: int, device: str) -> Scene:
         dynamic=torch.zeros(frames, height, width, dtype=torch.bool, device=device),
     )
     view = View(K=K.to(device), cam_from_world=torch.eye(4, device=device), width=width, height=height)
-    flow = 3 * torch.randn(1, height, width, 2, generator=random).to(device)
-    return Scene(depth=depth, view=view, flow=flow, moved=depth.cameras.cam_from_world[:1])
+    flow = 3 * torch.randn(frames, height, width, 2, generator=random).to(device)
+    return Scene(depth=depth, view=view, flow=flow, moved=depth.cameras.cam_from_world)
 
 
 def bytes_of(*parts: Any) -> int:
@@ -107,6 +113,19 @@ def gpu_times(call: Callable[[], Any]) -> list[float]:
     from triton.testing import do_bench
 
     return list(do_bench(call, warmup=100, rep=500, quantiles=[0.5, 0.2, 0.8]))
+
+
+def captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call's work on the GPU, to be replayed without the Python that led to it."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        call()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def cpu_times(call: Callable[[], Any]) -> list[float]:
@@ -130,54 +149,114 @@ def row(operator: str, by: str, size: str, times: list[float], moved: int, copy:
     )  # fmt: skip
 
 
-def measure_gpu(width: int, height: int) -> list[Row]:
-    scene, size = make_scene(width, height, frames=8, device="cuda"), f"{width}x{height}"
-    block = torch.empty(GIB, dtype=torch.uint8, device="cuda")
-    times = gpu_times(functools.partial(torch.empty_like(block).copy_, block))
-    copy = 2 * GIB / (times[0] / 1e3)
-    rows = [row("copy of 1 GiB", "PyTorch", size, times, 2 * GIB, copy)]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Device:
+    """What the GPU's table is measured on."""
+
+    name: str
+    """"cuda", or "cpu" to rehearse."""
+    times: Callable[[Callable[[], Any]], list[float]]
+    """Median, p20 and p80."""
+    capture: Callable[[Callable[[], Any]], Callable[[], Any]]
+    """See captured()."""
+    compile: Callable[[Callable[..., Any]], Callable[..., Any]]
+    """torch.compile."""
+    copied: int
+    """Bytes of the copy that bandwidth is compared with."""
+
+
+GPU = Device(name="cuda", times=gpu_times, capture=captured, compile=torch.compile, copied=GIB)
+REHEARSAL = Device(
+    name="cpu",
+    times=lambda call: [1e3 * min(timeit.repeat(call, number=1, repeat=1))] * 3,
+    capture=lambda call: call,
+    compile=lambda function: function,
+    copied=2**20,
+)
+
+
+def measure_gpu(width: int, height: int, device: Device) -> Iterator[Row]:
+    scene, size = make_scene(width, height, frames=8, device=device.name), f"{width}x{height}"
+    block = torch.empty(device.copied, dtype=torch.uint8, device=device.name)
+    times = device.times(functools.partial(torch.empty_like(block).copy_, block))
+    copy = 2 * device.copied / (times[0] / 1e3)
+    yield row("copy", "PyTorch", f"{device.copied / 2**20:.0f} MiB", times, 2 * device.copied, copy)
     del block
-    K, rho = scene.depth.cameras.K[:1], scene.depth.inv_depth[:1]
-    tau = torch.full((1,), 0.5, device="cuda")
-    flow = functools.partial(rigid_flow_residual, rho, scene.flow, K_src=K, K_dst=K, dst_from_src=scene.moved, tau=tau)
-    compiled = torch.compile(rigid_flow_residual_reference)
-    found = flow(backend="triton")
-    moved = bytes_of(rho, scene.flow, found)
-    for by, call in (
-        ("triton", lambda: flow(backend="triton")),
-        ("reference", lambda: flow(backend="reference")),
-        ("torch.compile", lambda: compiled(rho, scene.flow, K, K, scene.moved, tau, None, False)),
-    ):
-        rows.append(row("rigid_flow_residual", by, size, gpu_times(call), moved, copy))
-    for name, blending in (("nearest", Nearest()), ("alpha", Alpha())):
-        splat = functools.partial(splat_points, scene.depth, scene.view, blending=blending)
-        moved = bytes_of(scene.depth, splat(backend="triton"))
-        rows.append(
-            row(
-                f"splat_points {name}",
-                "triton",
-                size,
-                gpu_times(functools.partial(splat, backend="triton")),
-                moved,
-                copy,
-            )
-        )
-        if name == "nearest":
-            times = gpu_times(functools.partial(splat, backend="reference"))
-            rows.append(row("splat_points nearest", "reference", size, times, moved, copy))
-    if importlib.util.find_spec("pytorch3d") is not None:
-        rows.append(row("splat_points alpha", "PyTorch3D", size, gpu_times(pytorch3d(scene)), moved, copy))
+
+    def measured(operator: str, by: str, call: Callable[[], Any], moved: int) -> Row:
+        return row(operator, by, size, device.times(call), moved, copy)
+
+    def by_triton(operator: str, call: Callable[..., Any], moved: int) -> Iterator[Row]:
+        kernel = functools.partial(call, backend="triton")
+        yield measured(operator, "triton graph", device.capture(kernel), moved)
+        yield measured(operator, "triton", kernel, moved)
+
+    for count in (1, 8):
+        yield from measure_rigid_flow(scene, count, device, measured, by_triton)
+    splats = {
+        f"splat_points {name}": functools.partial(splat_points, scene.depth, scene.view, blending=blending)
+        for name, blending in (("nearest", Nearest()), ("alpha", Alpha()))
+    }
+    for name, splat in splats.items():
+        yield from by_triton(name, splat, bytes_of(scene.depth, splat(backend="triton")))
     for pixels in (torch.uint8, torch.uint16, torch.float16):
         sources = sample_sources(scene, pixels)
-        sample = functools.partial(sample_backward, rho[0], scene.view, sources=sources)
+        sample = functools.partial(sample_backward, scene.depth.inv_depth[0], scene.view, sources=sources)
         # The frame itself is read whole, of its neighbours only what fills.
-        moved = bytes_of(rho, sources.pictures[0], sources.inv_depth[0], sample(backend="triton"))
+        moved = bytes_of(scene.depth.inv_depth[0], sources.pictures[0], sources.inv_depth[0], sample(backend="triton"))
         name = f"sample_backward {str(pixels).removeprefix('torch.')}"
-        rows.append(row(name, "triton", size, gpu_times(functools.partial(sample, backend="triton")), moved, copy))
-        rows.append(
-            row(name, "reference", size, gpu_times(functools.partial(sample, backend="reference")), moved, copy)
-        )
-    return rows
+        yield from by_triton(name, sample, moved)
+        yield measured(name, "reference", functools.partial(sample, backend="reference"), moved)
+    # Last, because it needs most memory and time.
+    name, splat = next(iter(splats.items()))
+    moved = bytes_of(scene.depth, splat(backend="triton"))
+    yield measured(name, "reference", functools.partial(splat, backend="reference"), moved)
+    if importlib.util.find_spec("pytorch3d") is not None:
+        yield measured("splat_points alpha", "PyTorch3D", pytorch3d(scene), moved)
+
+
+def measure_rigid_flow(
+    scene: Scene,
+    count: int,
+    device: Device,
+    measured: Callable[[str, str, Callable[[], Any], int], Row],
+    by_triton: Callable[[str, Callable[..., Any], int], Iterator[Row]],
+) -> Iterator[Row]:
+    """Of a number of frame pairs at once; measured and by_triton are measure_gpu's."""
+    name = f"rigid_flow_residual, {count} pair{'s' * (count > 1)}"
+    rho, K, moved_by = scene.depth.inv_depth[:count], scene.depth.cameras.K[:count], scene.moved[:count]
+    flow, tau = scene.flow[:count], torch.full((count,), 0.5, device=device.name)
+    call = functools.partial(rigid_flow_residual, rho, flow, K_src=K, K_dst=K, dst_from_src=moved_by, tau=tau)
+    moved = bytes_of(rho, flow, call(backend="triton"))
+    yield from by_triton(name, call, moved)
+    yield measured(name, "reference", functools.partial(call, backend="reference"), moved)
+    compiled = functools.partial(
+        device.compile(rigid_flow_residual_reference), rho, flow, K, K, moved_by, tau, None, False
+    )
+    yield measured(name, "torch.compile", compiled, moved)
+
+
+def bars(rows: Sequence[Row]) -> list[str]:
+    """What an H200-class GPU has to reach at 1920x1080, and what was reached."""
+    found = {(r.operator, r.by): r for r in rows}
+    told = []
+
+    def tell(bar: str, reached: str, met: bool) -> None:
+        told.append(f"{'met   ' if met else 'MISSED'}  {bar}: {reached}")
+
+    for operator, least in [
+        *((f"rigid_flow_residual, {pairs}", 0.8) for pairs in ("1 pair", "8 pairs")),
+        *((f"sample_backward {pixels}", 0.6) for pixels in ("uint8", "uint16", "float16")),
+    ]:
+        share = found[operator, "triton graph"].share_of_copy or 0.0
+        tell(f"{operator}, at least {least:.0%} of copy bandwidth", f"{share:.0%}", share >= least)
+    for pairs in ("1 pair", "8 pairs"):
+        operator = f"rigid_flow_residual, {pairs}"
+        times = found[operator, "torch.compile"].median_ms / found[operator, "triton"].median_ms
+        tell(f"{operator}, 5 times as fast as torch.compile, both as called", f"{times:.1f} times", times >= 5)
+    took = found["splat_points nearest", "triton"].median_ms
+    tell("splat_points nearest of 8 frames under 2 ms, as called", f"{took:.3f} ms", took < 2)
+    return told
 
 
 def sample_sources(scene: Scene, dtype: torch.dtype) -> SamplePictures:
@@ -209,25 +288,22 @@ def pytorch3d(scene: Scene) -> Callable[[], Any]:
     return functools.partial(renderer, cloud)
 
 
-def measure_cpu() -> list[Row]:
+def measure_cpu() -> Iterator[Row]:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rows = []
     small = make_scene(480, 270, frames=8, device="cpu")
     rho = small.depth.inv_depth[:1].expand(6, 270, 480)[:, ::3, ::3].contiguous()
-    flow = small.flow.expand(6, 270, 480, 2)[:, ::3, ::3].contiguous()
+    flow = small.flow[:1].expand(6, 270, 480, 2)[:, ::3, ::3].contiguous()
     K, moved = small.depth.cameras.K[:6], small.depth.cameras.cam_from_world[:6]
     cells = functools.partial(rigid_flow_residual, rho, flow, K_src=K, K_dst=K, dst_from_src=moved, tau=0.5)
-    rows.append(
-        row("rigid_flow_residual, 6 pairs", "reference", "160x90", cpu_times(cells), bytes_of(rho, flow, cells()))
-    )
+    yield row("rigid_flow_residual, 6 pairs", "reference", "160x90", cpu_times(cells), bytes_of(rho, flow, cells()))
     one, lens = small.depth.inv_depth[:1], K[:1]
     whole = functools.partial(
-        rigid_flow_residual, one, small.flow, K_src=lens, K_dst=lens, dst_from_src=moved[:1], tau=0.5
+        rigid_flow_residual, one, small.flow[:1], K_src=lens, K_dst=lens, dst_from_src=moved[:1], tau=0.5
     )
-    rows.append(row("rigid_flow_residual", "reference", "480x270", cpu_times(whole), bytes_of(small.flow, whole())))
+    yield row("rigid_flow_residual", "reference", "480x270", cpu_times(whole), bytes_of(small.flow[:1], whole()))
     splat = functools.partial(splat_points, small.depth, small.view)
-    rows.append(row("splat_points nearest, 8 frames", "reference", "480x270", cpu_times(splat), bytes_of(small.depth)))
+    yield row("splat_points nearest, 8 frames", "reference", "480x270", cpu_times(splat), bytes_of(small.depth))
     large = make_scene(1920, 1080, frames=2, device="cpu")
     pictures = sample_sources(large, torch.uint8)
     sources = SamplePictures(
@@ -235,7 +311,7 @@ def measure_cpu() -> list[Row]:
     )
     sample = functools.partial(sample_backward, sources.inv_depth[0], large.view, sources=sources)
     size = bytes_of(sources.pictures[0], sample().picture)
-    rows.append(row("sample_backward uint8, 2 sources", "reference", "1920x1080", cpu_times(sample), size))
+    yield row("sample_backward uint8, 2 sources", "reference", "1920x1080", cpu_times(sample), size)
     picture = pictures.pictures[0, ..., 0].numpy()
     x, y = np.meshgrid(np.arange(122, dtype=np.float32), np.arange(70, dtype=np.float32))
 
@@ -244,8 +320,7 @@ def measure_cpu() -> list[Row]:
         map_x, map_y = (cv2.resize(nodes, None, fx=16, fy=16)[:1080, :1920] for nodes in (16 * x + 3.3, 16 * y - 2.4))
         cv2.remap(picture, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
-    rows.append(row("backward map and sampling uint8", "vs3r.render", "1920x1080", cpu_times(warp), size))
-    return rows
+    yield row("backward map and sampling uint8", "vs3r.render", "1920x1080", cpu_times(warp), size)
 
 
 def machine() -> dict[str, str]:
@@ -265,28 +340,44 @@ def machine() -> dict[str, str]:
     return found
 
 
+def show(r: Row) -> None:
+    share = "" if r.share_of_copy is None else f"  {100 * r.share_of_copy:5.1f} % of copy"
+    spread = f"{r.median_ms:9.3f} ms ({r.p20_ms:.3f} to {r.p80_ms:.3f})"
+    print(f"{r.operator:34s} {r.by:14s} {r.size:10s} {spread}  {r.mib:8.1f} MiB{share}", flush=True)
+
+
+def save(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*(spec.name for spec in fields(Row)), *about])
+        writer.writeheader()
+        writer.writerows({**asdict(r), **about} for r in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="measure the CPU path also where there is a GPU")
+    parser.add_argument("--rehearse", action="store_true", help="go through the GPU's table on the CPU, tiny")
     parser.add_argument("--size", default="1920x1080", help="of the pictures on a GPU")
     parser.add_argument("--out", type=Path, help="write a CSV here")
     arguments = parser.parse_args()
-    if torch.cuda.is_available() and not arguments.cpu:
-        rows = measure_gpu(*map(int, arguments.size.split("x")))
+    on_gpu = torch.cuda.is_available() and not arguments.cpu
+    if arguments.rehearse:
+        # Before Triton is imported: that is when it decides.
+        os.environ["TRITON_INTERPRET"] = "1"
+        measuring = measure_gpu(6, 2, REHEARSAL)
     else:
-        rows = measure_cpu()
+        measuring = measure_gpu(*map(int, arguments.size.split("x")), GPU) if on_gpu else measure_cpu()
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    for r in rows:
-        share = "" if r.share_of_copy is None else f"  {100 * r.share_of_copy:5.1f} % of copy"
-        spread = f"{r.median_ms:9.3f} ms ({r.p20_ms:.3f} to {r.p80_ms:.3f})"
-        print(f"{r.operator:34s} {r.by:14s} {r.size:10s} {spread}  {r.mib:8.1f} MiB{share}")
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*(spec.name for spec in fields(Row)), *about])
-            writer.writeheader()
-            writer.writerows({**asdict(r), **about} for r in rows)
+    rows = []
+    for r in measuring:
+        rows.append(r)
+        show(r)
+        if arguments.out is not None and not arguments.rehearse:
+            save(arguments.out, rows, about)
+    if on_gpu or arguments.rehearse:
+        print("\n".join(bars(rows)))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Time of Wan2.2 at full size: python -m benchmarks.refine [--out docs/benchmarks/refine_gpu.csv]
+"""Time of Wan2.2 at full size: python -m benchmarks.refine [--only step,train,vae] [--sizes 832x480] [--out FILE.csv]
 
-Needs an NVIDIA GPU of 48 GB or more. The weights are random: time does not depend on their values. Seconds per step of
-one expert, beside the floor: the operations of a forward pass over the matrix rate that this GPU reaches in bfloat16;
-seconds to encode and to decode a window; peak memory.
+Needs an NVIDIA GPU of 48 GB or more (80 GB for bf16 and for training). The weights are random: time does not depend on
+their values. Measured are a step of one expert in every number format, plain and compiled, and with every attention
+that can run here; a step of TI2V-5B; a training step of one expert; encoding and decoding of a window; and peak
+memory. Beside them stands the floor: the operations of a forward pass over the rate at which this GPU multiplies
+matrices in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import statistics
 import sys
 import time
@@ -19,16 +22,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vs3r.refine.wan.model import CHANNELS, INPUT_CHANNELS, LOW, Experts, VideoCodec, keep_as_fp8
-from vs3r.refine.wan.windows import PIXELS, latent_count
+from vs3r.config import TrainConfig
+from vs3r.errors import BackendError
+from vs3r.refine.training.pairs import Pair
+from vs3r.refine.training.trainer import ExpertTrainer, make_accelerator
+from vs3r.refine.wan.attention import choose_attention, set_attention
+from vs3r.refine.wan.model import Experts, VideoCodec, compile_blocks, require_packages
+from vs3r.refine.wan.precision import choose_precision, hold_as
+from vs3r.refine.wan.windows import A14B, FRAMES, PATCH, TI2V_5B, Layout, latent_count
 
-FRAMES = 81
-SIZES = {(832, 480): 1.678e15, (1280, 720): 6.523e15}
-"""Width and height of a window of 81 frames, and floating-point operations of a forward pass of one expert."""
+WINDOW_FRAMES = 81
+SIZES = ((832, 480), (1280, 720))
 TOKENS, TEXT_DIM = 512, 4096
 REPEATS = 3
+TI2V_SETTINGS = {
+    "in_channels": 48, "out_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30,
+}  # fmt: skip
+"""Those of the published model."""
+TI2V_VAE = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "in_channels": 12, "out_channels": 12, "patch_size": 2,
+    "is_residual": True, "scale_factor_spatial": 16, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +51,17 @@ class Row:
     """One measurement."""
 
     what: str
-    """Step of an expert, or a part of the autoencoder."""
+    """What was done."""
     precision: str
     """Of the weights."""
+    how: str
+    """Attention, and whether blocks were compiled."""
     size: str
     """Width, height and frames."""
     seconds: float
     """Median."""
     floor_s: float | None
-    """What the matrix rate allows; None where it is not what counts."""
+    """What the matrix rate in bfloat16 allows; None where it is not what counts."""
     share_of_floor: float | None
     """floor_s / seconds."""
     peak_gib: float
@@ -52,7 +69,178 @@ class Row:
     gpu: str
     """Its name."""
     versions: str
-    """Of PyTorch and diffusers."""
+    """Of PyTorch, diffusers and torchao."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is measured, and on what."""
+
+    device: torch.device
+    """A GPU, or the processor for trials with small models."""
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    """Width and height."""
+    frames: int = WINDOW_FRAMES
+    """Of a window."""
+    model: dict[str, Any] | None = None
+    """Settings of WanTransformer3DModel other than those of 14B and TI2V-5B."""
+    vae: dict[str, Any] | None = None
+    """Settings of AutoencoderKLWan likewise."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    parser.add_argument("--sizes", default=",".join(f"{w}x{h}" for w, h in SIZES))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/refine_gpu.csv"))
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.refine needs an NVIDIA GPU and PyTorch with CUDA, and finds none")
+    sizes = tuple((int(w), int(h)) for w, h in (size.split("x") for size in args.sizes.split(",")))
+    require_packages()
+    plan = Plan(device=torch.device("cuda"), sizes=sizes)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        for name in args.only.split(","):
+            for row in PARTS[name](plan):
+                print(*asdict(row).values(), sep="  ", flush=True)
+                writer.writerow(asdict(row))
+                file.flush()
+
+
+def steps(plan: Plan) -> Iterator[Row]:
+    """One expert of 14B in every way that can run here, and TI2V-5B."""
+    ways = [("bf16", False), ("bf16", True), ("fp8", True), ("fp8-weights", True), ("fp8-storage", False)]
+    for precision, compiled in ways:
+        try:
+            choose_precision(precision, plan.device)
+        except BackendError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        yield from _timed_steps("step 14B", plan, A14B, precision=precision, compiled=compiled, attention="sdpa")
+    for attention in ("flash3", "sage"):
+        try:
+            choose_attention(attention, plan.device)
+        except BackendError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        yield from _timed_steps("step 14B", plan, A14B, precision="bf16", compiled=True, attention=attention)
+    yield from _timed_steps("step TI2V-5B", plan, TI2V_5B, precision="bf16", compiled=True, attention="sdpa")
+
+
+def _timed_steps(
+    what: str, plan: Plan, layout: Layout, *, precision: str, compiled: bool, attention: str
+) -> Iterator[Row]:
+    rate = matrix_rate(plan.device)
+    expert = make_expert(plan, layout)
+    prompt = torch.randn(1, TOKENS, expert.config.text_dim, device=plan.device)
+    hold_as(expert, precision)
+    set_attention(expert, attention)
+    if compiled:
+        compile_blocks(expert)
+    experts = Experts(expert, None, prompt, device=plan.device, swap=False)
+    for size in plan.sizes:
+        shape = latent_shape(2 * layout.channels + FRAMES, size, plan.frames, layout)
+        given = torch.randn(shape, device=plan.device)
+        given[:, layout.channels : layout.channels + FRAMES] = 0.0  # nothing is known
+        with torch.no_grad():
+            measured = median_s(partial(experts.velocity, given, 0.5), plan.device)
+        floor_s = forward_operations(expert.config, shape) / rate
+        how = attention + (", compiled" if compiled else "")
+        yield _row(what, precision, how, (size, plan.frames), measured, floor_s=floor_s)
+    del experts, expert
+    _free()
+
+
+def training(plan: Plan) -> Iterator[Row]:
+    """Forward, backward and optimizer for one clip, with gradient checkpointing: the smaller size."""
+    rate = matrix_rate(plan.device)
+    expert = make_expert(plan, A14B)
+    shape = latent_shape(A14B.channels, plan.sizes[0], plan.frames, A14B)
+    # A forward pass, another because its values were not kept, and one back: frozen weights only pass gradients on.
+    floor_s = 3 * forward_operations(expert.config, shape) / rate
+    text = torch.randn(1, TOKENS, expert.config.text_dim)
+    config = TrainConfig(accumulation=1)
+    trainer = ExpertTrainer(expert, "transformer_2", text, config, make_accelerator(plan.device))
+    clean, render = (torch.randn(shape) for _ in range(2))
+    pair = Pair(clean=clean, render=render, mask=torch.zeros(1, FRAMES, *shape[2:]))
+    measured = median_s(partial(trainer.step, [pair]), plan.device)
+    yield _row("training step 14B", "bf16", "sdpa", (plan.sizes[0], plan.frames), measured, floor_s=floor_s)
+    del trainer, expert
+    _free()
+
+
+def autoencoders(plan: Plan) -> Iterator[Row]:
+    """Encoding in float32 and decoding in bfloat16, once a window each."""
+    from diffusers import AutoencoderKLWan
+
+    for name, layout, settings in (("14B", A14B, {}), ("TI2V-5B", TI2V_5B, TI2V_VAE)):
+        if plan.vae is not None and layout == TI2V_5B:
+            continue
+        vae = AutoencoderKLWan(**(settings if plan.vae is None else plan.vae)).eval().requires_grad_(False)
+        codec = VideoCodec(vae, device=plan.device, decode_dtype=torch.bfloat16)
+        for size in plan.sizes:
+            shape = latent_shape(layout.channels, size, plan.frames, layout)
+            height, width = (side * layout.cell_px for side in shape[3:])
+            video = torch.rand(1, 3, plan.frames, height, width, device=plan.device) * 2 - 1
+            latents = torch.randn(shape, device=plan.device)
+            for what, precision, work in (
+                ("encode", "fp32", partial(codec.encode, video)), ("decode", "bf16", partial(codec.decode, latents))
+            ):  # fmt: skip
+                with torch.no_grad():
+                    measured = median_s(work, plan.device, repeats=1)
+                yield _row(f"{what} {name}", precision, "plain", (size, plan.frames), measured)
+        del codec, vae
+        _free()
+
+
+PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {"step": steps, "train": training, "vae": autoencoders}
+
+
+def make_expert(plan: Plan, layout: Layout) -> Any:
+    """A transformer with random weights in bfloat16; what diffusers keeps in float32 is so here, too."""
+    from diffusers import WanTransformer3DModel
+
+    inputs = layout.channels if layout == TI2V_5B else 2 * layout.channels + FRAMES
+    settings = {"text_dim": TEXT_DIM} | (TI2V_SETTINGS if layout == TI2V_5B else {}) | (plan.model or {})
+    settings |= {"in_channels": inputs, "out_channels": layout.channels}
+    torch.set_default_dtype(torch.bfloat16)  # in float32 it would not fit while it is made
+    try:
+        with plan.device:
+            expert = WanTransformer3DModel(**settings).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    exact = set(WanTransformer3DModel._keep_in_fp32_modules)
+    for name, value in expert.named_parameters():
+        if exact & set(name.split(".")):
+            value.data = value.data.float()
+    with plan.device:
+        expert.rope = type(expert.rope)(expert.config.attention_head_dim, expert.config.patch_size, 1024)
+    return expert
+
+
+def forward_operations(config: Any, shape: tuple[int, ...]) -> float:
+    """Floating-point operations of the matrix products in a forward pass (a product and a sum are two).
+
+    Args:
+        config: of a WanTransformer3DModel.
+        shape: (1, C, T, h, w) of the latents.
+    """
+    tokens = shape[2] * (shape[3] // PATCH) * (shape[4] // PATCH)
+    width = config.num_attention_heads * config.attention_head_dim
+    own = 8 * tokens * width**2 + 4 * tokens**2 * width
+    across = 4 * tokens * width**2 + 4 * TOKENS * width**2 + 4 * tokens * TOKENS * width
+    return float(config.num_layers * (own + across + 4 * tokens * width * config.ffn_dim))
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Operations a second of a large product in bfloat16."""
+    side = 8192 if device.type == "cuda" else 256
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    measured = median_s(partial(torch.matmul, a, b), device, repeats=20)
+    return 2 * side**3 / measured.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,72 +253,7 @@ class Measured:
     """See Row."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/refine_gpu.csv"))
-    out = parser.parse_args().out
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks.refine needs an NVIDIA GPU and PyTorch with CUDA, and finds none")
-    device = torch.device("cuda")
-    rows = []
-    with torch.no_grad():
-        for row in [*steps({}, device), *autoencoder({}, device)]:
-            print(*asdict(row).values(), sep="  ")
-            rows.append(row)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def steps(settings: dict[str, Any], device: torch.device) -> Iterator[Row]:
-    """One expert, in both number formats. `settings` change WanTransformer3DModel's, whose own are those of 14B."""
-    from diffusers import WanTransformer3DModel
-
-    rate = matrix_rate(device)
-    whole = {"in_channels": INPUT_CHANNELS, "out_channels": CHANNELS, "text_dim": TEXT_DIM} | settings
-    torch.set_default_dtype(torch.bfloat16)  # in float32 it would not fit while it is made
-    try:
-        with device:
-            expert = WanTransformer3DModel(**whole).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    prompt = torch.randn(1, TOKENS, whole["text_dim"], device=device)
-    for precision in ("bf16", "fp8-storage"):
-        if precision == "fp8-storage":
-            keep_as_fp8(expert)
-        experts = Experts(None, expert, prompt, device=device, swap=False)
-        for (width, height), operations in SIZES.items():
-            given = torch.randn(_latent_shape(INPUT_CHANNELS, width, height), device=device)
-            measured = median_s(partial(experts.velocity, given, 0.5), device)
-            yield _row(LOW, precision, (width, height), measured, floor_s=operations / rate)
-
-
-def autoencoder(settings: dict[str, Any], device: torch.device) -> Iterator[Row]:
-    """Encoding in float32 and decoding in bfloat16, once a window each. `settings` change AutoencoderKLWan's."""
-    from diffusers import AutoencoderKLWan
-
-    vae = AutoencoderKLWan(**settings).eval().requires_grad_(False)
-    codec = VideoCodec(vae, device=device, decode_dtype=torch.bfloat16)
-    for width, height in SIZES:
-        video = torch.rand(1, 3, FRAMES, height, width, device=device) * 2 - 1
-        latents = torch.randn(_latent_shape(CHANNELS, width, height), device=device)
-        measured = median_s(partial(codec.encode, video), device)
-        yield _row("encode", "fp32", (width, height), measured)
-        measured = median_s(partial(codec.decode, latents), device)
-        yield _row("decode", "bf16", (width, height), measured)
-
-
-def matrix_rate(device: torch.device) -> float:
-    """Operations a second of a large product in bfloat16."""
-    side = 8192 if device.type == "cuda" else 256
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    measured = median_s(partial(torch.matmul, a, b), device, repeats=20)
-    return 2 * side**3 / measured.seconds
-
-
-def median_s(work: Callable[[], Tensor], device: torch.device, *, repeats: int = REPEATS) -> Measured:
+def median_s(work: Callable[[], Any], device: torch.device, *, repeats: int = REPEATS) -> Measured:
     """Median time of a call after a warm-up, and the peak memory."""
 
     def wait() -> None:
@@ -151,23 +274,44 @@ def median_s(work: Callable[[], Tensor], device: torch.device, *, repeats: int =
     return Measured(seconds=statistics.median(times), peak_gib=peak)
 
 
-def _latent_shape(channels: int, width: int, height: int) -> tuple[int, ...]:
-    return 1, channels, latent_count(FRAMES), height // PIXELS, width // PIXELS
+def latent_shape(channels: int, size: tuple[int, int], frames: int, layout: Layout) -> tuple[int, ...]:
+    """(1, channels, T, h, w) of a window; sizes that the model does not take are padded."""
+    step = layout.size_step
+    width, height = (-(-side // step) * PATCH for side in size)
+    return 1, channels, latent_count(frames), height, width
 
 
-def _row(what: str, precision: str, size: tuple[int, int], measured: Measured, *, floor_s: float | None = None) -> Row:
+def _free() -> None:
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _row(
+    what: str,
+    precision: str,
+    how: str,
+    window: tuple[tuple[int, int], int],
+    measured: Measured,
+    *,
+    floor_s: float | None = None,
+) -> Row:
     import diffusers
+    import torchao
 
+    (width, height), frames = window
     return Row(
         what=what,
         precision=precision,
-        size=f"{size[0]}x{size[1]}x{FRAMES}",
+        how=how,
+        size=f"{width}x{height}x{frames}",
         seconds=measured.seconds,
         floor_s=floor_s,
         share_of_floor=None if floor_s is None else floor_s / measured.seconds,
         peak_gib=measured.peak_gib,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        versions=f"torch {torch.__version__}, diffusers {diffusers.__version__}",
+        versions=f"torch {torch.__version__}, diffusers {diffusers.__version__}, torchao {torchao.__version__}",
     )
 
 

@@ -1,6 +1,6 @@
 """What the server adds to the pipeline, and whether it leaks: python -m benchmarks.serve all CLIP
 
-Each part by itself: overhead, sessions, soak; latency CLIP, throughput CLIP.
+Each part by itself: overhead, sessions, soak [SECONDS]; latency CLIP, throughput CLIP.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import itertools
 import os
 import platform
+import queue
 import subprocess
 import sys
 import tempfile
@@ -16,18 +17,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any, cast
 
+import grpc
 import numpy as np
 
 from benchmarks.process import run
 from tests.server.conftest import still_models
 from tests.server.relay import BreakingRelay
-from vs3r.config import Config, RenderConfig, SmoothConfig
+from vs3r.config import Config, FlowConfig, RenderConfig, SmoothConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Steady
@@ -37,8 +41,14 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.serve import Server
 from vs3r.engine.server.settings import ServeConfig
-from vs3r.types import Frame
+from vs3r.types import Frame, Plane
 
+# What docs/server.md names for live pictures: analysis of a smaller picture, and nothing filled from neighbours.
+LIVE = Config(
+    flow=FlowConfig(analysis_pixels=160 * 90),
+    smooth=SmoothConfig(lookahead_frames=0),
+    render=RenderConfig(fill_window_frames=0),
+)
 # Nothing to wait for and nothing to compute: what is left is the server.
 AT_ONCE = Config(smooth=SmoothConfig(lookahead_frames=0), render=RenderConfig(fill_window_frames=0))
 
@@ -75,6 +85,9 @@ class Usage:
 
 def serve(models: str) -> None:
     """A server as a process of its own, until its standard input ends."""
+    if models == "echo":
+        _serve_echo()
+        return
     made = still_models(batch=1) if models == "still" else Models()
     with tempfile.TemporaryDirectory() as folder:
         # Sessions whose clients vanish stay until they expire.
@@ -84,6 +97,35 @@ def serve(models: str) -> None:
         with Server(config, models=made) as server:
             print(server.address, flush=True)
             sys.stdin.read()
+
+
+def _serve_echo() -> None:
+    """Nothing but gRPC: every message comes back."""
+    handler: Any = grpc.stream_stream_rpc_method_handler(lambda requests, _context: requests)
+    made = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", -1)])
+    made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo", {"Echo": handler}),))
+    print(f"127.0.0.1:{made.add_insecure_port('127.0.0.1:0')}", flush=True)
+    made.start()
+    sys.stdin.read()
+
+
+@contextmanager
+def echo() -> Iterator[Callable[[bytes], float]]:
+    """Gives the seconds in which gRPC alone brings a message to another process and back."""
+    waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def there_and_back(message: bytes) -> float:
+        start = time.perf_counter()
+        waiting.put(message)
+        next(answers)
+        return time.perf_counter() - start
+
+    options = [("grpc.max_receive_message_length", -1)]
+    with server("echo") as (address, _), grpc.insecure_channel(address, options=options) as channel:
+        call: Any = channel.stream_stream("/echo/Echo")
+        answers = call(iter(waiting.get, None))
+        yield there_and_back
+        waiting.put(None)
 
 
 @contextmanager
@@ -105,15 +147,17 @@ def noise(width: int, height: int, count: int) -> list[Frame]:
 
 def percentiles(values: Sequence[float]) -> str:
     """In milliseconds."""
-    return f"p50 {np.percentile(values, 50) * 1e3:.1f} ms, p99 {np.percentile(values, 99) * 1e3:.1f} ms"
+    return ", ".join(f"p{q} {np.percentile(values, q) * 1e3:.1f} ms" for q in (10, 50, 99))
 
 
 def overhead(frames: int = 300, warm_up: int = 30) -> None:
-    """Time of a 1080p frame outside the pipeline: one frame at a time, from the client's hands to its hands."""
+    """Time of a 1080p frame outside the pipeline: one frame at a time, from the client's hands to its hands. In turn
+    with it, what gRPC alone needs for messages of the same size."""
     pictures = noise(1920, 1080, frames)
-    for transport in ("gRPC bytes", "shared memory"):
-        with server("still") as (address, _), Client(address) as client:
-            turn, sent, outside = threading.Semaphore(1), [0.0] * frames, []
+    pixels = b"".join(plane.tobytes() for plane in pictures[0].planes)
+    for transport, message in (("gRPC bytes", pixels), ("shared memory", bytes(60))):
+        with server("still") as (address, _), Client(address) as client, echo() as floor:
+            turn, sent, outside, alone = threading.Semaphore(1), [0.0] * frames, [], []
 
             def source(turn: threading.Semaphore = turn, sent: list[float] = sent) -> Iterator[Frame]:
                 for i, frame in enumerate(pictures):
@@ -125,33 +169,44 @@ def overhead(frames: int = 300, warm_up: int = 30) -> None:
                 now = time.perf_counter()
                 assert isinstance(result, Steady)
                 outside.append(now - sent[result.sequence] - result.timings.pipeline_us / 1e6)
+                alone.append(floor(message))
                 turn.release()
         print(f"overhead, 1080p 4:2:0, {transport}: {percentiles(outside[warm_up:])} of {frames - warm_up} frames")
+        print(f"  gRPC alone, messages of {len(message)} bytes there and back: {percentiles(alone[warm_up:])}")
 
 
 def latency(clip: str, frames: int = 150) -> None:
-    """From sending a frame to its result, frames at 30 per second, nothing looked ahead."""
+    """From sending a frame to its result, frames at 30 per second, nothing looked ahead; by default, and for live."""
     with VideoReader(clip) as reader:
         pictures = [
             replace(frame, pts=i, time_base=Fraction(1, 30)) for i, frame in enumerate(itertools.islice(reader, frames))
         ]
-    config = Config(smooth=SmoothConfig(lookahead_frames=0))
+    size = f"{pictures[0].format.width}x{pictures[0].format.height}"
+    for name, config in (("default", Config(smooth=SmoothConfig(lookahead_frames=0))), ("live", LIVE)):
+        with server("real") as (address, _), Client(address) as client:
+            list(client.stabilize(pictures[:24], config))  # the first use of a library costs seconds
+            took, held, late = _at_30_per_second(client, pictures, config)
+        print(f"latency, {name}, lookahead 0, {len(pictures)} frames of {size} at 30 per second: {percentiles(took)}")
+        print(f"  at most {held} frames on their way; the last was taken {late:.2f} s late", flush=True)
+
+
+def _at_30_per_second(client: Client, pictures: Sequence[Frame], config: Config) -> tuple[list[float], int, float]:
+    """Each frame's seconds from sending to result, how many were on their way at most, how late the last was taken."""
     sent: list[float] = []
+    took: list[float] = []
+    held = 0
 
     def source() -> Iterator[Frame]:
+        nonlocal held
         start = time.perf_counter()
         for i, frame in enumerate(pictures):
             time.sleep(max(0.0, start + i / 30 - time.perf_counter()))
             sent.append(time.perf_counter())
+            held = max(held, len(sent) - len(took))
             yield frame
 
-    with server("real") as (address, _), Client(address) as client:
-        list(client.stabilize(pictures[:24], config))  # the first use of a library costs seconds
-        took = [time.perf_counter() - sent[r.sequence] for r in client.stabilize(source(), config)]
-    late = sent[-1] - sent[0] - (len(sent) - 1) / 30
-    size = f"{pictures[0].format.width}x{pictures[0].format.height}"
-    print(f"latency, lookahead 0, {len(pictures)} frames of {size} at 30 per second: {percentiles(took)}")
-    print(f"  the last frame was taken {late:.2f} s late")
+    took.extend(time.perf_counter() - sent[result.sequence] for result in client.stabilize(source(), config))
+    return took, held, sent[-1] - sent[0] - (len(sent) - 1) / 30
 
 
 def throughput(clip: str) -> None:
@@ -230,33 +285,50 @@ def _settled(client: Client, pid: int) -> Usage:
 
 
 def soak(seconds: float = 90.0) -> None:
-    """One endless stream of small frames as fast as it goes: the memory after a third of it, and at the end."""
-    picture = noise(320, 180, 1)[0]
-    marks: list[Usage] = []
-    with server("still") as (address, pid), Client(address) as client:
+    """Endless streams of small frames as fast as they go: the memory after a third of the time, and at the end.
+
+    Half of the time nothing is computed, half of it the pipeline runs on pictures that move.
+    """
+    for models, config in (("still", AT_ONCE), ("real", Config(smooth=SmoothConfig(lookahead_frames=4)))):
+        _soak(models, config, seconds / 2)
+
+
+def _soak(models: str, config: Config, seconds: float) -> None:
+    big = noise(800, 600, 1)[0]
+    fmt, marks = picture_format("yuv420p", 320, 180), list[Usage]()
+    with server(models) as (address, pid), Client(address) as client:
         start = time.perf_counter()
 
         def source() -> Iterator[Frame]:
             for i in itertools.takewhile(lambda _: time.perf_counter() - start < seconds, itertools.count()):
-                yield replace(picture, pts=i)
+                x, y = (60 + 2 * round(20 * np.sin(i / step)) for step in (9, 7))
+                corners = (y, x), (y // 2, x // 2), (y // 2, x // 2)
+                planes = tuple(
+                    cast("Plane", np.ascontiguousarray(plane[top : top + rows, left : left + columns]))
+                    for plane, (top, left), (rows, columns) in zip(
+                        big.planes, corners, map(fmt.plane_shape, range(3)), strict=True
+                    )
+                )
+                yield replace(big, format=fmt, planes=planes, pts=i)
 
         count = 0
-        for _ in client.stabilize(source(), AT_ONCE):
+        for _ in client.stabilize(source(), config):
             count += 1
-            if len(marks) == 0 and time.perf_counter() - start > seconds / 3:
+            if not marks and time.perf_counter() - start > seconds / 3:
                 marks.append(Usage.of(pid))
         marks.append(Usage.of(pid))
     print(
-        f"soak, {count} frames of 320x180 in {seconds:.0f} s, as many as {count / 30 / 60:.0f} minutes at 30 per second"
+        f"soak, {models} models, {count} frames of 320x180 in {seconds:.0f} s, "
+        f"as many as {count / 30 / 60:.1f} minutes at 30 per second"
     )
-    print(f"  a third: {marks[0]}\n  the end: {marks[-1]}")
+    print(f"  a third: {marks[0]}\n  the end: {marks[-1]}", flush=True)
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["all", "overhead", "latency", "throughput", "sessions", "soak", "serve"])
-    parser.add_argument("argument", nargs="?", help="a clip, for latency, throughput and all")
+    parser.add_argument("argument", nargs="?", help="a clip, for latency, throughput and all; seconds, for soak")
     given = parser.parse_args()
     if given.part == "serve":
         serve(given.argument)
@@ -264,7 +336,12 @@ def main() -> None:
     if given.part in ("all", "latency", "throughput") and given.argument is None:
         parser.error(f"{given.part} needs a clip")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    parts: dict[str, Callable[[], None]] = {"overhead": overhead, "sessions": sessions, "soak": soak}
+    seconds = float(given.argument) if given.part == "soak" and given.argument else 90.0
+    parts: dict[str, Callable[[], None]] = {
+        "overhead": overhead,
+        "sessions": sessions,
+        "soak": lambda: soak(seconds),
+    }
     for name, part in parts.items():
         if given.part in ("all", name):
             part()

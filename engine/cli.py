@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vs3r import __version__
-from vs3r.config import FlowConfig
+from vs3r.config import FlowConfig, VggtConfig
 from vs3r.engine.options import config_from, config_options, settings_from, settings_options
 from vs3r.engine.server.settings import ServeConfig
-from vs3r.engine.talk import Talk
+from vs3r.engine.talk import Talk, talk_options
+from vs3r.engine.train_commands import train
 from vs3r.errors import InputError, OutputError, Vs3rError
 
 if TYPE_CHECKING:
@@ -86,12 +87,6 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def talk_options(command: Any) -> Any:
-    """Adds --json and --quiet."""
-    command = click.option("--quiet", "-q", is_flag=True, help="print nothing but errors")(command)
-    return click.option("--json", "as_json", is_flag=True, help="print one JSON object a line, for programs")(command)
-
-
 overwrite_option = click.option("--overwrite", "-y", is_flag=True, help="replace an output file that exists")
 
 
@@ -109,7 +104,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@config_options("smooth", "render", "refine", "wan", "flow", "reconstruct", "network", "encode")
+@config_options("smooth", "render", "refine", "wan", "flow", "reconstruct", "vggt", "network", "encode")
 @click.option("--server", metavar="HOST:PORT", help="let a server (vs3r serve) do the work")
 @click.option("--server-token-file", metavar="FILE", help="file with the server's token")
 @click.option("--server-ca", metavar="FILE", help="certificate (PEM) that the server's is signed with; turns on TLS")
@@ -149,7 +144,7 @@ def stabilize(
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.option("--output", "-o", "target", required=True, metavar="OUT.vs3r", help="the track file to write")
-@config_options("flow", "reconstruct", "network")
+@config_options("flow", "reconstruct", "vggt", "network")
 @overwrite_option
 @talk_options
 def analyze(source: str, target: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -314,19 +309,30 @@ def verify_weights(name: str, as_json: bool, quiet: bool) -> None:
     _tell_weights(talk, name, "as they came", files)
 
 
+cli.add_command(train)
+
+
 @cli.command()
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--format", "format_name", required=True, type=click.Choice(("aoti", "onnx", "tensorrt")), help="kind of engine"
 )
 @click.option(
-    "--width", type=click.INT, default=480, help="of the picture that analysis sees, in pixels  [default 480]"
+    "--width",
+    type=click.INT,
+    default=480,
+    help="of the picture that analysis sees, in pixels; vggt4d takes its shape  [default 480]",
 )
 @click.option("--height", type=click.INT, default=270, help="of the same  [default 270]")
 @click.option(
-    "--precision", type=click.Choice(("fp32", "fp16", "bf16")), help="number format of the network  [default fp32]"
+    "--precision",
+    type=click.Choice(("fp32", "fp16", "bf16")),
+    help="number format of the network  [default fp32 or, of vggt4d, bf16]",
 )
 @click.option("--raft-iterations", type=click.INT, help="as for stabilize")
+@click.option("--frames", type=click.INT, help="as --vggt-window-frames for stabilize")
+@click.option("--vggt-weights", help="as for stabilize")
+@click.option("--vggt-long-side", type=click.INT, help="as for stabilize")
 @overwrite_option
 @talk_options
 def export(
@@ -336,11 +342,14 @@ def export(
     height: int,
     precision: str | None,
     raft_iterations: int | None,
+    frames: int | None,
+    vggt_weights: str | None,
+    vggt_long_side: int | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Build the network MODEL (raft) as an engine for one picture size, test it, and keep it in the cache.
+    """Build the network MODEL (raft or vggt4d) as an engine for one picture size, test it, and keep it in the cache.
 
     stabilize and analyze take it from there, see --runtime.
     """
@@ -348,11 +357,17 @@ def export(
     flow = settings_from(
         "flow", FlowConfig, {"flow__raft_precision": precision, "flow__raft_iterations": raft_iterations}
     )
+    given = {"weights": vggt_weights, "window_frames": frames, "long_side": vggt_long_side, "precision": precision}
+    vggt = settings_from(
+        "vggt", VggtConfig, {"vggt__vggt_overlap_frames": 1} | {f"vggt__vggt_{k}": v for k, v in given.items()}
+    )
     from vs3r.export.models import Request, export_model
 
-    engine = export_model(model, format_name, Request(width=width, height=height, flow=flow), rebuild=overwrite)
-    text = f"{engine.path}: {model} at {width}x{height}, differs from PyTorch in float32 by {engine.error:.1e}"
-    talk.event("result", text, output=str(engine.path), error=engine.error, key=dataclasses.asdict(engine.key))
+    request = Request(width=width, height=height, flow=flow, vggt=vggt)
+    for engine in export_model(model, format_name, request, rebuild=overwrite):
+        text = f"{engine.path}: {engine.key.model} for {', '.join(engine.key.inputs)}, differs from PyTorch in float32 "
+        text += f"by {engine.error:.1e}"
+        talk.event("result", text, output=str(engine.path), error=engine.error, key=dataclasses.asdict(engine.key))
 
 
 @cli.command()

@@ -19,6 +19,12 @@ _LINE_EVERY_S = 10.0
 _JSON_EVERY_S = 1.0
 
 
+def talk_options(command: Any) -> Any:
+    """Adds --json and --quiet."""
+    command = click.option("--quiet", "-q", is_flag=True, help="print nothing but errors")(command)
+    return click.option("--json", "as_json", is_flag=True, help="print one JSON object a line, for programs")(command)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Talk:
     """How a command tells what it does."""

@@ -31,7 +31,7 @@ class EngineKey:
     format: str
     """Of the file: aoti, onnx or tensorrt."""
     network_sha256: str
-    """Of the weights, with names, shapes and dtypes, and of the network's source file."""
+    """Of the weights, with names, shapes and dtypes, and of all source files in the folders of the network's code."""
     inputs: tuple[str, ...]
     """Dtype and shape of every input, e.g. "float32[1,3,272,480]"."""
     toolchain: str
@@ -70,7 +70,12 @@ def engines_folder() -> Path:
 
 def network_sha256(network: nn.Module) -> str:
     """Of weights and code."""
-    digest = hashlib.sha256(Path(inspect.getfile(type(network))).read_bytes())
+    # PyTorch's own code is in the toolchain's version.
+    own = [type(part) for part in network.modules() if not type(part).__module__.startswith("torch.")]
+    folders = {Path(inspect.getfile(kind)).parent for kind in own}
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in folder.glob("*.py")):
+        digest.update(file.read_bytes())
     # What a network does beside its weights: iterations, say.
     settings = {k: v for k, v in vars(network).items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -64,7 +64,12 @@ class FlowConfig:
 class ReconstructConfig:
     """Camera path and depth."""
 
-    backend: str = option("flow-ba", "reconstruction method", choices=("flow-ba",))
+    backend: str = option(
+        "flow-ba",
+        "reconstruction method: flow-ba runs everywhere; vggt4d begins with a network, which needs its weights (vs3r "
+        "weights fetch vggt-1b) and a GPU",
+        choices=("flow-ba", "vggt4d"),
+    )
     hfov_deg: float | None = option(
         None, "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated", low=5, high=160
     )
@@ -78,6 +83,36 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VggtConfig:
+    """The network VGGT, where it is chosen for reconstruction."""
+
+    vggt_weights: str = option("vggt-1b", "name of fetched weights of VGGT", choices=("vggt-1b", "vggt-1b-commercial"))
+    vggt_window_frames: int = option(
+        32, "frames that VGGT sees together; more take more memory and let results come later", low=2, high=512
+    )
+    vggt_overlap_frames: int = option(
+        8, "frames that two windows share, fewer than vggt_window_frames: by them they are joined", low=1, high=511
+    )
+    vggt_long_side: int = option(
+        518, "longer side in pixels of the pictures that VGGT sees, made a multiple of 14", low=56, high=1036
+    )
+    vggt_precision: str = option(
+        "bf16", "number format of VGGT's matrices and attention", choices=("fp32", "fp16", "bf16")
+    )
+    vggt_device: str = option(
+        "auto", "auto is the GPU; cpu is for trials: a window takes minutes", choices=("auto", "cpu")
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.vggt_overlap_frames >= self.vggt_window_frames:
+            raise InputError(
+                "vggt_overlap_frames: expected fewer than vggt_window_frames "
+                f"({self.vggt_window_frames}); got {self.vggt_overlap_frames}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +170,16 @@ class RefineConfig:
         check(self)
 
 
+_PROMPT = "A steady, sharp video whose picture is whole up to its borders."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanConfig:
     """The video model Wan2.2, where it is chosen for repair."""
 
-    wan_weights: str = option("wan2.2-i2v-a14b", "name of fetched weights, or a folder in the layout of diffusers")
+    wan_weights: str = option(
+        "wan2.2-i2v-a14b", "name of fetched weights (also wan2.2-fun-a14b-inp, wan2.2-ti2v-5b), or a folder with such"
+    )
     wan_lora: str | None = option(
         None, "folder with the LoRAs of both experts, transformer/ and transformer_2/, as diffusers or peft saves them"
     )
@@ -150,7 +190,7 @@ class WanConfig:
         choices=("validity", "authors"),
     )
     wan_prompt: str = option(
-        "A steady, sharp video whose picture is whole up to its borders.",
+        _PROMPT,
         "text that the model is given; it is embedded once and kept",
     )
     wan_experts: str = option(
@@ -161,8 +201,18 @@ class WanConfig:
     )
     wan_precision: str = option(
         "bf16",
-        "number format of the weights; fp8-storage halves their memory and computes in bf16",
-        choices=("bf16", "fp8-storage", "fp32"),
+        "number format of the weights: fp8 also computes in it (GPUs from compute capability 8.9), fp8-weights and "
+        "fp8-storage halve their memory and compute in bf16; auto is fp8 where that can run, else bf16",
+        choices=("bf16", "auto", "fp8", "fp8-weights", "fp8-storage", "fp32"),
+    )
+    wan_attention: str = option(
+        "auto",
+        "how attention is computed: sdpa is PyTorch's own, flash3 and sage need their packages and a GPU that they are "
+        "made for; auto takes what is there and gives the same numbers",
+        choices=("auto", "sdpa", "flash3", "sage"),
+    )
+    wan_compile: bool = option(
+        False, "compile the blocks of the experts at the start, which takes minutes and pays with long clips"
     )
     wan_device: str = option("auto", "auto is the GPU; cpu is for trials with small models", choices=("auto", "cpu"))
     wan_steps: int = option(40, "steps from noise to picture; 4 with a few-step LoRA", low=1, high=1000)
@@ -193,6 +243,58 @@ class WanConfig:
             )
         if self.wan_experts == "low" and self.wan_steps < 2:
             raise InputError("wan_steps: expected at least 2 with wan_experts low, which leaves out the first; got 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairsConfig:
+    """Pairs to fine-tune Wan2.2 with, made of stable clips."""
+
+    weights: str = option(
+        "wan2.2-i2v-a14b", "name or folder of the weights whose autoencoder makes latents: those to be fine-tuned"
+    )
+    device: str = option("auto", "auto is the GPU; cpu is for trials with small models", choices=("auto", "cpu"))
+    pixels: int = option(832 * 480, "pixels of the pictures, as --wan-pixels", low=32 * 32, high=1920 * 1088)
+    frames: int = option(81, "frames of a pair, one more than a multiple of 4", low=5, high=161)
+    variants: int = option(4, "pairs of every piece of a clip, each degraded in another way", low=1, high=1000)
+    seed: int = option(0, "of how they are degraded", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.frames % 4 != 1:
+            raise InputError(f"frames: expected one more than a multiple of 4, such as 81; got {self.frames}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Fine-tuning of Wan2.2's experts."""
+
+    weights: str = option("wan2.2-i2v-a14b", "name or folder of the weights that are fine-tuned, as --wan-weights")
+    device: str = option("auto", "auto is the GPU; cpu is for trials with small models", choices=("auto", "cpu"))
+    precision: str = option("bf16", "number format of the frozen weights and of products", choices=("bf16", "fp32"))
+    prompt: str = option(_PROMPT, "text, as --wan-prompt")
+    condition: str = option("validity", "what the model is told, as --wan-condition", choices=("validity", "authors"))
+    experts: str = option(
+        "one-by-one",
+        "one-by-one trains the high-noise expert, then the low-noise one, with one in memory; together keeps both "
+        "there; high and low train one alone",
+        choices=("one-by-one", "together", "high", "low"),
+    )
+    steps: int = option(2000, "steps of the optimizer, of each expert", low=1, high=10_000_000)
+    accumulation: int = option(8, "clips of a step, on every GPU", low=1, high=10_000)
+    learning_rate: float = option(1e-4, "of AdamW", low=1e-8, high=1.0)
+    warmup_steps: int = option(50, "steps in which the learning rate rises to that", low=0, high=1_000_000)
+    weight_decay: float = option(0.01, "of AdamW", low=0.0, high=1.0)
+    clip_norm: float = option(1.0, "longest gradient; longer ones are shortened", low=1e-6, high=1e6)
+    known_weight: float = option(
+        0.2, "weight in the loss of what is right in the render; what is to be made up weighs 1", low=1e-3, high=1.0
+    )
+    checkpoint_every: int = option(100, "steps from one checkpoint to the next", low=1, high=1_000_000)
+    validate_every: int = option(250, "steps from one validation clip to the next; 0 for none", low=0, high=1_000_000)
+    validation_steps: int = option(20, "denoising steps of a validation clip, both experts'", low=4, high=1000)
+    seed: int = option(0, "of the order of the pairs and of the noise", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +335,7 @@ class Config:
 
     flow: FlowConfig = FlowConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
+    vggt: VggtConfig = VggtConfig()
     smooth: SmoothConfig = SmoothConfig()
     render: RenderConfig = RenderConfig()
     refine: RefineConfig = RefineConfig()

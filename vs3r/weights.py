@@ -83,9 +83,18 @@ WEIGHTS = {
             licence_url=_APACHE_URL,
         ),
         WeightSet(
+            name="wan2.2-parts",
+            used_for="refinement with wan2.2-fun-a14b-inp, which lacks these parts",
+            repository="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+            patterns=("vae/*", "text_encoder/*", "tokenizer/*"),
+            licence="Apache-2.0",
+            licence_url=_APACHE_URL,
+        ),
+        WeightSet(
             name="wan2.2-fun-a14b-inp",
             used_for="refinement with Wan",
             repository="alibaba-pai/Wan2.2-Fun-A14B-InP",
+            patterns=("high_noise_model/*", "low_noise_model/*"),
             licence="Apache-2.0",
             licence_url=_APACHE_URL,
         ),

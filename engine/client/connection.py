@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.errors import BackendError, InputError
 
@@ -22,13 +24,13 @@ _REPEATABLE = (
 class Access:
     """What opens a server."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """The server's token."""
     ca: bytes | None = None
     """Certificate (PEM) of the authority that signed the server's; given, TLS is used."""
     cert: bytes | None = None
     """The client's own certificate chain (PEM), for servers that ask for one."""
-    key: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
     """Its private key (PEM)."""
 
     @property
@@ -73,17 +75,24 @@ def open_channel(target: str, access: Access, *, asyncio: bool) -> Any:
 
 
 def stubs(channel: Any) -> dict[str, Any]:
-    """One callable per call of the proto, by its name."""
+    """One callable per call of the proto, by its name. Messages with a picture may go in, and come out, as Pictured."""
     found = {}
     for method in SERVICE.methods:
         kind = ("stream" if method.client_streaming else "unary") + "_"
         kind += "stream" if method.server_streaming else "unary"
         found[method.name] = getattr(channel, kind)(
             f"/{SERVICE.full_name}/{method.name}",
-            request_serializer=getattr(pb, method.input_type.name).SerializeToString,
-            response_deserializer=getattr(pb, method.output_type.name).FromString,
+            request_serializer=wire.encode,
+            response_deserializer=_parser(getattr(pb, method.output_type.name)),
         )
     return found
+
+
+def _parser(kind: Any) -> Callable[[bytes], Any]:
+    if kind not in wire.WITH_PICTURE:
+        parse: Callable[[bytes], Any] = kind.FromString
+        return parse
+    return lambda data: wire.decode(kind, data)
 
 
 def _options() -> list[tuple[str, Any]]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.proto.layout import Layout
@@ -15,17 +21,27 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 if TYPE_CHECKING:
     from vs3r.engine.client.sync import Client
 
+_FOLDER = Path("/dev/shm")
+_SPARE = 4
+"""Slots that results never hold: frames must go on."""
+
 
 class SlotPool:
     """The slots of a segment. Safe to use from several threads."""
 
-    def __init__(self, memory: SharedMemory, slot_bytes: int, slots: int) -> None:
-        assert memory.buf is not None, "it is open"
-        self._name = memory.name
-        self._bytes = memory.buf
+    def __init__(self, name: str, slot_bytes: int, slots: int) -> None:
+        """
+        Args:
+            name: of a segment of at least slots * slot_bytes bytes.
+        """
+        self._name = name
         self._size = slot_bytes
-        self._lock = threading.Lock()
+        # Slots come back in whatever thread drops a result, also one that is in here: so the lock may be taken twice.
+        self._lock = threading.RLock()
         self._free = list(range(slots))
+        # Unlike SharedMemory, a mapping of our own lives as long as a result lies in it.
+        with (_FOLDER / name).open("r+b") as file:
+            self._slots = np.frombuffer(mmap.mmap(file.fileno(), slots * slot_bytes), np.uint8).reshape(slots, -1)
 
     @classmethod
     @contextmanager
@@ -38,7 +54,7 @@ class SlotPool:
                 session=session, region=memory.name, key=memory.name, byte_size=size * slots
             )
             client.call("RegisterSharedMemory", request)
-            yield cls(memory, size, slots)
+            yield cls(memory.name, size, slots)
             # The session may have ended, and the region with it.
             with suppress(ServerError):
                 client.call(
@@ -53,16 +69,28 @@ class SlotPool:
         with self._lock:
             if not self._free:
                 return None
-            start = self._free.pop() * self._size
-            end = start
-            for piece in data:
-                self._bytes[end : end + len(piece)] = piece
-                end += len(piece)
-        return pb.SharedMemorySlot(region=self._name, offset=start, byte_size=self._size)
+            # The one used last: it is still in the processor's cache.
+            slot = self._free.pop()
+        target, at = self._slots[slot].data, 0
+        for piece in data:
+            target[at : at + len(piece)] = piece
+            at += len(piece)
+        return pb.SharedMemorySlot(region=self._name, offset=slot * self._size, byte_size=self._size)
 
-    def take_back(self, slot: pb.SharedMemorySlot) -> bytes:
-        """Copy a result out of its slot, which is then free."""
+    def take_back(self, slot: pb.SharedMemorySlot) -> memoryview:
+        """A result where it lies; its slot is free once nobody refers to it. A copy where slots are few."""
+        number = slot.offset // self._size
         with self._lock:
-            data = bytes(self._bytes[slot.offset : slot.offset + self._size])
-            self._free.append(slot.offset // self._size)
-        return data
+            few = len(self._free) < _SPARE
+        result: npt.NDArray[np.uint8] = (
+            self._slots[number].copy() if few else np.frombuffer(self._slots[number].data, np.uint8)
+        )
+        if few:
+            self._release(number)
+        else:
+            weakref.finalize(result, self._release, number).atexit = False
+        return result.data
+
+    def _release(self, number: int) -> None:
+        with self._lock:
+            self._free.append(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, 
 from vs3r.engine.proto.convert import config_message
 from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured, kind_of, pictured
 from vs3r.types import Frame
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ class Streaming:
                     for result in self._call(layout, first):
                         last_s = time.monotonic()
                         yield result
-                    if self._source.error is not None:
-                        raise self._source.error
                     return
                 except ServerError as error:
+                    if self._source.error is not None:
+                        raise self._source.error from None
                     # A server that was started anew knows no session; it is given the frames without one.
                     if error.reason == "SESSION_UNKNOWN" and self._started:
                         self._session = None
@@ -79,10 +80,12 @@ class Streaming:
                 held.callback(self._forget, own)
             sender = _Sender(self._source, layout)
             held.callback(sender.stop)
-            requests = sender.requests(self._opening(layout, first, session))
+            requests = sender.requests(self._opening(layout, first, session, transient=own is not None))
             responses = held.enter_context(self._client.open_call("Stream", requests))
+            # An end would make the server take what it has for the whole clip.
+            self._source.when_failing(responses.cancel)
             for response in responses:
-                match response.WhichOneof("message"):
+                match kind_of(response):
                     case "started":
                         self._started = True
                         if self._shared and session is not None:
@@ -93,12 +96,12 @@ class Streaming:
                     case "credit":
                         sender.add_credit(response.credit.frames)
                     case "frame":
-                        yield self._result(response.frame, layout, sender)
+                        yield self._result(pictured(response), layout, sender)
                     case "frame_error":
                         self._source.drop(response.frame_error.sequence)
                         yield refused(response.frame_error)
 
-    def _opening(self, layout: Layout, first: Frame, session: str | None) -> pb.StreamRequest:
+    def _opening(self, layout: Layout, first: Frame, session: str | None, *, transient: bool) -> pb.StreamRequest:
         unfinished = self._source.unfinished
         config = pb.StreamConfig(
             session=session or "",
@@ -107,14 +110,17 @@ class Streaming:
             time_base=rational(first.time_base),
             first_sequence=unfinished.first,
             output_from_sequence=unfinished.returned_below,
+            transient=transient,
         )
         return pb.StreamRequest(config=config)
 
-    def _result(self, message: pb.StabilizedFrame, layout: Layout, sender: _Sender) -> Steady:
-        data: bytes | memoryview = message.data
-        if message.WhichOneof("pixels") == "slot":
+    def _result(self, response: Pictured, layout: Layout, sender: _Sender) -> Steady:
+        message = response.frame
+        if message.HasField("slot"):
             assert sender.pool is not None, "only slots that were given come back"
-            data = sender.pool.take_back(message.slot)
+            data: bytes | memoryview = sender.pool.take_back(message.slot)
+        else:
+            data = response.pixels[0]
         source = self._source.find(message.sequence)
         result = steady(message, data, layout, time_base=source.time_base, key_frame=source.key_frame)
         self._source.done(message.sequence)
@@ -137,6 +143,7 @@ class _Source:
         self._reading = threading.Lock()
         self._ended = threading.Event()
         self._frames: Iterator[Frame] = iter(())
+        self._cancel: Callable[[], object] = lambda: None
 
     def start(self, first: Frame, frames: Iterator[Frame]) -> None:
         """Set the clip: its first frame, and the others."""
@@ -163,11 +170,18 @@ class _Source:
                 frame = next(self._frames, None)
             except BaseException as error:  # raised again in the caller's thread
                 self.error, frame = error, None
+                self._cancel()
             if frame is None:
                 self._frames = iter(())
                 return None
             with self._lock:
                 return self.unfinished.add(frame), frame
+
+    def when_failing(self, cancel: Callable[[], object]) -> None:
+        """What to call where reading the clip raises, or has."""
+        self._cancel = cancel
+        if self.error is not None:
+            cancel()
 
     def find(self, sequence: int) -> Frame:
         """A frame whose result has come."""
@@ -212,16 +226,18 @@ class _Sender:
             self._stopped = True
             self._changed.notify()
 
-    def requests(self, opening: pb.StreamRequest) -> Iterator[pb.StreamRequest]:
+    def requests(self, opening: pb.StreamRequest) -> Iterator[pb.StreamRequest | Pictured]:
         """Run by gRPC in a thread of its own."""
         yield opening
         last = -1
         while self._take_credit():
             item = self._source.next(last)
             if item is None:
+                if self._source.error is not None:
+                    self._wait_for_stop()
                 return
             last, frame = item
-            yield pb.StreamRequest(frame=self._message(last, frame))
+            yield self._message(last, frame)
 
     def _take_credit(self) -> bool:
         with self._changed:
@@ -229,13 +245,16 @@ class _Sender:
             self._credit -= 1
             return not self._stopped
 
-    def _message(self, sequence: int, frame: Frame) -> pb.Frame:
+    def _wait_for_stop(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped)
+
+    def _message(self, sequence: int, frame: Frame) -> pb.StreamRequest | Pictured:
         message = pb.Frame(sequence=sequence, pts=frame.pts, duration=frame.duration)
         data = self._layout.pack(frame.planes)
         slot = self.pool.put(data) if self.pool is not None else None
         if slot is None:
-            message.data = b"".join(data)
-        else:
-            message.slot.CopyFrom(slot)
-            message.output_slot.CopyFrom(slot)
-        return message
+            return Pictured(rest=pb.StreamRequest(), frame=message, pixels=data)
+        message.slot.CopyFrom(slot)
+        message.output_slot.CopyFrom(slot)
+        return pb.StreamRequest(frame=message)

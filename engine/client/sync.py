@@ -9,15 +9,16 @@ from typing import Any, Self
 
 from vs3r.config import Config
 from vs3r.engine.client.connection import Access, open_channel, stubs
-from vs3r.engine.client.errors import server_error
+from vs3r.engine.client.errors import ServerError, server_error
+from vs3r.engine.client.guarded import Guarded
+from vs3r.engine.client.messages import Messages, track_requests
 from vs3r.engine.client.stream import Streaming
-from vs3r.engine.client.unfinished import Refused, Steady, steady
+from vs3r.engine.client.unfinished import Refused, Steady, steady_of
 from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Layout, layout_message, layout_of, planar_layout, rational, time_base_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured, whole
 from vs3r.types import Frame
 
-_CHUNK = 1 << 18
 _TIMEOUT_S = 60.0
 
 
@@ -131,11 +132,13 @@ class Client:
     ) -> pb.Analysis:
         """Make the track of frames, numbered from 0."""
 
-        def requests() -> Iterator[pb.AnalyzeRequest]:
-            for source, message in _messages(enumerate(frames)):
-                if source is not None:
-                    yield pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source))
-                yield pb.AnalyzeRequest(frame=message)
+        def requests() -> Iterator[pb.AnalyzeRequest | Pictured]:
+            messages = Messages()
+            for number, frame in enumerate(frames):
+                if number == 0:
+                    config = pb.AnalyzeConfig(session=session, frames=messages.source(frame))
+                    yield pb.AnalyzeRequest(config=config)
+                yield messages.request(pb.AnalyzeRequest(), number, frame)
 
         return self._analyze(requests(), progress)
 
@@ -146,13 +149,8 @@ class Client:
 
     def upload_track(self, session: str, track: bytes) -> pb.Analysis:
         """Give the session a .vs3r file as its track."""
-
-        def requests() -> Iterator[pb.UploadTrackRequest]:
-            yield pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session))
-            for at in range(0, len(track), _CHUNK):
-                yield pb.UploadTrackRequest(chunk=track[at : at + _CHUNK])
-
-        return self.call("UploadTrack", requests(), timeout_s=None).analysis  # type: ignore[no-any-return]
+        requests = track_requests(session, track)
+        return self.call("UploadTrack", requests, timeout_s=None).analysis  # type: ignore[no-any-return]
 
     def set_smoothing(self, session: str, smooth: pb.SmoothConfig) -> pb.SetSmoothingResponse:
         """Smooth the path again; fields that are not set stay as they are."""
@@ -162,19 +160,26 @@ class Client:
     def upload_frames(self, session: str, frames: Iterable[tuple[int, Frame]]) -> pb.UploadFramesResponse:
         """Give the session source frames with their numbers, in order."""
 
-        def requests() -> Iterator[pb.UploadFramesRequest]:
-            for source, message in _messages(frames):
-                if source is not None:
-                    yield pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source))
-                yield pb.UploadFramesRequest(frame=message)
+        def requests() -> Iterator[pb.UploadFramesRequest | Pictured]:
+            messages, begun = Messages(), False
+            for number, frame in frames:
+                if not begun:
+                    begun = True
+                    config = pb.UploadConfig(session=session, frames=messages.source(frame))
+                    yield pb.UploadFramesRequest(config=config)
+                yield messages.request(pb.UploadFramesRequest(), number, frame)
 
-        return self.call("UploadFrames", requests(), timeout_s=None)  # type: ignore[no-any-return]
+        source = Guarded(requests())
+        source.stop()  # those sent so far may stay
+        response: pb.UploadFramesResponse = self.call("UploadFrames", source, timeout_s=None)
+        if source.error is not None:
+            raise source.error
+        return response
 
     def get_frame(self, session: str, index: int) -> Steady:
         """One stabilized frame; ServerError.missing names the source frames that the server lacks."""
-        response: pb.GetFrameResponse = self.call("GetFrame", pb.GetFrameRequest(session=session, index=index))
-        layout = layout_of(response.format)
-        return steady(response.frame, response.frame.data, layout, time_base=time_base_of(response.time_base))
+        response = self._ask("GetFrame", pb.GetFrameRequest(session=session, index=index))
+        return steady_of(response)
 
     def get_warp(self, session: str, index: int, *, map_only: bool = False) -> pb.GetWarpResponse:
         """Where to sample the source, and what to lay over it."""
@@ -185,6 +190,9 @@ class Client:
 
     def call(self, name: str, request: Any, *, timeout_s: float | None = _TIMEOUT_S) -> Any:
         """Call by the proto's name; for what has no function here."""
+        return whole(self._ask(name, request, timeout_s=timeout_s))
+
+    def _ask(self, name: str, request: Any, *, timeout_s: float | None = _TIMEOUT_S) -> Any:
         import grpc
 
         limit = None if timeout_s is None else self._timeout_s
@@ -195,7 +203,7 @@ class Client:
 
     @contextmanager
     def open_call(self, name: str, request: Any) -> Iterator[Any]:
-        """A call whose responses stream; it is cancelled on leaving."""
+        """A call whose responses stream, those with pixels as Pictured; it is cancelled on leaving."""
         import grpc
 
         call = self._stubs[name](request, metadata=self._access.metadata)
@@ -207,26 +215,22 @@ class Client:
             call.cancel()
 
     def _analyze(
-        self, requests: Iterator[pb.AnalyzeRequest], progress: Callable[[pb.AnalyzeProgress], object] | None
+        self, requests: Iterator[pb.AnalyzeRequest | Pictured], progress: Callable[[pb.AnalyzeProgress], object] | None
     ) -> pb.Analysis:
-        analysis = pb.Analysis()
-        with self.open_call("Analyze", requests) as responses:
-            for response in responses:
-                kind = response.WhichOneof("message")
-                if kind == "progress" and progress is not None:
-                    progress(response.progress)
-                elif kind == "analysis":
-                    analysis = response.analysis
+        analysis, source = pb.Analysis(), Guarded(requests)
+        try:
+            with self.open_call("Analyze", source) as responses:
+                source.when_failing(responses.cancel)
+                for response in responses:
+                    kind = response.WhichOneof("message")
+                    if kind == "progress" and progress is not None:
+                        progress(response.progress)
+                    elif kind == "analysis":
+                        analysis = response.analysis
+        except ServerError:
+            if source.error is not None:
+                raise source.error from None
+            raise
+        finally:
+            source.stop()
         return analysis
-
-
-def _messages(frames: Iterable[tuple[int, Frame]]) -> Iterator[tuple[pb.FrameSource | None, pb.Frame]]:
-    """Frames as messages; the first comes with what they are."""
-    layout: Layout | None = None
-    for number, frame in frames:
-        source = None
-        if layout is None:
-            layout = planar_layout(frame.format)
-            source = pb.FrameSource(format=layout_message(layout), time_base=rational(frame.time_base))
-        data = b"".join(layout.pack(frame.planes))
-        yield source, pb.Frame(sequence=number, pts=frame.pts, duration=frame.duration, data=data)

@@ -6,8 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vs3r.engine.proto.layout import Layout
+from vs3r.engine.proto.layout import Layout, layout_of, time_base_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured, pictured
 from vs3r.types import Frame
 
 CONTEXT_FRAMES = 30
@@ -108,6 +109,13 @@ def steady(
         passed_through=message.passed_through,
         timings=message.timings,
     )
+
+
+def steady_of(response: pb.GetFrameResponse | Pictured) -> Steady:
+    """The result of a GetFrame that gave no slot."""
+    got = pictured(response)
+    layout, time_base = layout_of(got.rest.format), time_base_of(got.rest.time_base)
+    return steady(got.frame, got.pixels[0], layout, time_base=time_base)
 
 
 def refused(message: pb.FrameError) -> Refused:

@@ -103,7 +103,7 @@ class Layout:
         kind = _sample_type(self.pixel_format, self.format)
         rows = self._rows(np.frombuffer(data, np.uint8))
         shapes = self._shapes
-        wire = [cast("Plane", p[:, :width].view(kind)) for p, (_, width) in zip(rows, shapes, strict=True)]
+        wire = [_aligned(p[:, :width].view(kind)) for p, (_, width) in zip(rows, shapes, strict=True)]
         if self.pixel_format in _RGBA:
             r, g, b, a = _split(_as_integers(wire[0]).reshape(self.format.height, self.format.width, 4))
             return g, b, r, a
@@ -277,6 +277,11 @@ def _fraction(message: pb.Rational) -> Fraction | None:
     if not (0 < message.numerator < _MAX_TERM and 0 < message.denominator < _MAX_TERM):
         return None
     return Fraction(message.numerator, message.denominator)
+
+
+def _aligned(samples: npt.NDArray[np.generic]) -> Plane:
+    """Samples of several bytes where the processor expects them; in a message they may begin anywhere."""
+    return cast("Plane", samples if samples.flags.aligned else samples.copy())
 
 
 def _split(pixels: Plane) -> list[Plane]:

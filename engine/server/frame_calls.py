@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from vs3r.engine.media import VideoReader
 from vs3r.engine.proto.convert import config_from, settings_from
 from vs3r.engine.proto.layout import Layout, field_error, layout_message, planar_layout, rational, time_base_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, resolve
 from vs3r.engine.server.guard import guarded_stages
-from vs3r.engine.server.intake import Intake, frame_error
+from vs3r.engine.server.intake import Intake, first_config, frame_error, next_frame
 from vs3r.engine.server.problems import Malformed, Problem
 from vs3r.engine.server.sessions import Session
-from vs3r.engine.server.shm import Regions
-from vs3r.engine.server.state import State, first_config, frame_bytes, next_frame
-from vs3r.engine.server.stream_run import CREDITS, StreamRun, draining, result_message
+from vs3r.engine.server.state import State, frame_bytes
+from vs3r.engine.server.stream_run import CREDITS, StreamRun, client_gone, draining, result_message
 from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
 from vs3r.engine.track_file import check_source
 from vs3r.errors import Vs3rError
-from vs3r.reconstruct.flow_ba import BLOCK, OVERLAP
+from vs3r.reconstruct import delay_frames
 
 if TYPE_CHECKING:
     import grpc
@@ -39,29 +39,31 @@ class FrameCalls:
         self._memory = state.memory
 
     def stream(
-        self, requests: Iterator[pb.StreamRequest | Malformed], context: grpc.ServicerContext
-    ) -> Iterator[pb.StreamResponse]:
+        self, requests: Iterator[pb.StreamRequest | Pictured | Malformed], context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamResponse | Pictured]:
         config: pb.StreamConfig = first_config(requests)
         session = self._sessions.get(config.session) if config.session else None
         if session is not None and config.HasField("config"):
             raise field_error("config.config", "expected none beside a session, which has its own")
         settings = config_from(config.config) if session is None else session.config
         layout, time_base = self._state.layout(config.format), time_base_of(config.time_base, field="config.time_base")
-        regions = Regions() if session is None else session.regions
-        latency = 2 * BLOCK + OVERLAP + settings.smooth.lookahead_frames
+        regions = self._state.regions(session, context)
+        latency = delay_frames(settings) + settings.smooth.lookahead_frames
         kept = latency + 2 * settings.render.fill_window_frames + 4 * CREDITS
         finished = False
         with ExitStack() as held:
             held.enter_context(self._state.slot())
             held.enter_context(self._memory.reserve(kept * frame_bytes(layout.format)))
             recorder = None
-            if session is not None:
+            if session is not None and not config.transient:
                 self._state.use_layout(session, layout)
                 recorder = TrackRecorder(session, self._memory, layout.format, time_base)
             stages = guarded_stages(self._state.models, settings, layout.format)
+            intake = Intake(layout, time_base, regions, first_sequence=config.first_sequence)
+            held.enter_context(closing(intake))
             run = StreamRun(
                 stages,
-                Intake(layout, time_base, regions, first_sequence=config.first_sequence),
+                intake,
                 layout=layout,
                 regions=regions,
                 metrics=self._state.metrics,
@@ -72,6 +74,7 @@ class FrameCalls:
             try:
                 yield pb.StreamResponse(started=pb.StreamStarted(credits=CREDITS, latency_frames=latency))
                 yield from run.responses(requests)
+                _check_whole(context)
                 if recorder is not None:
                     recorder.finish(stages.failed, self._state.store)
                 finished = True
@@ -81,8 +84,9 @@ class FrameCalls:
                     regions.remove("")
 
     def analyze(
-        self, requests: Iterator[pb.AnalyzeRequest | Malformed], context: grpc.ServicerContext
+        self, requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed], context: grpc.ServicerContext
     ) -> Iterator[pb.AnalyzeResponse]:
+        requests = self._state.watched(requests, context)
         config: pb.AnalyzeConfig = first_config(requests)
         session = self._sessions.get(config.session)
         with self._state.slot(), self._sessions.call(session, context.cancel):
@@ -90,7 +94,7 @@ class FrameCalls:
                 case "path":
                     yield from self._analyze_file(session, config.path)
                 case "frames":
-                    yield from self._analyze_frames(session, config.frames, requests)
+                    yield from self._analyze_frames(session, config.frames, requests, context)
                 case _:
                     raise field_error("config.source", "expected path or frames, got neither")
 
@@ -126,28 +130,34 @@ class FrameCalls:
             yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
 
     def _analyze_frames(
-        self, session: Session, source: pb.FrameSource, requests: Iterator[pb.AnalyzeRequest | Malformed]
+        self,
+        session: Session,
+        source: pb.FrameSource,
+        requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed],
+        context: grpc.ServicerContext,
     ) -> Iterator[pb.AnalyzeResponse]:
-        layout, intake, recorder = self._frames_of(session, source)
+        layout, intake, recorder = self._frames_of(session, source, context)
         if session.track is not None:
             check_source(session.track, layout.format)
             yield _reused(session)
             return
         analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
         yield pb.AnalyzeResponse(credit=pb.Credit(frames=CREDITS))
-        for request in requests:
-            self._check_open()
-            message = next_frame(request)
-            try:
-                arrival = intake.take(message)
-            except Vs3rError as error:
-                yield pb.AnalyzeResponse(frame_error=frame_error(message.sequence, error))
-                yield pb.AnalyzeResponse(credit=pb.Credit(frames=1))
-                continue
-            analysis.push(arrival.sequence, arrival.frame)
-            yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
-            if analysis.frames % _PROGRESS_EVERY == 0:
-                yield _progress(analysis.frames, 0)
+        with closing(intake):
+            for request in requests:
+                self._check_open()
+                sent = next_frame(request)
+                try:
+                    arrival = intake.take(sent)
+                except Vs3rError as error:
+                    yield pb.AnalyzeResponse(frame_error=frame_error(sent.frame.sequence, error))
+                    yield pb.AnalyzeResponse(credit=pb.Credit(frames=1))
+                    continue
+                analysis.push(arrival.sequence, arrival.frame)
+                yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
+                if analysis.frames % _PROGRESS_EVERY == 0:
+                    yield _progress(analysis.frames, 0)
+        _check_whole(context)
         yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
 
     def set_smoothing(self, request: pb.SetSmoothingRequest, _context: grpc.ServicerContext) -> pb.SetSmoothingResponse:
@@ -158,37 +168,39 @@ class FrameCalls:
         return message
 
     def upload_frames(
-        self, requests: Iterator[pb.UploadFramesRequest | Malformed], context: grpc.ServicerContext
+        self, requests: Iterator[pb.UploadFramesRequest | Pictured | Malformed], context: grpc.ServicerContext
     ) -> pb.UploadFramesResponse:
+        requests = self._state.watched(requests, context)
         config: pb.UploadConfig = first_config(requests)
         session = self._sessions.get(config.session)
         result = pb.UploadFramesResponse()
         with self._state.slot(), self._sessions.call(session, context.cancel):
-            _, intake, _ = self._frames_of(session, config.frames)
-            for request in requests:
-                self._check_open()
-                message = next_frame(request)
-                try:
-                    arrival = intake.take(message)
-                except Vs3rError as error:
-                    result.frame_errors.append(frame_error(message.sequence, error))
-                else:
-                    self._memory.hold(session.name, arrival.sequence, arrival.frame)
-                    result.frames += 1
+            _, intake, _ = self._frames_of(session, config.frames, context)
+            with closing(intake):
+                for request in requests:
+                    self._check_open()
+                    sent = next_frame(request)
+                    try:
+                        arrival = intake.take(sent)
+                    except Vs3rError as error:
+                        result.frame_errors.append(frame_error(sent.frame.sequence, error))
+                    else:
+                        self._memory.hold(session.name, arrival.sequence, arrival.frame)
+                        result.frames += 1
         return result
 
-    def get_frame(self, request: pb.GetFrameRequest, _context: grpc.ServicerContext) -> pb.GetFrameResponse:
+    def get_frame(self, request: pb.GetFrameRequest, context: grpc.ServicerContext) -> pb.GetFrameResponse | Pictured:
         session = self._sessions.get(request.session)
         drawn = self._draw(session, access.frame_index(session, request))
         data = drawn.layout.pack(drawn.picture.frame.planes)
         message = result_message(drawn.picture, sequence=drawn.picture.index, passed_through=drawn.passed_through)
-        if request.HasField("output_slot"):
-            session.regions.write(request.output_slot, data)
-            message.slot.CopyFrom(request.output_slot)
-        else:
-            message.data = b"".join(data)
-        time_base = rational(drawn.picture.frame.time_base)
-        return pb.GetFrameResponse(frame=message, format=layout_message(drawn.layout), time_base=time_base)
+        shape, time_base = layout_message(drawn.layout), rational(drawn.picture.frame.time_base)
+        if not request.HasField("output_slot"):
+            rest = pb.GetFrameResponse(format=shape, time_base=time_base)
+            return Pictured(rest=rest, frame=message, pixels=data)
+        self._state.regions(session, context).write(request.output_slot, data)
+        message.slot.CopyFrom(request.output_slot)
+        return pb.GetFrameResponse(frame=message, format=shape, time_base=time_base)
 
     def get_warp(self, request: pb.GetWarpRequest, _context: grpc.ServicerContext) -> pb.GetWarpResponse:
         session = self._sessions.get(request.session)
@@ -207,19 +219,27 @@ class FrameCalls:
         )
 
     def _draw(self, session: Session, index: int) -> access.Drawn:
-        with self._sessions.call(session, lambda: None):
+        with self._state.drawing, self._sessions.call(session, lambda: None):
             return access.draw(session, self._memory, self._state.models, index)
 
-    def _frames_of(self, session: Session, source: pb.FrameSource) -> tuple[Layout, Intake, TrackRecorder]:
+    def _frames_of(
+        self, session: Session, source: pb.FrameSource, context: grpc.ServicerContext
+    ) -> tuple[Layout, Intake, TrackRecorder]:
         layout = self._state.layout(source.format, field="config.frames.format")
         time_base = time_base_of(source.time_base, field="config.frames.time_base")
         self._state.use_layout(session, layout)
         recorder = TrackRecorder(session, self._memory, layout.format, time_base)
-        return layout, Intake(layout, time_base, session.regions), recorder
+        return layout, Intake(layout, time_base, self._state.regions(session, context)), recorder
 
     def _check_open(self) -> None:
         if self._state.draining:
             raise draining()
+
+
+def _check_whole(context: grpc.ServicerContext) -> None:
+    """A connection that breaks can look like the end of the requests: half a clip must not become the clip's track."""
+    if not context.is_active():
+        raise client_gone()
 
 
 def _progress(frames: int, total: int) -> pb.AnalyzeResponse:

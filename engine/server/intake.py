@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
+from vs3r.engine.proto.buffers import Buffers
 from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
-from vs3r.engine.server.problems import Problem, code_number, problem_of
+from vs3r.engine.proto.wire import Pictured, kind_of, pictured
+from vs3r.engine.server.problems import Malformed, Problem, code_number, malformed, problem_of
 from vs3r.engine.server.shm import Regions
 from vs3r.types import Frame
 
@@ -38,16 +42,17 @@ class Intake:
         self._layout = layout
         self._time_base = time_base
         self._regions = regions
+        self._buffers = Buffers(layout.byte_size)
         self._least_sequence = first_sequence
         self._last_pts: int | None = None
 
-    def take(self, message: pb.Frame) -> Arrival:
+    def take(self, sent: Pictured) -> Arrival:
         """Check a frame and make its planes.
 
         Raises:
             Vs3rError: why it cannot be used. The frames after it can.
         """
-        start = time.perf_counter()
+        start, message = time.perf_counter(), sent.frame
         if message.sequence < self._least_sequence:
             raise Problem(
                 "ALREADY_EXISTS",
@@ -57,7 +62,7 @@ class Intake:
             )
         self._least_sequence = message.sequence + 1
         self._check_time(message)
-        planes = self._layout.unpack(self._bytes(message))
+        planes = self._layout.unpack(self._bytes(sent))
         slot = None
         if message.HasField("output_slot"):
             slot = message.output_slot
@@ -73,6 +78,10 @@ class Intake:
         )
         return Arrival(sequence=message.sequence, frame=frame, output_slot=slot, arrived_s=now, decode_s=now - start)
 
+    def close(self) -> None:
+        """No frame will come; those that came may live on."""
+        self._buffers.close()
+
     def _check_time(self, message: pb.Frame) -> None:
         last = self._last_pts
         if not abs(message.pts) < _MAX_PTS or not 0 <= message.duration < _MAX_PTS:
@@ -80,13 +89,43 @@ class Intake:
         if last is not None and message.pts <= last:
             raise Problem("INVALID_ARGUMENT", "PTS", f"expected a time later than {last}, got {message.pts}")
 
-    def _bytes(self, message: pb.Frame) -> bytes | memoryview:
-        match message.WhichOneof("pixels"):
-            case "data":
-                return message.data
-            case "slot":
-                return self._regions.read(message.slot, self._layout.byte_size)
+    def _bytes(self, sent: Pictured) -> bytes | memoryview:
+        if sent.pixels:
+            return sent.pixels[0]
+        if sent.frame.HasField("slot"):
+            # A slot that is wrong costs no memory.
+            self._regions.check(sent.frame.slot, self._layout.byte_size)
+            data = self._buffers.take().data
+            self._regions.read(sent.frame.slot, data)
+            return data
         raise Problem("INVALID_ARGUMENT", "PIXELS", "expected data or a slot, got a frame without pixels")
+
+
+def first_config(requests: Iterator[Any]) -> Any:
+    """The config that a call of several messages begins with.
+
+    Raises:
+        Problem: it begins with something else.
+    """
+    first = next(requests, None)
+    if isinstance(first, Malformed):
+        raise malformed()
+    if first is None or kind_of(first) != "config":
+        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected the config first, then frames")
+    return first.config
+
+
+def next_frame(request: Any) -> Pictured:
+    """The frame of a message after the first.
+
+    Raises:
+        Problem: it has none.
+    """
+    if isinstance(request, Malformed):
+        raise malformed()
+    if kind_of(request) != "frame":
+        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")
+    return pictured(request)
 
 
 def frame_error(sequence: int, error: Exception) -> pb.FrameError:

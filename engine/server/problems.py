@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -61,6 +63,8 @@ _CODES: tuple[tuple[type[BaseException], str, str], ...] = (
     (MemoryError, "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
 )
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+
 
 def problem_of(error: BaseException) -> Problem:
     """What the client gets to know about an error."""
@@ -72,6 +76,9 @@ def problem_of(error: BaseException) -> Problem:
         if isinstance(error, kind):
             again = RETRY_S if code == "RESOURCE_EXHAUSTED" else None
             return Problem(code, reason, str(error) or reason, retry_s=again)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        text = f"the server has no room left: {os.strerror(error.errno)}"
+        return Problem("RESOURCE_EXHAUSTED", "CANNOT_WRITE", text, retry_s=RETRY_S)
     # The text of an unknown error may hold anything: it stays here.
     log.error("a call failed: %s", type(error).__name__)
     log.debug("its origin", exc_info=error)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 from http.server import ThreadingHTTPServer
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import cv2
 import torch
 
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.frame_calls import FrameCalls
 from vs3r.engine.server.guard import Models
@@ -37,6 +40,8 @@ _SWEEP_S = 1.0
 # Beside streams: short calls, and health watches.
 _SPARE_THREADS = 16
 _MIN_TOKEN = 16
+# For the last answers to be sent.
+_GOODBYE_S = 1.0
 
 
 class Server:
@@ -95,9 +100,12 @@ class Server:
         """Health goes NOT_SERVING, nothing new is taken, frames in flight are finished within the grace period."""
         if self._ended.is_set():
             return
+        end_s = time.monotonic() + self._config.grace_s
         self._set_health(serving=False)
         self.state.drain()
-        self._grpc.stop(self._config.grace_s).wait()
+        # Who watches the server's health would hold it up.
+        self.state.wait_until_quiet(self._config.grace_s)
+        self._grpc.stop(min(_GOODBYE_S, max(0.0, end_s - time.monotonic()))).wait()
         self._ended.set()
         self._sweeper.join()
         if self._metrics is not None:
@@ -129,6 +137,8 @@ class Server:
         address = self._config.listen
         if re.fullmatch(r"unix:.+|(\[[0-9a-fA-F:]+\]|[^\[\]:]+):[0-9]{1,5}", address) is None:
             raise InputError(f"expected HOST:PORT or unix:PATH to listen on, got {address!r}")
+        if address.startswith("unix:") and _is_taken(address.removeprefix("unix:")):
+            raise InputError(f"cannot listen on {address}: taken; choose another")
         try:
             if self._config.tls_cert is None:
                 port = self._grpc.add_insecure_port(address)
@@ -198,13 +208,13 @@ def _handlers(state: State) -> grpc.GenericRpcHandler:
         handlers[method.name] = makers[bool(method.client_streaming), streams](
             edge(call, admit=state.admit, told=_teller(state, method.name), streams=streams),
             request_deserializer=_parser(kind),
-            response_serializer=getattr(pb, method.output_type.name).SerializeToString,
+            response_serializer=wire.encode,
         )
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
 
 def _teller(state: State, method: str) -> Callable[[str], None]:
-    return lambda code: state.metrics.call(method, code)
+    return lambda code: state.told(method, code)
 
 
 def _parser(kind: Any) -> Callable[[bytes], Any]:
@@ -213,11 +223,21 @@ def _parser(kind: Any) -> Callable[[bytes], Any]:
 
     def parse(data: bytes) -> Any:
         try:
-            return kind.FromString(data)
+            return wire.decode(kind, data) if kind in wire.WITH_PICTURE else kind.FromString(data)
         except DecodeError:
             return Malformed()
 
     return parse
+
+
+def _is_taken(path: str) -> bool:
+    """Somebody answers at a socket; gRPC would take it away from them. One that a killed server left is free."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def _token(config: ServeConfig) -> str | None:

@@ -10,7 +10,7 @@ from vs3r.engine.proto.convert import config_from, config_message
 from vs3r.engine.proto.layout import PIXEL_FORMATS, field_error
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.problems import Problem
-from vs3r.engine.server.state import State, host_of, is_local
+from vs3r.engine.server.state import State, host_of
 
 if TYPE_CHECKING:
     import grpc
@@ -53,7 +53,7 @@ class SessionCalls:
     def register_shared_memory(
         self, request: pb.RegisterSharedMemoryRequest, context: grpc.ServicerContext
     ) -> pb.RegisterSharedMemoryResponse:
-        if not self._shares(context):
+        if not self._state.shares(context):
             raise Problem(
                 "PERMISSION_DENIED",
                 "SHARED_MEMORY_OFF",
@@ -76,7 +76,7 @@ class SessionCalls:
         message = pb.GetCapabilitiesResponse(
             version=__version__,
             pixel_formats=PIXEL_FORMATS,
-            shared_memory=self._shares(context),
+            shared_memory=self._state.shares(context),
             file_paths=config.media_root is not None,
             max_frame_pixels=config.max_frame_pixels,
             max_message_bytes=config.max_message_mb << 20,
@@ -89,6 +89,3 @@ class SessionCalls:
 
     def get_status(self, _request: pb.GetStatusRequest, _context: grpc.ServicerContext) -> pb.GetStatusResponse:
         return self._state.status()
-
-    def _shares(self, context: grpc.ServicerContext) -> bool:
-        return self._state.config.allow_shm and is_local(context)

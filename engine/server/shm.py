@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.problems import Problem
 
@@ -90,19 +88,17 @@ class Regions:
         self._closed = True
         self.remove("")
 
-    def read(self, slot: pb.SharedMemorySlot, size: int) -> memoryview:
-        """Copy `size` bytes out of a slot.
+    def read(self, slot: pb.SharedMemorySlot, data: memoryview) -> None:
+        """Fill `data` from a slot.
 
         Raises:
             Problem: the slot is unknown, or smaller.
         """
-        data = np.empty(size, np.uint8).data
         with self._lock:
-            region = self._checked(slot, size)
+            region = self._checked(slot, len(data))
             done = os.preadv(region.file, [data], region.offset + slot.offset)
-        if done != size:
+        if done != len(data):
             raise _outside("the segment has shrunk")
-        return data
 
     def write(self, slot: pb.SharedMemorySlot, data: Sequence[memoryview]) -> None:
         """Copy bytes, given in pieces, into a slot.

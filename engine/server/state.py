@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import hmac
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from vs3r.engine.proto.layout import Layout, layout_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Malformed, Problem, malformed
+from vs3r.engine.server.problems import Problem
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
+from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.store import TrackStore, default_folder
-from vs3r.engine.server.stream_run import StreamRun, draining
+from vs3r.engine.server.stream_run import StreamRun, client_gone, draining
 from vs3r.types import PictureFormat
 
 if TYPE_CHECKING:
     import grpc
+
+Request = TypeVar("Request")
 
 _RETRY_S = 5.0
 
@@ -51,10 +55,17 @@ class State:
         self._token = None if token is None else f"Bearer {token}".encode()
         self._lock = threading.Lock()
         self._runs: dict[StreamRun, grpc.ServicerContext] = {}
+        self._waiting: dict[grpc.ServicerContext, float] = {}
         self._busy = 0
+        self._quiet = threading.Condition()
+        self._calls = 0
+        self.drawing = threading.Semaphore(os.cpu_count() or 1)
+        """Held while a picture is drawn for random access: more at once would only take more memory."""
 
     def admit(self, context: grpc.ServicerContext) -> None:
-        """Raise a Problem unless the caller may come in."""
+        """Raise a Problem unless the caller may come in. It is counted as running until told() is called."""
+        with self._quiet:
+            self._calls += 1
         if self._token is not None:
             given = next((value for key, value in context.invocation_metadata() if key == "authorization"), "")
             raw = given if isinstance(given, bytes) else given.encode()
@@ -64,6 +75,26 @@ class State:
                 )
         if self.draining:
             raise draining()
+
+    def told(self, method: str, code: str) -> None:
+        """A call has ended with that status code."""
+        self.metrics.call(method, code)
+        with self._quiet:
+            self._calls -= 1
+            self._quiet.notify_all()
+
+    def wait_until_quiet(self, limit_s: float) -> None:
+        """Until no call runs, but not for ever."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: self._calls == 0, limit_s)
+
+    def regions(self, session: Session | None, context: grpc.ServicerContext) -> Regions:
+        """The shared memory that a call may name: none but of its session, for a client of this machine."""
+        return session.regions if session is not None and self.shares(context) else Regions()
+
+    def shares(self, context: grpc.ServicerContext) -> bool:
+        """The client may hand over shared memory."""
+        return self.config.allow_shm and is_local(context)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -86,6 +117,26 @@ class State:
         finally:
             with self._lock:
                 self._busy -= 1
+
+    def watched(self, requests: Iterator[Request], context: grpc.ServicerContext) -> Iterator[Request]:
+        """Requests as they come; sweep cuts off a client that sends none for too long.
+
+        Raises:
+            Problem: the call is over.
+        """
+        import grpc
+
+        while True:
+            self._waiting[context] = time.monotonic()
+            try:
+                request = next(requests, None)
+            except grpc.RpcError:  # gRPC's way to say so
+                raise client_gone() from None
+            finally:
+                self._waiting.pop(context, None)
+            if request is None:
+                return
+            yield request
 
     @contextmanager
     def running(self, run: StreamRun, context: grpc.ServicerContext, session: Session | None) -> Iterator[None]:
@@ -120,6 +171,9 @@ class State:
         self.sessions.expire()
         with self._lock:
             runs = list(self._runs.items())
+        for context, since_s in list(self._waiting.items()):
+            if time.monotonic() - since_s > self.config.stream_idle_s:
+                context.cancel()
         for run, context in runs:
             if time.monotonic() - run.active_s > self.config.stream_idle_s:
                 idle = Problem("DEADLINE_EXCEEDED", "IDLE", "no frame was sent or taken for too long")
@@ -164,34 +218,6 @@ class State:
         names = ("sessions", "streams", "shared_memory_regions", "held_frame_bytes", "reserved_bytes", "track_bytes")
         gauges = {"uptime_seconds": self.metrics.uptime_s} | {name: float(getattr(status, name)) for name in names}
         return self.metrics.page(gauges)
-
-
-def first_config(requests: Iterator[Any]) -> Any:
-    """The config that a call of several messages begins with.
-
-    Raises:
-        Problem: it begins with something else.
-    """
-    first = next(requests, None)
-    if isinstance(first, Malformed):
-        raise malformed()
-    if first is None or first.WhichOneof("message") != "config":
-        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected the config first, then frames")
-    return first.config
-
-
-def next_frame(request: Any) -> pb.Frame:
-    """The frame of a message after the first.
-
-    Raises:
-        Problem: it has none.
-    """
-    if isinstance(request, Malformed):
-        raise malformed()
-    if request.WhichOneof("message") != "frame":
-        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")
-    frame: pb.Frame = request.frame
-    return frame
 
 
 def frame_bytes(fmt: PictureFormat) -> int:

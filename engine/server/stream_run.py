@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from vs3r.engine.pipeline import AnalysisItem, ObservedFrame, StabilizedFrame
 from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server.guard import GuardedStages
-from vs3r.engine.server.intake import Arrival, Intake, frame_error
+from vs3r.engine.server.intake import Arrival, Intake, frame_error, next_frame
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Malformed, Problem, malformed
+from vs3r.engine.server.problems import Malformed, Problem
 from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.track_run import TrackRecorder
 from vs3r.engine.threads import Channel, Stages, Stopped
@@ -106,7 +107,9 @@ class StreamRun:
         self.active_s = time.monotonic()
         """When a frame last came or went."""
 
-    def responses(self, requests: Iterator[pb.StreamRequest | Malformed]) -> Iterator[pb.StreamResponse]:
+    def responses(
+        self, requests: Iterator[pb.StreamRequest | Pictured | Malformed]
+    ) -> Iterator[pb.StreamResponse | Pictured]:
         """Run the stream.
 
         Raises:
@@ -125,7 +128,7 @@ class StreamRun:
                     if response is not None:
                         yield response
         except Stopped:
-            pass
+            raise self._problem or client_gone() from None
         if self._problem is not None:
             raise self._problem
         if self._draining:
@@ -148,7 +151,7 @@ class StreamRun:
         self._draining = True
         self._frames.end()
 
-    def _read(self, requests: Iterator[pb.StreamRequest | Malformed]) -> None:
+    def _read(self, requests: Iterator[pb.StreamRequest | Pictured | Malformed]) -> None:
         try:
             for request in requests:
                 if self._draining:
@@ -160,27 +163,23 @@ class StreamRun:
         except Problem as problem:
             self.fail(problem)
         except Exception as error:  # gRPC's way to say that the call is over; or a bug, which must not be lost
-            self.fail(Problem("CANCELLED", "CLIENT_GONE", f"the call has ended ({type(error).__name__})"))
+            self.fail(client_gone(type(error).__name__))
         else:
             self._frames.end()
 
-    def _receive(self, request: pb.StreamRequest | Malformed) -> None:
-        if isinstance(request, Malformed):
-            raise malformed()
-        if request.WhichOneof("message") != "frame":
-            raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")
+    def _receive(self, request: pb.StreamRequest | Pictured | Malformed) -> None:
+        sent = next_frame(request)
         with self._lock:
             if self._credits == 0:
                 raise Problem(
                     "RESOURCE_EXHAUSTED", "CREDIT", "expected frames by credit only; read the responses while you send"
                 )
             self._credits -= 1
-        message = request.frame
         try:
-            arrival = self._intake.take(message)
+            arrival = self._intake.take(sent)
         except Vs3rError as error:
             self._metrics.add("frames_refused")
-            self._outbox.note(frame_error(message.sequence, error))
+            self._outbox.note(frame_error(sent.frame.sequence, error))
             self._outbox.note(pb.Credit(frames=1))
         else:
             self._metrics.add("frames_received")
@@ -234,7 +233,7 @@ class StreamRun:
                 )
             )
 
-    def _response(self, item: _Picture | pb.FrameError | pb.Credit) -> pb.StreamResponse | None:
+    def _response(self, item: _Picture | pb.FrameError | pb.Credit) -> pb.StreamResponse | Pictured | None:
         if isinstance(item, pb.Credit):
             with self._lock:
                 self._credits += item.frames
@@ -248,14 +247,12 @@ class StreamRun:
             self._metrics.add("frames_passed_through")
         return self._send(item)
 
-    def _send(self, done: _Picture) -> pb.StreamResponse:
+    def _send(self, done: _Picture) -> pb.StreamResponse | Pictured:
         taken, picture = done.taken, done.picture
         start = time.perf_counter()
         data = self._layout.pack(picture.frame.planes)
         message = result_message(picture, sequence=taken.sequence, passed_through=done.passed_through)
-        if taken.output_slot is None:
-            message.data = b"".join(data)
-        else:
+        if taken.output_slot is not None:
             try:
                 self._regions.write(taken.output_slot, data)
             except Vs3rError as error:
@@ -271,6 +268,8 @@ class StreamRun:
                 encode_us=_us(now - start),
             )
         )
+        if taken.output_slot is None:
+            return Pictured(rest=pb.StreamResponse(), frame=message, pixels=data)
         return pb.StreamResponse(frame=message)
 
 
@@ -284,6 +283,11 @@ def result_message(picture: StabilizedFrame, *, sequence: int, passed_through: b
         valid_share=picture.valid_share,
         passed_through=passed_through,
     )
+
+
+def client_gone(how: str = "it broke off") -> Problem:
+    """For calls that end before the client has ended them."""
+    return Problem("CANCELLED", "CLIENT_GONE", f"the call has ended: {how}")
 
 
 def draining() -> Problem:

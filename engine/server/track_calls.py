@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.intake import first_config
 from vs3r.engine.server.problems import Malformed, Problem, malformed
-from vs3r.engine.server.state import State, first_config
+from vs3r.engine.server.state import State
 from vs3r.engine.server.track_run import analysis_message
 from vs3r.engine.track_file import check_source, load_track, save_track
 from vs3r.errors import TrackError
@@ -43,6 +44,7 @@ class TrackCalls:
     def upload_track(
         self, requests: Iterator[pb.UploadTrackRequest | Malformed], context: grpc.ServicerContext
     ) -> pb.UploadTrackResponse:
+        requests = self._state.watched(requests, context)
         config: pb.UploadTrackConfig = first_config(requests)
         session = self._sessions.get(config.session)
         with self._state.slot(), self._sessions.call(session, context.cancel):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from vs3r.kernels import camera
 
@@ -19,6 +21,42 @@ def lens(view: camera.View) -> tuple[float, float, float, float, float]:
     """The arguments p0 to p3 and limit of the functions below."""
     p0, p1, p2, p3 = (*view.parameters, 0.0, 0.0, 0.0, 0.0)[:4]
     return p0, p1, p2, p3, view.limit
+
+
+@triton.jit
+def relative_kernel(to, origin, out, count, to_step, origin_step, BLOCK: tl.constexpr):
+    """to_from_origin, 3 x 4, of rigid cameras given by their cam_from_world, 4 x 4. In double: worlds may be large."""
+    number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    within = number < count
+    to += number * to_step
+    origin += number * origin_step
+    out += number * 12
+    for row in tl.static_range(3):
+        a = tl.load(to + 4 * row, within, other=0.0).to(tl.float64)
+        b = tl.load(to + 4 * row + 1, within, other=0.0).to(tl.float64)
+        c = tl.load(to + 4 * row + 2, within, other=0.0).to(tl.float64)
+        shift = tl.load(to + 4 * row + 3, within, other=0.0).to(tl.float64)
+        for column in tl.static_range(3):
+            turn = a * tl.load(origin + 4 * column, within, other=0.0)
+            turn += b * tl.load(origin + 4 * column + 1, within, other=0.0)
+            turn += c * tl.load(origin + 4 * column + 2, within, other=0.0)
+            shift -= turn * tl.load(origin + 4 * column + 3, within, other=0.0)
+            tl.store(out + 4 * row + column, turn.to(tl.float32), within)
+        tl.store(out + 4 * row + 3, shift.to(tl.float32), within)
+
+
+def relative(to: Tensor, origin: Tensor) -> Tensor:
+    """(..., 3, 4) float32: to_from_origin, of cam_from_world (..., 4, 4), one of them perhaps a single (4, 4).
+
+    One launch where PyTorch would take a dozen, each as long as the kernel that the poses are for.
+    """
+    many = to if to.dim() > 2 else origin
+    out = torch.empty(*many.shape[:-2], 3, 4, device=many.device)
+    count = many.numel() // 16
+    if count:
+        steps = (16 if to.dim() > 2 else 0), (16 if origin.dim() > 2 else 0)
+        relative_kernel[(triton.cdiv(count, 128),)](to.contiguous(), origin.contiguous(), out, count, *steps, BLOCK=128)
+    return out
 
 
 @triton.jit
@@ -46,19 +84,22 @@ def radius_of(theta, p0, p1, p2, p3):
 @triton.jit
 def project(x, y, z, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
     """u, v, depth and whether it is seen, of points in the view's axes. K points to nine floats."""
-    far = tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.abs(z))
-    seen = (far > 0) & (far < INFINITY)
-    near = tl.where(seen, far, 1.0)
-    x = tl.where(seen, x / near, 0.0)
-    y = tl.where(seen, y / near, 0.0)
-    z = tl.where(seen, z / near, 1.0)
-    across = tl.sqrt(x * x + y * y)
-    d = tl.sqrt(x * x + y * y + z * z)
     if MODEL == PINHOLE:
-        seen &= z > 0
-        scale = 1 / tl.where(z > 0, z, 1.0)
+        # No square is taken that could overflow; what is not finite makes u or v so.
+        seen = (z > 0) & (z < INFINITY)
+        scale = 1 / tl.where(seen, z, 1.0)
         d = z
-    elif MODEL == KANNALA_BRANDT:
+        far = 1.0
+    else:
+        far = tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.abs(z))
+        seen = (far > 0) & (far < INFINITY)
+        near = tl.where(seen, far, 1.0)
+        x = tl.where(seen, x / near, 0.0)
+        y = tl.where(seen, y / near, 0.0)
+        z = tl.where(seen, z / near, 1.0)
+        across = tl.sqrt(x * x + y * y)
+        d = tl.sqrt(x * x + y * y + z * z)
+    if MODEL == KANNALA_BRANDT:
         theta = arctangent(across, z)
         seen &= theta <= limit
         near_axis = 1 / tl.where(z == 0, 1.0, z)
@@ -66,7 +107,7 @@ def project(x, y, z, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
     elif MODEL == UNIFIED:
         seen &= z > limit * d
         scale = 1 / tl.where(seen, p0 * d + (1 - p0) * z, 1.0)
-    else:
+    elif MODEL == DOUBLE_SPHERE:
         seen &= z > limit * d
         behind = p0 * d + z
         d2 = tl.sqrt(x * x + y * y + behind * behind)
@@ -83,11 +124,11 @@ def project(x, y, z, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
 def unproject(u, v, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
     """Ray x, y, z through pixels, such that ray times depth is the point, and whether the model sees anything there."""
     my = (v - tl.load(K + 5)) / tl.load(K + 4)
-    mx = (u - tl.load(K + 2) - tl.load(K + 1) * my) / tl.load(K)
+    mx = (u - (tl.load(K + 2) + tl.load(K + 1) * my)) * (1 / tl.load(K))
     if MODEL == PINHOLE:
         x = mx
         y = my
-        z = mx * 0.0 + 1.0
+        z = 1.0
         seen = mx == mx
     else:
         if MODEL == KANNALA_BRANDT:

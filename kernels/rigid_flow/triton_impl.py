@@ -10,7 +10,10 @@ from torch import Tensor
 from vs3r.kernels.rigid_flow import reference
 from vs3r.kernels.rigid_flow.reference import RigidFlow
 
-BLOCK = 1024
+BLOCK = 256
+"""Two pixels a thread: then all accesses of a thread agree on who holds what, and nothing is exchanged."""
+PARTS = 2
+"""Blocks a program computes, one after the other."""
 SEEN = tl.constexpr(reference.SEEN)
 OUTSIDE = tl.constexpr(reference.OUTSIDE)
 BEHIND = tl.constexpr(reference.BEHIND)
@@ -24,58 +27,70 @@ def rigid_flow_kernel(
     inv_depth, flow, K_src, K_dst, dst_from_src, tau, semantic,
     residual_out, mask_out, status_out, flow_out,
     height, width, flow_batch, flow_row, flow_column, flow_axis,
-    HAS_SEMANTIC: tl.constexpr, WITH_FLOW: tl.constexpr, BLOCK: tl.constexpr,
+    PACKED: tl.constexpr, HAS_SEMANTIC: tl.constexpr, WITH_FLOW: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    pair = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    within = pixel < height * width
-    row, column = pixel // width, pixel % width
-    at = pair * height * width + pixel
-    rho = tl.load(inv_depth + at, within, other=0.0).to(tl.float32)
-    flow_at = flow + pair * flow_batch + row.to(tl.int64) * flow_row + column * flow_column
-    # Both components with one access where they lie side by side.
-    both = tl.load(flow_at[:, None] + tl.arange(0, 2)[None, :] * flow_axis, within[:, None], other=0.0)
-    flow_x, flow_y = tl.split(both.to(tl.float32))
-    # A comparison with NaN is false.
-    known = (rho >= 0) & (rho < INFINITY) & (tl.abs(flow_x) < INFINITY) & (tl.abs(flow_y) < INFINITY)
-    rho = tl.where(known, rho, 0.0)
-
+    # A program stays in one row: what depends on the row alone, and the cameras, are read and computed once.
+    row = tl.program_id(1)
+    pair = tl.program_id(2).to(tl.int64)
+    first = (pair * height + row) * width
     K_src += pair * 9
     K_dst += pair * 9
     T = dst_from_src + pair * 16
-    u, v = column + 0.5, row + 0.5
-    y = (v - tl.load(K_src + 5)) / tl.load(K_src + 4)
-    x = (u - tl.load(K_src + 2) - tl.load(K_src + 1) * y) / tl.load(K_src)
-    X = tl.load(T) * x + tl.load(T + 1) * y + tl.load(T + 2) + tl.load(T + 3) * rho
-    Y = tl.load(T + 4) * x + tl.load(T + 5) * y + tl.load(T + 6) + tl.load(T + 7) * rho
-    Z = tl.load(T + 8) * x + tl.load(T + 9) * y + tl.load(T + 10) + tl.load(T + 11) * rho
-    ahead = Z > NEAREST
-    Z = tl.where(ahead, Z, 1.0)
-    X /= Z
-    Y /= Z
-    there_x = tl.load(K_dst) * X + tl.load(K_dst + 1) * Y + tl.load(K_dst + 2)
-    there_y = tl.load(K_dst + 4) * Y + tl.load(K_dst + 5)
-
-    rigid_x, rigid_y = there_x - u, there_y - v
-    off_x, off_y = tl.abs(rigid_x - flow_x), tl.abs(rigid_y - flow_y)
-    # Squares of points near the camera's plane would overflow.
-    larger = tl.maximum(tl.maximum(off_x, off_y), 1e-30)
-    off_x /= larger
-    off_y /= larger
-    residual = larger * tl.sqrt(off_x * off_x + off_y * off_y)
-    known &= residual < INFINITY
-    inside = (there_x >= 0) & (there_x < width) & (there_y >= 0) & (there_y < height)
-    told = ahead & known
-    moves = told & inside & (residual > tl.load(tau + pair))
-    if HAS_SEMANTIC:
-        moves |= tl.load(semantic + at, within, other=0) != 0
-    status = tl.where(known, tl.where(ahead, tl.where(inside, SEEN, OUTSIDE), BEHIND), INVALID)
-    tl.store(residual_out + at, tl.where(told, residual, 0.0), within)
-    tl.store(mask_out + at, moves.to(tl.uint8), within)
-    tl.store(status_out + at, status.to(tl.uint8), within)
-    if WITH_FLOW:
-        rigid = tl.join(tl.where(told, rigid_x, 0.0), tl.where(told, rigid_y, 0.0))
-        tl.store(flow_out + at[:, None] * 2 + tl.arange(0, 2)[None, :], rigid, within[:, None])
+    per_fx = 1 / tl.load(K_src)
+    y = (row + 0.5 - tl.load(K_src + 5)) / tl.load(K_src + 4)
+    cx = tl.load(K_src + 2) + tl.load(K_src + 1) * y
+    T00, T03, T_x = tl.load(T), tl.load(T + 3), tl.load(T + 1) * y + tl.load(T + 2)
+    T10, T13, T_y = tl.load(T + 4), tl.load(T + 7), tl.load(T + 5) * y + tl.load(T + 6)
+    T20, T23, T_z = tl.load(T + 8), tl.load(T + 11), tl.load(T + 9) * y + tl.load(T + 10)
+    fx, skew, there_cx = tl.load(K_dst), tl.load(K_dst + 1), tl.load(K_dst + 2)
+    fy, there_cy = tl.load(K_dst + 4), tl.load(K_dst + 5)
+    most = tl.load(tau + pair)
+    for part in tl.static_range(PARTS):
+        begin = (tl.program_id(0) * PARTS + part) * BLOCK
+        column = begin + tl.arange(0, BLOCK)
+        within = column < width
+        rho = tl.load(inv_depth + first + column, within, other=0.0).to(tl.float32)
+        both_at = 2 * begin + tl.arange(0, 2 * BLOCK)
+        if PACKED:
+            # Both components lie side by side: wide accesses.
+            both = tl.load(flow + 2 * first + both_at, both_at < 2 * width, other=0.0).to(tl.float32)
+            flow_x, flow_y = tl.split(both.reshape(BLOCK, 2))
+        else:
+            flow_at = flow + pair * flow_batch + row.to(tl.int64) * flow_row + column * flow_column
+            flow_x = tl.load(flow_at, within, other=0.0).to(tl.float32)
+            flow_y = tl.load(flow_at + flow_axis, within, other=0.0).to(tl.float32)
+        # A comparison with NaN is false. Flow that is not finite makes a residual that is not.
+        known = (rho >= 0) & (rho < INFINITY)
+        rho = tl.where(known, rho, 0.0)
+        u = column + 0.5
+        x = (u - cx) * per_fx
+        Z = T20 * x + T_z + T23 * rho
+        ahead = Z > NEAREST
+        per_z = 1 / tl.where(ahead, Z, 1.0)
+        X = (T00 * x + T_x + T03 * rho) * per_z
+        Y = (T10 * x + T_y + T13 * rho) * per_z
+        there_x = fx * X + skew * Y + there_cx
+        there_y = fy * Y + there_cy
+        rigid_x, rigid_y = there_x - u, there_y - (row + 0.5)
+        off_x, off_y = rigid_x - flow_x, rigid_y - flow_y
+        # Squares of points near the camera's plane would overflow.
+        huge = tl.maximum(tl.abs(off_x), tl.abs(off_y)) > 1e18
+        off_x *= tl.where(huge, 1e-20, 1.0)
+        off_y *= tl.where(huge, 1e-20, 1.0)
+        residual = tl.sqrt(off_x * off_x + off_y * off_y) * tl.where(huge, 1e20, 1.0)
+        known &= residual < INFINITY
+        inside = (there_x >= 0) & (there_x < width) & (there_y >= 0) & (there_y < height)
+        told = ahead & known
+        moves = told & inside & (residual > most)
+        if HAS_SEMANTIC:
+            moves |= tl.load(semantic + first + column, within, other=0) != 0
+        status = tl.where(known, tl.where(ahead, tl.where(inside, SEEN, OUTSIDE), BEHIND), INVALID)
+        tl.store(residual_out + first + column, tl.where(told, residual, 0.0), within)
+        tl.store(mask_out + first + column, moves.to(tl.uint8), within)
+        tl.store(status_out + first + column, status.to(tl.uint8), within)
+        if WITH_FLOW:
+            rigid = tl.join(tl.where(told, rigid_x, 0.0), tl.where(told, rigid_y, 0.0)).reshape(2 * BLOCK)
+            tl.store(flow_out + 2 * first + both_at, rigid, both_at < 2 * width)
 
 
 def rigid_flow_residual_triton(
@@ -94,7 +109,7 @@ def rigid_flow_residual_triton(
     mask, status = (torch.empty_like(residual, dtype=torch.uint8) for _ in range(2))
     flow = residual.new_empty(B, H, W, 2) if with_flow else None
     if residual.numel():
-        rigid_flow_kernel[(triton.cdiv(H * W, BLOCK), B)](
+        rigid_flow_kernel[(triton.cdiv(W, BLOCK * PARTS), H, B)](
             inv_depth.contiguous(),
             observed_flow,
             *(a.float().contiguous() for a in (K_src, K_dst, dst_from_src, tau)),
@@ -106,8 +121,10 @@ def rigid_flow_residual_triton(
             H,
             W,
             *observed_flow.stride(),
+            PACKED=observed_flow[0].is_contiguous(),
             HAS_SEMANTIC=semantic is not None,
             WITH_FLOW=with_flow,
+            PARTS=PARTS,
             BLOCK=BLOCK,
         )
     return RigidFlow(residual=residual, mask=mask.view(torch.bool), status=status, flow=flow)

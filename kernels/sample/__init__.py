@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vs3r.errors import InputError
+from vs3r.errors import InputError, ShapeError
 from vs3r.kernels.camera import View
 from vs3r.kernels.dispatch import Backend, check_tensor, runs_triton
 from vs3r.kernels.sample.reference import PICTURES, Sampled, SamplePictures, sample_backward_reference
 
 __all__ = ["sample_backward", "SamplePictures", "Sampled"]
+
+MAX_SAMPLES = 2**31 - 1
+"""The Triton kernel counts within a picture in 32 bits."""
 
 
 def sample_backward(
@@ -24,8 +27,9 @@ def sample_backward(
 ) -> Sampled:
     """Show what a view sees: each pixel from the first source that sees its point, bicubic. Not differentiable.
 
-    A source sees a point that lands in its picture and is not farther than its surface there. The kernel is that of
-    OpenCV (a = -0.75), the border is repeated outward, and integers are rounded to the nearest.
+    A source sees a point that lands in its picture and is not farther than its surface there. In the picture of a
+    rolling shutter a point lies where the camera of that row sees it, found in three steps from the middle row. The
+    kernel is that of OpenCV (a = -0.75), the border is repeated outward, and integers are rounded to the nearest.
 
     Args:
         inv_depth: (h, w) float32, float16 or bfloat16 (the reference: float64 too), on cells that tile the view,
@@ -45,7 +49,7 @@ def sample_backward(
     view.check(device)
     check_tensor("sources.pictures", sources.pictures, ("S", "H", "W", "C"), dtypes=PICTURES, device=device)
     count = len(sources.pictures)
-    sources.cameras.check(count, device)
+    sources.cameras.check(count, device, rows=sources.pictures.shape[1])
     check_tensor("sources.inv_depth", sources.inv_depth, (count, "h", "w"), device=device)
     if sources.dynamic is not None:
         shape = tuple(sources.inv_depth.shape)
@@ -54,6 +58,10 @@ def sample_backward(
     for name, value in large.items():
         if 0 in value.shape:
             raise InputError(f"{name}: expected at least one element; got {tuple(value.shape)}")
+    if sources.pictures[0].numel() > MAX_SAMPLES:
+        raise ShapeError(
+            f"sources.pictures: expected at most {MAX_SAMPLES} samples in each; got {sources.pictures[0].numel()}"
+        )
     if not depth_tolerance >= 0:
         raise InputError(f"depth_tolerance: expected at least 0; got {depth_tolerance}")
     if runs_triton(backend, inv_depth, sources.inv_depth):

@@ -12,6 +12,9 @@ from vs3r.kernels.camera.reference import unproject
 
 SHARPNESS = -0.75
 """The free parameter of the cubic kernel."""
+ROW_STEPS = 3
+"""Of a rolling shutter a point's row is found by this many steps from the middle row. Each shrinks what is left by the
+motion per row in rows, well below 0.1 in practice."""
 PICTURES = (torch.uint8, torch.uint16, torch.float16, torch.float32)
 """What pictures may be made of."""
 
@@ -23,7 +26,7 @@ class SamplePictures:
     pictures: Tensor
     """(S, H, W, C) uint8, uint16, float16 or float32."""
     cameras: SourceCameras
-    """S cameras, intrinsics in pixels of H x W."""
+    """S cameras, intrinsics in pixels of H x W; those of a rolling shutter with a pose per row."""
     inv_depth: Tensor
     """(S, h, w) 1/z > 0 on cells that tile the picture, float."""
     dynamic: Tensor | None = None
@@ -66,12 +69,11 @@ def sample_backward_reference(
     out = torch.zeros(len(u), C, dtype=sources.pictures.dtype, device=u.device)
     for number in range(count):
         (at,) = torch.nonzero(missing, as_tuple=True)
-        T, K = source_from_view[number], sources.cameras.K[number].to(dtype)
-        # The point in the source, times the inverse depth.
-        x, y, z = (rays[at] @ T[:3, :3].T + rho[at, None] * T[:3, 3]).unbind(-1)
+        poses, K = source_from_view[number], sources.cameras.K[number].to(dtype)
+        x, y, z = _land(rays[at], rho[at], poses, K, torch.full_like(rho[at], H / 2))
+        for _ in range(ROW_STEPS if sources.cameras.rolling else 0):
+            x, y, z = _land(rays[at], rho[at], poses, K, y)
         ahead = z > 0
-        x, y = x / torch.where(ahead, z, 1), y / torch.where(ahead, z, 1)
-        x, y = K[0, 0] * x + K[0, 1] * y + K[0, 2], K[1, 1] * y + K[1, 2]
         sees = ahead & (torch.minimum(torch.minimum(x, W - x), torch.minimum(y, H - y)) >= margin_px)
         surface = _on_cells(sources.inv_depth[number].to(dtype), x / W, y / H)
         sees &= surface <= rho[at] / torch.where(ahead, z, 1) * (1 + depth_tolerance)
@@ -86,6 +88,29 @@ def sample_backward_reference(
         missing[at] = False
     shape = view.height, view.width
     return Sampled(picture=out.view(*shape, C), source=source.view(shape))
+
+
+def _land(rays: Tensor, rho: Tensor, poses: Tensor, K: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where points (N) lie in a source's picture, and their depth there times rho.
+
+    Args:
+        rays: (N, 3) of the view, times depth a point.
+        rho: (N,) inverse depth in the view.
+        poses: source_from_view, (4, 4), or of a rolling shutter (H, 4, 4).
+        K: (3, 3) of the source.
+        row: (N,) position down the picture whose camera sees the point, where the poses are of rows; linear between
+            their centres.
+    """
+    if poses.dim() == 2:
+        moved = rays @ poses[:3, :3].T + rho[:, None] * poses[:3, 3]
+    else:
+        at = (row - 0.5).nan_to_num(0.0).clamp(0, len(poses) - 1)
+        above = at.long()
+        pose = torch.lerp(poses[above], poses[(above + 1).clamp_max(len(poses) - 1)], (at - above)[:, None, None])
+        moved = (pose[:, :3, :3] @ rays[..., None]).squeeze(-1) + rho[:, None] * pose[:, :3, 3]
+    x, y, z = moved.unbind(-1)
+    x, y = x / torch.where(z > 0, z, 1), y / torch.where(z > 0, z, 1)
+    return K[0, 0] * x + K[0, 1] * y + K[0, 2], K[1, 1] * y + K[1, 2], z
 
 
 def _store(out: Tensor, at: Tensor, values: Tensor) -> None:

@@ -10,8 +10,8 @@ from vs3r.kernels.camera import SourceCameras, View
 
 MIN_WEIGHT = 1 / 16
 """Of its 2 x 2 pixels a point reaches those with at least this bilinear weight: a hair's breadth hides nothing."""
-FIXED = float(2**32)
-"""Weights and weighted values, at most 1, are summed as integers in units of 1 / FIXED."""
+FIXED = float(2**28)
+"""Weights and weighted values, at most 1, are summed as integers in units of 1 / FIXED: four of them fit 32 bits."""
 EMPTY = 2**63 - 1
 """The key of a pixel that no point reaches. Others: the bits of the depth, positive, above the point's number."""
 LEAST_DEPTH = 1.1754943508222875e-38

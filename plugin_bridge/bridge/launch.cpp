@@ -22,6 +22,7 @@ namespace {
 constexpr int kLookS = 1;
 constexpr int kIdleS = 600;
 constexpr int kMostFiles = 1024;
+constexpr const char *kSessions = "1024", *kSessionIdleS = "300";
 
 std::string environment(const char *name) {
     const char *value = std::getenv(name);
@@ -87,7 +88,9 @@ int idle_s() {
         if (getppid() != parent) _exit(1);
         unlink(socket.c_str());
         std::string listen = "unix:" + socket;
-        execl(program.c_str(), program.c_str(), "serve", "--listen", listen.c_str(), "--media-root", "/", nullptr);
+        // A slider that is drawn makes a session at every step.
+        execl(program.c_str(), program.c_str(), "serve", "--listen", listen.c_str(), "--media-root", "/", "--max-sessions",
+              kSessions, "--max-sessions-per-peer", kSessions, "--session-idle-s", kSessionIdleS, nullptr);
         _exit(127);
     }
     for (int idle = 0; waitpid(engine, nullptr, WNOHANG) == 0; sleep(kLookS)) {

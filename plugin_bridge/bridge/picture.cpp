@@ -153,10 +153,39 @@ void store(std::uint8_t *out, std::size_t channel, float value, int bytes) {
     }
 }
 
+// Planes of RGBA pixels with 1 or 2 bytes a channel.
+std::vector<Plane> channels(const std::string &data, int width, int height, int bytes) {
+    std::size_t count = static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
+    if (data.size() < 4 * count * static_cast<std::size_t>(bytes))
+        throw std::runtime_error("the engine sent a picture that is too short; its version may differ");
+    std::vector<Plane> planes(4, Plane{width, height, std::vector<float>(count)});
+    const auto *from = reinterpret_cast<const unsigned char *>(data.data());
+    for (std::size_t i = 0; i < 4 * count; ++i) {
+        float value = bytes == 1 ? from[i] / 255.0f : static_cast<float>(from[2 * i] | from[2 * i + 1] << 8) / 65535.0f;
+        planes[i % 4].values[i / 4] = value;
+    }
+    return planes;
+}
+
+std::vector<std::uint8_t> interleaved(std::vector<Plane> planes, int width, int height, int bytes) {
+    std::size_t count = static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
+    std::vector<std::uint8_t> result(4 * count * static_cast<std::size_t>(bytes));
+    for (std::size_t c = 0; c < planes.size(); ++c) {
+        Plane plane = scaled(planes[c], width, height, 0);
+        for (std::size_t i = 0; i < count; ++i) store(result.data(), 4 * i + c, plane.values[i], bytes);
+    }
+    return result;
+}
+
 } // namespace
 
 std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height,
                                int bytes_per_channel) {
+    if (format.pixel_format() == vs3r::v1::PIXEL_FORMAT_RGBA8 || format.pixel_format() == vs3r::v1::PIXEL_FORMAT_RGBA16) {
+        int bytes = format.pixel_format() == vs3r::v1::PIXEL_FORMAT_RGBA8 ? 1 : 2;
+        return interleaved(channels(data, static_cast<int>(format.width()), static_cast<int>(format.height()), bytes),
+                           width, height, bytes_per_channel);
+    }
     Planar layout = planar(format);
     std::vector<Plane> planes = unpacked(layout, format, data);
     for (int p = 0; p < 3; ++p) {
@@ -182,6 +211,12 @@ std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::s
         store(out, 3, 1, bytes_per_channel);
     }
     return result;
+}
+
+void resize(std::string &pixels, int from_width, int from_height, int bytes, int width, int height) {
+    if (from_width == width && from_height == height) return;
+    std::vector<std::uint8_t> result = interleaved(channels(pixels, from_width, from_height, bytes), width, height, bytes);
+    pixels.assign(result.begin(), result.end());
 }
 
 std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -9,10 +10,13 @@
 
 namespace vs3r {
 
-// RGBA, straight and opaque, scaled to a size, with 1, 2 or 4 (float) bytes a channel.
+// RGBA scaled to a size, with 1, 2 or 4 (float) bytes a channel; opaque where the format has no alpha.
 // Throws std::runtime_error for formats that hosts cannot get: what they are, and what to do.
 std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height,
                                int bytes_per_channel);
+
+// Brings RGBA pixels with 1 or 2 bytes a channel to another size.
+void resize(std::string &pixels, int from_width, int from_height, int bytes, int width, int height);
 
 // Width and height of a frame as large as it fits into a picture with pixels of this shape.
 std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect);

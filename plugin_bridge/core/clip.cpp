@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <random>
 
 namespace vs3r {
 namespace {
@@ -12,10 +13,21 @@ constexpr auto kWait = std::chrono::milliseconds(10);
 // Asking a dead engine at every frame would make the host crawl; never asking again would miss an analysis made elsewhere.
 constexpr auto kRetry = std::chrono::seconds(5);
 constexpr int kLargestSide = 1 << 15;
+// Asking, sending what is missing, and once more what the engine has dropped meanwhile.
+constexpr int kAttempts = 4;
 
 std::mutex clips_lock;
 std::map<Settings, std::weak_ptr<Clip>> clips;
 std::list<std::shared_ptr<Clip>> clips_kept;
+
+} // namespace
+
+std::string random_name() {
+    std::random_device device;
+    char text[40];
+    std::snprintf(text, sizeof text, "%08x%08x%08x", device(), device(), device());
+    return text;
+}
 
 std::string text_of(double value) {
     char text[32];
@@ -31,26 +43,38 @@ std::int64_t number(const std::vector<std::string> &fields, std::size_t at) {
     return value;
 }
 
-[[noreturn]] void refuse(const std::vector<std::string> &answer) {
+void refuse(const std::vector<std::string> &answer) {
     if (answer[0] == "error" && answer.size() > 1) throw Error(answer[1]);
     throw Error("the bridge's answer makes no sense; its version may differ, install both anew");
 }
 
-} // namespace
-
 Clip::Clip(Settings settings)
-    : settings_(std::move(settings)), frames_helper_(helper_program(), settings_.address) {}
+    : settings_(std::move(settings)), frames_helper_(helper_program(), settings_.address), generation_(random_name()) {}
 
 Clip::~Clip() { cancel(); }
 
-std::vector<std::string> Clip::open_request(bool analyse) const {
-    return {"open",
-            analyse ? "1" : "0",
-            settings_.media,
-            text_of(settings_.smoothness),
-            text_of(settings_.frame_limit),
-            settings_.camera,
-            settings_.fill};
+void Clip::send_open(Helper &helper, bool analyse, const Abort &abort) const {
+    std::string generation;
+    {
+        std::lock_guard<std::mutex> held(state_lock_);
+        generation = generation_;
+    }
+    const std::string *bytes = settings_.track_bytes.get();
+    helper.send({"open", analyse ? "1" : "0", settings_.media, text_of(settings_.smoothness),
+                 text_of(settings_.frame_limit), settings_.camera, settings_.fill, settings_.frames, generation,
+                 settings_.track, settings_.track_of, std::to_string(bytes == nullptr ? 0 : bytes->size())});
+    if (bytes != nullptr) helper.send(reinterpret_cast<const std::uint8_t *>(bytes->data()), bytes->size(), abort);
+}
+
+void Clip::become_ready(const std::vector<std::string> &answer) {
+    if (answer[0] != "ready" || answer.size() != 3) refuse(answer);
+    std::int64_t total = number(answer, 1);
+    std::lock_guard<std::mutex> held(state_lock_);
+    done_ = total_ = total;
+    identity_ = answer[2];
+    state_ = State::ready;
+    bool is_saved = !settings_.track.empty() && (settings_.track_of.empty() || settings_.track_of == identity_);
+    status_ = (is_saved ? "a saved track: " : "analysed: ") + std::to_string(total) + " frames";
 }
 
 void Clip::settle(State state, const std::string &status) {
@@ -69,6 +93,11 @@ std::string Clip::status() const {
     std::lock_guard<std::mutex> held(state_lock_);
     if (state_ != State::analysing || done_ == 0) return status_;
     return status_ + ": frame " + std::to_string(done_) + (total_ > 0 ? " of " + std::to_string(total_) : "");
+}
+
+std::string Clip::identity() const {
+    std::lock_guard<std::mutex> held(state_lock_);
+    return identity_;
 }
 
 std::int64_t Clip::frames() const {
@@ -100,7 +129,7 @@ void Clip::run_analysis() {
     // A process of its own: frames can be asked for meanwhile, and ending it cancels.
     Helper helper(helper_program(), settings_.address);
     try {
-        helper.send(open_request(true));
+        send_open(helper, true, cancelled);
         for (;;) {
             std::vector<std::string> answer = helper.receive(cancelled);
             if (answer[0] == "progress") {
@@ -110,12 +139,7 @@ void Clip::run_analysis() {
                 total_ = total;
                 continue;
             }
-            if (answer[0] != "ready") refuse(answer);
-            std::int64_t total = number(answer, 1);
-            std::lock_guard<std::mutex> held(state_lock_);
-            done_ = total_ = total;
-            state_ = State::ready;
-            status_ = "analysed: " + std::to_string(total) + " frames";
+            become_ready(answer);
             return;
         }
     } catch (const Aborted &) {
@@ -156,61 +180,82 @@ void Clip::reload() {
 bool Clip::open(const Abort &abort) {
     if (opened_ && frames_helper_.is_running()) return true;
     opened_ = false;
-    frames_helper_.send(open_request(false));
+    send_open(frames_helper_, false, abort);
     std::vector<std::string> answer = frames_helper_.receive(abort);
     if (answer[0] == "unanalysed") {
         settle(State::not_analysed, "not analysed yet: the source passes through; press Analyse");
         return false;
     }
-    if (answer[0] != "ready") refuse(answer);
-    std::int64_t total = number(answer, 1);
-    std::lock_guard<std::mutex> held(state_lock_);
-    total_ = total;
-    state_ = State::ready;
-    status_ = "analysed: " + std::to_string(total) + " frames";
+    become_ready(answer);
     return opened_ = true;
 }
 
-std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shape, const Abort &abort) {
+bool Clip::is_waiting() const {
+    std::lock_guard<std::mutex> held(state_lock_);
+    bool has_settled = state_ == State::failed || state_ == State::not_analysed;
+    bool is_fresh = std::chrono::steady_clock::now() - settled_at_ < kRetry;
+    return state_ == State::analysing || (has_settled && is_fresh);
+}
+
+void Clip::fail(const std::exception &error) {
+    frames_helper_.end();
+    settle(State::failed, std::string(error.what()) + " (the source passes through)");
+    throw Error(error.what());
+}
+
+std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shape, const Abort &abort,
+                                           const HostFrames *host) {
     const auto [width, height, depth, pixel_aspect] = shape;
     if (width < 1 || height < 1 || width > kLargestSide || height > kLargestSide)
         throw Error("expected a picture of 1 to 32768 pixels a side, got " + std::to_string(width) + "x" +
                     std::to_string(height));
     Key key(std::max<std::int64_t>(index, 0), width, height, depth, pixel_aspect);
-    if (auto found = cached(key)) return found;
-    std::lock_guard<std::mutex> held(frames_lock_);
-    if (auto found = cached(key)) return found; // Another thread wanted it too.
-    {
-        std::lock_guard<std::mutex> state_held(state_lock_);
-        bool has_settled = state_ == State::failed || state_ == State::not_analysed;
-        bool is_fresh = std::chrono::steady_clock::now() - settled_at_ < kRetry;
-        if (state_ == State::analysing || (has_settled && is_fresh)) return nullptr;
+    if (host != nullptr) forget_changed(index, host->shown);
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+        if (auto found = cached(key)) return found;
+        std::vector<std::string> answer;
+        {
+            std::lock_guard<std::mutex> held(frames_lock_);
+            if (auto found = cached(key)) return found; // Another thread wanted it too.
+            if (is_waiting()) return nullptr;
+            try {
+                if (!open(abort)) return nullptr;
+                frames_helper_.send({"frame", std::to_string(std::get<0>(key)), std::to_string(width),
+                                     std::to_string(height), std::to_string(static_cast<int>(depth)),
+                                     text_of(pixel_aspect)});
+                answer = frames_helper_.receive(abort);
+                if (answer[0] != "missing" || host == nullptr) {
+                    auto picture = receive_picture(answer, shape, abort);
+                    keep(key, picture);
+                    return picture;
+                }
+            } catch (const Aborted &) {
+                throw;
+            } catch (const std::exception &error) {
+                fail(error);
+            }
+        }
+        send_missing(answer, *host, attempt > 0, abort);
     }
-    try {
-        if (!open(abort)) return nullptr;
-        frames_helper_.send({"frame", std::to_string(std::get<0>(key)), std::to_string(width), std::to_string(height),
-                             std::to_string(static_cast<int>(depth)), text_of(pixel_aspect)});
-        std::vector<std::string> answer = frames_helper_.receive(abort);
-        if (answer[0] != "frame") refuse(answer);
-        std::int64_t across = number(answer, 1), down = number(answer, 2);
-        if (across < 1 || across > width || down < 1 || down > height) refuse({"nonsense"});
-        auto picture = std::make_shared<Picture>();
-        picture->width = static_cast<int>(across);
-        picture->height = static_cast<int>(down);
-        picture->depth = depth;
-        std::size_t size = std::size_t{4} * static_cast<std::size_t>(depth) * static_cast<std::size_t>(across * down);
-        if (number(answer, 3) != static_cast<std::int64_t>(size)) refuse({"nonsense"});
-        picture->bytes.resize(size);
-        frames_helper_.receive(picture->bytes.data(), size, abort);
-        keep(key, picture);
-        return picture;
-    } catch (const Aborted &) {
-        throw;
-    } catch (const std::exception &error) {
-        frames_helper_.end();
-        settle(State::failed, std::string(error.what()) + " (the source passes through)");
-        throw Error(error.what());
-    }
+    settle(State::failed, "the engine has no room for the frames around this one: start it with a larger --memory-mb "
+                          "(the source passes through)");
+    throw Error(status());
+}
+
+std::shared_ptr<const Picture> Clip::receive_picture(const std::vector<std::string> &answer, const Shape &shape,
+                                                     const Abort &abort) {
+    if (answer[0] != "frame") refuse(answer);
+    std::int64_t across = number(answer, 1), down = number(answer, 2);
+    if (across < 1 || across > shape.width || down < 1 || down > shape.height) refuse({"nonsense"});
+    auto picture = std::make_shared<Picture>();
+    picture->width = static_cast<int>(across);
+    picture->height = static_cast<int>(down);
+    picture->depth = shape.depth;
+    std::size_t size = std::size_t{4} * static_cast<std::size_t>(shape.depth) * static_cast<std::size_t>(across * down);
+    if (number(answer, 3) != static_cast<std::int64_t>(size)) refuse({"nonsense"});
+    picture->bytes.resize(size);
+    frames_helper_.receive(picture->bytes.data(), size, abort);
+    return picture;
 }
 
 std::shared_ptr<const Picture> Clip::cached(const Key &key) {

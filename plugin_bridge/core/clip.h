@@ -3,7 +3,9 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,16 +19,23 @@ namespace vs3r {
 
 // Which frames, stabilized how. Equal settings share one Clip, whichever and how many instances ask.
 struct Settings {
-    std::string media;         // Path of the file.
+    std::string media;         // Path of the file; empty: the host gives the frames.
+    std::string frames;        // The plugin's name for frames of the host, and what may differ between its pictures of one
+    std::string variant;       // frame: size and depth.
+    std::string track;         // Name of a saved track that is used; empty: the engine's own of this clip.
+    std::string track_of;      // What it was made of, as Clip::identity says; empty where that is not known.
+    std::shared_ptr<const std::string> track_bytes; // The .vs3r file; what its name says.
     std::string address;       // Of the engine; empty: one of this machine, started when there is none.
     double smoothness = 0.5;   // [0, 1].
     double frame_limit = 0.7;  // Share of a picture that its own source frame must cover, [0, 1].
     std::string camera = "pinhole";
     std::string fill = "fill"; // "fill": diffusion where no neighbour saw; "none": neighbours only.
 
+    auto key() const {
+        return std::tie(media, frames, variant, track, track_of, address, smoothness, frame_limit, camera, fill);
+    }
     bool operator<(const Settings &other) const {
-        return std::tie(media, address, smoothness, frame_limit, camera, fill) <
-               std::tie(other.media, other.address, other.smoothness, other.frame_limit, other.camera, other.fill);
+        return key() < other.key();
     }
 };
 
@@ -39,11 +48,34 @@ struct Shape {
     double pixel_aspect = 0; // Width of one of its pixels over the height; 0: the frame is stretched to fill it all.
 };
 
-// RGBA, straight alpha, top row first, no gaps.
+// RGBA, top row first, no gaps. Opaque where it comes from a file; else alpha is as the host's frames have it.
 struct Picture {
     int width = 0, height = 0;
     Depth depth = Depth::byte;
     std::vector<std::uint8_t> bytes;
+};
+
+// A frame that the host gives: RGBA, top row first, no gaps.
+struct HostFrame {
+    int width = 0, height = 0;
+    Depth depth = Depth::byte; // Or half_word.
+    double pixel_aspect = 1;
+    bool is_premultiplied = false;
+    std::uint64_t fingerprint = 0; // Of its pixels.
+    std::vector<std::uint8_t> bytes;
+};
+
+// The host's frames by their numbers. Asked in the caller's thread, with no lock held; throws Error where it has none.
+struct HostFrames {
+    std::function<HostFrame(std::int64_t)> fetch;
+    std::uint64_t shown = 0; // Fingerprint of the one whose stabilized frame is wanted.
+};
+
+// Where a frame's picture is to be sampled: nodes over the target, between them linear. Pixels of the track's pictures.
+struct Warp {
+    int rows = 0, columns = 0, width = 0, height = 0;
+    float origin = 0, step = 0;
+    std::vector<float> x, y;
 };
 
 enum class State { unknown, not_analysed, analysing, ready, failed };
@@ -57,18 +89,32 @@ public:
     // Starts the analysis in the background, unless it runs or is done.
     void analyse();
     void cancel();
+    // In the caller's thread, of `count` frames of the host. `report` shows a share, and is false where the user cancels.
+    void analyse_frames(std::int64_t count, double rate, double pixel_aspect,
+                        const std::function<HostFrame(std::int64_t)> &fetch, const std::function<bool(double)> &report);
     // Until the analysis has ended, or `frame` frames of it are done; throws Aborted.
     void wait(std::int64_t frame, const Abort &abort);
     // After a failure, or when the file may have been analysed elsewhere: look again.
     void reload();
 
+    // Finds out whether it is analysed.
+    void look(const Abort &abort);
     // The stabilized frame nearest to `index`, as large as it fits into a shape. Null where the clip is not analysed.
-    // Throws Error and Aborted.
-    std::shared_ptr<const Picture> frame(std::int64_t index, const Shape &shape, const Abort &abort);
+    // Throws Error and Aborted. `host`: gives the frames where no file does.
+    std::shared_ptr<const Picture> frame(std::int64_t index, const Shape &shape, const Abort &abort,
+                                         const HostFrames *host = nullptr);
+    // For hosts that give one frame only: where it is to be sampled. Null where the clip is not analysed.
+    std::shared_ptr<const Warp> warp(std::int64_t index, const Abort &abort);
+    // The track as a .vs3r file, null where the clip is not analysed.
+    std::shared_ptr<const std::string> track(const Abort &abort);
+    // The host's frames are no longer what they were.
+    void forget_frames();
 
     State state() const;
     // One line for the editor.
     std::string status() const;
+    // Equal for equal clips, wherever they lie; empty while unknown.
+    std::string identity() const;
     // Frames of the clip; 0 while unknown.
     std::int64_t frames() const;
     // Of the analysis, [0, 1].
@@ -80,9 +126,16 @@ public:
 private:
     using Key = std::tuple<std::int64_t, int, int, Depth, double>;
 
-    std::vector<std::string> open_request(bool analyse) const;
+    void send_open(Helper &helper, bool analyse, const Abort &abort) const;
     void run_analysis();
     bool open(const Abort &abort);
+    bool is_waiting() const;
+    [[noreturn]] void fail(const std::exception &error);
+    void become_ready(const std::vector<std::string> &answer);
+    std::shared_ptr<const Picture> receive_picture(const std::vector<std::string> &answer, const Shape &shape,
+                                                   const Abort &abort);
+    void send_missing(const std::vector<std::string> &answer, const HostFrames &host, bool again, const Abort &abort);
+    void forget_changed(std::int64_t index, std::uint64_t fingerprint);
     void settle(State state, const std::string &status);
     std::shared_ptr<const Picture> cached(const Key &key);
     void keep(const Key &key, std::shared_ptr<const Picture> picture);
@@ -90,7 +143,7 @@ private:
     const Settings settings_;
     mutable std::mutex state_lock_;
     State state_ = State::unknown;
-    std::string status_ = "not looked at yet";
+    std::string status_ = "not looked at yet", identity_;
     std::int64_t done_ = 0, total_ = 0;
     bool cancelled_ = false;
     std::chrono::steady_clock::time_point settled_at_;
@@ -101,7 +154,18 @@ private:
     bool opened_ = false;
     std::list<std::pair<Key, std::shared_ptr<const Picture>>> cache_; // Newest first; under state_lock_.
     std::size_t cache_bytes_ = 0;
+    std::string generation_;                    // Of the host's frames; under state_lock_, as the next.
+    std::map<std::int64_t, std::uint64_t> sent_; // Fingerprints of those that the engine has got.
 };
+
+// What the bridge answered where it should not have: its error, or that it makes no sense.
+[[noreturn]] void refuse(const std::vector<std::string> &answer);
+// A whole number of an answer.
+std::int64_t number(const std::vector<std::string> &fields, std::size_t at);
+// That nothing else has.
+std::string random_name();
+// Digits that mean the same in every locale.
+std::string text_of(double value);
 
 // The clip of these settings. It lives while someone holds it, and the last few a little longer: hosts make instances
 // anew at every edit.

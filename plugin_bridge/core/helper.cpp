@@ -105,20 +105,31 @@ void Helper::send(const std::vector<std::string> &fields) {
     }
 }
 
-void Helper::wait_readable(const Abort &abort) {
+void Helper::send(const std::uint8_t *bytes, std::size_t count, const Abort &abort) {
+    while (count > 0) {
+        wait(POLLOUT, abort);
+        ssize_t sent = ::send(socket_, bytes, count, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+        if (sent < 0) died();
+        bytes += sent;
+        count -= static_cast<std::size_t>(sent);
+    }
+}
+
+void Helper::wait(short events, const Abort &abort) {
     for (;;) {
         if (abort && abort()) {
             end();
             throw Aborted();
         }
-        pollfd item{socket_, POLLIN, 0};
+        pollfd item{socket_, events, 0};
         if (poll(&item, 1, kPollMs) > 0) return;
     }
 }
 
 void Helper::fill(const Abort &abort) {
     char chunk[4096];
-    wait_readable(abort);
+    wait(POLLIN, abort);
     ssize_t count = recv(socket_, chunk, sizeof chunk, 0);
     if (count < 0 && errno == EINTR) return;
     if (count <= 0) died();
@@ -148,7 +159,7 @@ void Helper::receive(std::uint8_t *bytes, std::size_t count, const Abort &abort)
     std::memcpy(bytes, buffer_.data(), done);
     buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(done));
     while (done < count) {
-        wait_readable(abort);
+        wait(POLLIN, abort);
         ssize_t got = recv(socket_, bytes + done, count - done, 0);
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) died();

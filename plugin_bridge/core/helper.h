@@ -36,6 +36,7 @@ public:
     Helper &operator=(const Helper &) = delete;
 
     void send(const std::vector<std::string> &fields);
+    void send(const std::uint8_t *bytes, std::size_t count, const Abort &abort);
     std::vector<std::string> receive(const Abort &abort);
     void receive(std::uint8_t *bytes, std::size_t count, const Abort &abort);
     bool is_running() const { return socket_ >= 0; }
@@ -43,7 +44,7 @@ public:
 
 private:
     void start();
-    void wait_readable(const Abort &abort);
+    void wait(short events, const Abort &abort);
     void fill(const Abort &abort);
     [[noreturn]] void died();
 

@@ -15,10 +15,12 @@
 #include <utility>
 
 #include "clip.h"
+#include "track.h"
 
 namespace {
 
 using vs3r::Clip;
+using vs3r::SavedTrack;
 using vs3r::Settings;
 using vs3r::State;
 
@@ -35,6 +37,7 @@ struct Source {
     std::int64_t index = 0;
     double display_aspect = 0; // Width over height as shown, 0 when unknown.
     int rotation_deg = 0;      // Clockwise, already done by the host.
+    bool is_proxy = false;     // The host shows a smaller copy of it.
 };
 
 // Multiples of a quarter turn that the host's decoder undoes.
@@ -43,6 +46,16 @@ int rotation(mlt_properties producer) {
         return 0;
     std::string name = "meta.media." + std::to_string(mlt_properties_get_int(producer, "video_index")) + ".codec.rotate";
     return ((mlt_properties_get_int(producer, name.c_str()) % 360) + 360) % 360;
+}
+
+// The file that an editor shows a proxy of, as Kdenlive and Shotcut note it; null where there is none.
+char *original_of(mlt_properties producer) {
+    for (const char *name : {"kdenlive:originalurl", "shotcut:resource"}) {
+        std::string original = text_of(producer, name);
+        char *real = original.empty() ? nullptr : realpath(original.c_str(), nullptr);
+        if (real != nullptr) return real;
+    }
+    return nullptr;
 }
 
 Source source_of(mlt_frame frame) {
@@ -58,8 +71,13 @@ Source source_of(mlt_frame frame) {
         speed = mlt_properties_get_double(properties, "warp_speed");
         if (speed < 0) position = mlt_properties_get_int(properties, "length") - 1 - position;
     }
-    char *real = realpath(media.c_str(), nullptr);
+    char *real = original_of(properties);
+    source.is_proxy = real != nullptr;
+    if (real == nullptr) real = realpath(media.c_str(), nullptr);
     if (real == nullptr) return source;
+    char *shown = realpath(media.c_str(), nullptr);
+    if (shown != nullptr && std::strcmp(shown, real) == 0) source.is_proxy = false;
+    std::free(shown);
     source.media = real;
     std::free(real);
     double own_rate = mlt_properties_get_double(properties, "meta.media.frame_rate_num") /
@@ -76,9 +94,14 @@ Source source_of(mlt_frame frame) {
     return source;
 }
 
-Settings settings_of(mlt_properties properties, const std::string &media) {
+Settings settings_of(mlt_properties properties, const std::string &media, const SavedTrack *track) {
     Settings settings;
     settings.media = media;
+    if (track != nullptr) {
+        settings.track = track->name;
+        settings.track_of = text_of(properties, "results");
+        settings.track_bytes = track->bytes;
+    }
     settings.address = text_of(properties, "engine");
     settings.smoothness = mlt_properties_get_double(properties, "smoothness");
     settings.frame_limit = mlt_properties_get_double(properties, "frame_limit");
@@ -99,6 +122,20 @@ public:
         return clip_;
     }
 
+    // The track in a file; null where that is not there, or empty as Shotcut makes it beforehand: the engine may know the
+    // clip as well.
+    std::shared_ptr<const SavedTrack> track(const std::string &path) {
+        std::lock_guard<std::mutex> held(lock_);
+        std::string stamp = path.empty() ? "" : vs3r::file_stamp(path);
+        if (stamp != stamp_) {
+            track_ = nullptr;
+            stamp_ = stamp;
+            if (!stamp.empty()) track_ = vs3r::load_track(path);
+            if (track_ != nullptr && track_->bytes->empty()) track_ = nullptr;
+        }
+        return track_;
+    }
+
     // True once.
     bool start() {
         std::lock_guard<std::mutex> held(lock_);
@@ -109,6 +146,8 @@ private:
     std::mutex lock_;
     Settings settings_;
     std::shared_ptr<Clip> clip_;
+    std::shared_ptr<const SavedTrack> track_;
+    std::string stamp_;
     bool is_started_ = false;
 };
 
@@ -156,10 +195,13 @@ void analyse(mlt_filter filter, mlt_frame frame, Holder &holder, Clip &clip, con
     bool is_last = mlt_filter_get_position(filter, frame) + 1 >= mlt_filter_get_length2(filter, frame);
     clip.wait(is_last ? kAll : source.index, nullptr);
     if (!is_last) return;
-    if (clip.state() == State::ready)
-        mlt_properties_set(properties, "results", source.media.c_str());
-    else
+    if (clip.state() != State::ready) {
         mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", clip.status().c_str());
+        return;
+    }
+    std::string filename = text_of(properties, "filename");
+    if (!filename.empty()) vs3r::save_track(*clip.track(nullptr), filename);
+    mlt_properties_set(properties, "results", clip.identity().c_str());
 }
 
 std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip &clip, const Source &source,
@@ -170,7 +212,12 @@ std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip 
         clip.wait(kAll, nullptr);
     }
     bool is_turned = source.rotation_deg == 90 || source.rotation_deg == 270;
-    return clip.frame(source.index, {is_turned ? at.height : at.width, is_turned ? at.width : at.height}, nullptr);
+    vs3r::Shape shape{is_turned ? at.height : at.width, is_turned ? at.width : at.height};
+    if (source.is_proxy) shape.pixel_aspect = source.display_aspect * at.height / at.width;
+    auto picture = clip.frame(source.index, shape, nullptr);
+    if (picture != nullptr && (picture->width < 0.95 * shape.width || picture->height < 0.95 * shape.height))
+        throw vs3r::Error("the proxy has another shape than its file, which may be turned: the source passes through");
+    return picture;
 }
 
 int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, int *width, int *height, int writable) {
@@ -183,12 +230,15 @@ int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, i
             mlt_properties_set(properties, "status", "no video file below: the picture passes through; put the effect on a clip");
             return mlt_frame_get_image(frame, image, format, width, height, writable);
         }
-        std::shared_ptr<Clip> clip = holder.clip(settings_of(properties, source.media));
+        // While it is made anew, the old one does not count.
+        bool is_analysis = mlt_properties_get_int(properties, "analyze") != 0;
+        auto track = is_analysis ? nullptr : holder.track(text_of(properties, "filename"));
+        std::shared_ptr<Clip> clip = holder.clip(settings_of(properties, source.media, track.get()));
         if (mlt_properties_get_int(properties, "reload")) {
             mlt_properties_set_int(properties, "reload", 0);
             clip->reload();
         }
-        if (mlt_properties_get_int(properties, "analyze")) {
+        if (is_analysis) {
             analyse(filter, frame, holder, *clip, source);
             mlt_properties_set(properties, "status", clip->status().c_str());
             return mlt_frame_get_image(frame, image, format, width, height, writable);

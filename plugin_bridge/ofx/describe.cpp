@@ -78,8 +78,7 @@ Status describe(Effect effect) {
     properties.set("OfxPropShortLabel", "VS3R");
     properties.set("OfxPropLongLabel", "VS3R full-frame stabilization");
     properties.set("OfxPropPluginDescription",
-                   "Stabilizes a clip without cropping it. Put it on the clip, before other effects, and press Analyse: it "
-                   "reads the clip's file itself.");
+                   "Stabilizes a clip without cropping it. Put it on the clip, before other effects, and press Analyse.");
     properties.set("OfxImageEffectPluginPropGrouping", "VS3R");
     properties.set("OfxImageEffectPropSupportedContexts", "OfxImageEffectContextFilter", 0);
     properties.set("OfxImageEffectPropSupportedContexts", "OfxImageEffectContextGeneral", 1);
@@ -88,7 +87,7 @@ Status describe(Effect effect) {
         properties.set("OfxImageEffectPropSupportedPixelDepths", depth, index++);
     properties.set("OfxImageEffectPropSupportsTiles", 0);
     properties.set("OfxImageEffectPropSupportsMultiResolution", 1);
-    properties.set("OfxImageEffectPropTemporalClipAccess", 0);
+    properties.set("OfxImageEffectPropTemporalClipAccess", 1);
     properties.set("OfxImageEffectPropMultipleClipDepths", 0);
     properties.set("OfxImageEffectPluginPropSingleInstance", 0);
     properties.set("OfxImageEffectPluginPropHostFrameThreading", 0);
@@ -104,7 +103,7 @@ Status describe_in_context(Effect effect) {
         Properties properties(made);
         properties.set("OfxImageEffectPropSupportedComponents", "OfxImageComponentRGBA");
         properties.set("OfxImageEffectPropSupportsTiles", 0);
-        properties.set("OfxImageEffectPropTemporalClipAccess", 0);
+        properties.set("OfxImageEffectPropTemporalClipAccess", clip == std::string(name::kSource) ? 1 : 0);
     }
     const Settings defaults;
     Page page(effect);
@@ -121,7 +120,18 @@ Status describe_in_context(Effect effect) {
     page.choice(name::kCamera, "Output camera",
                 "As filmed keeps the lens; wide, ultra wide and tele change its focal length; the others bend it.", kCameras);
     page.choice(name::kUnanalysed, "When not analysed", "What a render does before the analysis is done.", kUnanalysed);
-    page.text(name::kFile, "Source file", "The clip's file, where the host does not tell it.", "OfxParamStringIsFilePath");
+    page.text(name::kFile, "Source file",
+              "The clip's file, where the host does not tell it; empty: the host's own frames are taken.",
+              "OfxParamStringIsFilePath");
+    page.text(name::kTrackFile, "Track file",
+              "A track that `vs3r analyze` has written: it is used for whatever clip this lies on, and nothing is analysed.",
+              "OfxParamStringIsFilePath");
+    page.define("OfxParamTypeBoolean", name::kEmbed, "Embed track in project",
+                "Keeps the analysis in the project, a few kB a frame: for other machines and render farms.")
+        .set("OfxParamPropDefault", 0);
+    // Not secret: some hosts do not let those be set.
+    page.text(name::kTrack, "Track", "The analysis, as the effect keeps it. Not to be edited.", "OfxParamStringIsSingleLine")
+        .set("OfxParamPropEnabled", 0);
     Properties offset = page.define("OfxParamTypeInteger", name::kOffset, "Frame offset",
                                     "Added to the frame's number, where a host counts from elsewhere than the file.");
     offset.set("OfxParamPropDefault", 0);

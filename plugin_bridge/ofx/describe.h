@@ -10,7 +10,8 @@ namespace vs3r::ofx {
 namespace name {
 constexpr const char *kAnalyse = "analyse", *kStatus = "status", *kSmoothness = "smoothness", *kLimit = "frame_limit",
                      *kFill = "fill", *kCamera = "camera", *kUnanalysed = "unanalysed", *kFile = "source_file",
-                     *kOffset = "frame_offset", *kEngine = "engine";
+                     *kOffset = "frame_offset", *kEngine = "engine", *kTrackFile = "track_file", *kEmbed = "embed_track",
+                     *kTrack = "track";
 constexpr const char *kSource = "Source", *kOutput = "Output";
 } // namespace name
 

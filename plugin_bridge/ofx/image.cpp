@@ -7,13 +7,15 @@
 namespace vs3r::ofx {
 namespace {
 
-// IEEE half precision; what is written lies in [0, 1].
-std::uint16_t half_of(float value) {
-    if (value < 0x1p-14f) return static_cast<std::uint16_t>(std::lrint(value * 0x1p24f));
+// IEEE half precision.
+std::uint16_t half_of(float signed_value) {
+    float value = std::min(std::abs(signed_value), 65504.0f);
+    auto sign = static_cast<std::uint16_t>(std::signbit(signed_value) ? 0x8000 : 0);
+    if (value < 0x1p-14f) return static_cast<std::uint16_t>(sign | std::lrint(value * 0x1p24f));
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     bits += 0xfff + ((bits >> 13) & 1); // To the nearest, ties to even.
-    return static_cast<std::uint16_t>((bits - (112u << 23)) >> 13);
+    return static_cast<std::uint16_t>(sign | (bits - (112u << 23)) >> 13);
 }
 
 float value_of(std::uint16_t half) {
@@ -61,26 +63,27 @@ RectI common(const RectI &a, const RectI &b) {
 }
 
 template <Channel channel>
-void lay_as(const Picture &picture, const Image &source, const Image &output, const RectI &window) {
+void lay_as(const Picture &picture, const Image &source, const Image &output, const RectI &window, bool with_alpha) {
     using Given = typename Sample<channel>::Given;
     using Kept = typename Sample<channel>::Kept;
     const RectI &whole = source.whole();
     int left = whole.x1 + (whole.x2 - whole.x1 - picture.width) / 2;
     int bottom = whole.y1 + (whole.y2 - whole.y1 - picture.height) / 2;
     RectI at = common(common(window, output.bounds()), {left, bottom, left + picture.width, bottom + picture.height});
-    bool is_premultiplied = source.is_premultiplied();
+    bool is_premultiplied = source.is_premultiplied() && !with_alpha;
     for (int y = at.y1; y < at.y2; ++y) {
         // The host's rows go upward, the picture's downward.
         auto row = static_cast<std::size_t>(bottom + picture.height - 1 - y);
         const std::uint8_t *given_row = picture.bytes.data() + row * static_cast<std::size_t>(picture.width) * 4 * sizeof(Given);
         for (int x = at.x1; x < at.x2; ++x) {
-            Given given[3];
+            Given given[4];
             std::memcpy(given, given_row + static_cast<std::size_t>(x - left) * 4 * sizeof(Given), sizeof given);
             // Copied before, where the source had it.
             auto *out = reinterpret_cast<Kept *>(output.pixel(x, y));
             float share = is_premultiplied ? Sample<channel>::share(out[3]) : 1;
             for (int c = 0; c < 3; ++c)
                 out[c] = share < 1 ? Sample<channel>::scaled(given[c], share) : Sample<channel>::kept(given[c]);
+            if (with_alpha) out[3] = Sample<channel>::kept(given[3]);
         }
     }
 }
@@ -138,13 +141,44 @@ void copy(const Image &source, const Image &output, const RectI &window) {
     }
 }
 
-void lay(const Picture &picture, const Image &source, const Image &output, const RectI &window) {
+void lay(const Picture &picture, const Image &source, const Image &output, const RectI &window, bool with_alpha) {
     switch (output.channel()) {
-    case Channel::byte: return lay_as<Channel::byte>(picture, source, output, window);
-    case Channel::word: return lay_as<Channel::word>(picture, source, output, window);
-    case Channel::half: return lay_as<Channel::half>(picture, source, output, window);
-    case Channel::single: return lay_as<Channel::single>(picture, source, output, window);
+    case Channel::byte: return lay_as<Channel::byte>(picture, source, output, window, with_alpha);
+    case Channel::word: return lay_as<Channel::word>(picture, source, output, window, with_alpha);
+    case Channel::half: return lay_as<Channel::half>(picture, source, output, window, with_alpha);
+    case Channel::single: return lay_as<Channel::single>(picture, source, output, window, with_alpha);
     case Channel::none: return;
+    }
+}
+
+float value(Channel channel, const std::uint8_t *pixel, int at) {
+    std::uint16_t word = 0;
+    float single = 0;
+    switch (channel) {
+    case Channel::byte: return static_cast<float>(pixel[at]) / 255;
+    case Channel::word: std::memcpy(&word, pixel + 2 * at, sizeof word); return static_cast<float>(word) / 65535;
+    case Channel::half: std::memcpy(&word, pixel + 2 * at, sizeof word); return value_of(word);
+    case Channel::single: std::memcpy(&single, pixel + 4 * at, sizeof single); return single;
+    case Channel::none: break;
+    }
+    return 0;
+}
+
+void set_value(Channel channel, std::uint8_t *pixel, int at, float value) {
+    auto whole = [value](float white) { return std::lrint(std::clamp(value, 0.0f, 1.0f) * white); };
+    std::uint16_t word = 0;
+    switch (channel) {
+    case Channel::byte: pixel[at] = static_cast<std::uint8_t>(whole(255)); break;
+    case Channel::word:
+        word = static_cast<std::uint16_t>(whole(65535));
+        std::memcpy(pixel + 2 * at, &word, sizeof word);
+        break;
+    case Channel::half:
+        word = half_of(value);
+        std::memcpy(pixel + 2 * at, &word, sizeof word);
+        break;
+    case Channel::single: std::memcpy(pixel + 4 * at, &value, sizeof value); break;
+    case Channel::none: break;
     }
 }
 

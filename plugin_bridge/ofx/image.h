@@ -40,12 +40,17 @@ private:
     bool is_premultiplied_ = false;
 };
 
+// A channel of a pixel, white is 1.
+float value(Channel channel, const std::uint8_t *pixel, int at);
+void set_value(Channel channel, std::uint8_t *pixel, int at, float value);
+
 // How the core gives what becomes this.
 Depth depth_of(Channel channel);
 
 // The window of the output becomes the source, transparent black where there is none.
 void copy(const Image &source, const Image &output, const RectI &window);
-// Colour of a picture goes into the middle of the source's whole, as far as it lies in the window; alpha is the source's.
-void lay(const Picture &picture, const Image &source, const Image &output, const RectI &window);
+// A picture goes into the middle of the source's whole, as far as it lies in the window. `with_alpha`: it has its own, and
+// colour that fits it; else alpha is the source's.
+void lay(const Picture &picture, const Image &source, const Image &output, const RectI &window, bool with_alpha);
 
 } // namespace vs3r::ofx

@@ -1,62 +1,30 @@
 // The OpenFX plugin: Resolve, Nuke, Vegas, Natron, Flame. docs/nle.md tells how it is used.
+#include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <cstring>
 #include <limits>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <string>
 #include <thread>
 
 #include "clip.h"
 #include "describe.h"
+#include "frames.h"
 #include "host.h"
 #include "image.h"
+#include "instance.h"
+#include "track.h"
+#include "warp.h"
 
 namespace vs3r::ofx {
 namespace {
 
 constexpr auto kAll = std::numeric_limits<std::int64_t>::max();
 constexpr auto kLook = std::chrono::milliseconds(50);
+// As far as the engine looks for what fills a frame: fill_window_frames, which is left as it is.
+constexpr double kWindow = 30;
 
 const Host *the_host = nullptr;
-
-// One per instance. Its clip may be another's too.
-class Instance {
-public:
-    // The clip of these settings, kept alive until another is asked for.
-    std::shared_ptr<Clip> clip(const Settings &settings) {
-        std::shared_ptr<Clip> found = find_clip(settings), before = found;
-        std::lock_guard<std::mutex> held(lock_);
-        clip_.swap(before); // What was held before may end; outside of the lock.
-        return found;
-    }
-
-    // True where it is not what was said last.
-    bool says(const std::string &message) {
-        std::lock_guard<std::mutex> held(lock_);
-        if (message == message_) return false;
-        message_ = message;
-        return true;
-    }
-
-private:
-    std::mutex lock_;
-    std::shared_ptr<Clip> clip_;
-    std::string message_;
-};
-
-Instance *instance_of(Effect effect) {
-    return static_cast<Instance *>(properties_of(effect).pointer("OfxPropInstanceData"));
-}
-
-ImageClip clip_named(Effect effect, const char *name) {
-    ImageClip clip = nullptr;
-    suites().effects->clipGetHandle(effect, name, &clip, nullptr);
-    return clip;
-}
 
 // Beside the picture, as long as it lasts; in the log where the host has no such place.
 void tell(Effect effect, Instance &instance, const std::string &message) {
@@ -72,82 +40,98 @@ void tell(Effect effect, Instance &instance, const std::string &message) {
     }
 }
 
-// The host's own word on the file goes first: a copied effect must not bind the file of another clip.
-Settings settings_of(Effect effect) {
-    Parameters parameters(effect);
-    Settings settings;
-    settings.media = properties_of(effect).text("OfxImageEffectPropSrcFilePath").value_or("");
-    if (settings.media.empty()) settings.media = parameters.text(name::kFile);
-    settings.address = parameters.text(name::kEngine);
-    settings.smoothness = parameters.real(name::kSmoothness);
-    settings.frame_limit = parameters.real(name::kLimit);
-    settings.camera = camera_choice(parameters.integer(name::kCamera));
-    settings.fill = fill_choice(parameters.integer(name::kFill));
-    return settings;
-}
+// One picture.
+struct Rendering {
+    Effect effect;
+    const Properties &arguments;
+    const Work &work;
+    const Image &source, &output;
+    RectI window;
+    Place place;
 
-// Which of the file's frames is shown at a time: the host's own word, or counted from the clip's start.
-std::int64_t frame_index(Effect effect, ImageClip source, const Properties &arguments, Time time) {
-    std::int64_t offset = Parameters(effect).integer(name::kOffset);
-    if (auto frame = arguments.integer("OfxImageEffectPropSrcFrame")) return *frame + offset;
-    Properties clip = properties_of(source);
-    double first = clip.real("OfxImageEffectPropFrameRange").value_or(0);
-    double rate = clip.real("OfxImageEffectPropFrameRate").value_or(0);
-    double own_rate = clip.real("OfxImageEffectPropUnmappedFrameRate").value_or(0);
-    double ratio = rate > 0 && own_rate > 0 ? own_rate / rate : 1;
-    return static_cast<std::int64_t>(std::floor((time - first) * ratio + 0.5)) + offset;
-}
+    // Pixels of the host's pictures may be scaled unevenly.
+    double scale() const {
+        double x = arguments.real("OfxImageEffectPropRenderScale", 0).value_or(1);
+        double y = arguments.real("OfxImageEffectPropRenderScale", 1).value_or(1);
+        return x > 0 ? y / x : 1;
+    }
+
+    Shape shape() const {
+        const RectI &whole = source.whole();
+        // The host's own frames are as large as its pictures.
+        double aspect = work.way == Way::file ? source.pixel_aspect() * scale() : 0;
+        return {whole.x2 - whole.x1, whole.y2 - whole.y1, depth_of(output.channel()), aspect};
+    }
+
+    std::string variant() const {
+        if (work.way != Way::frames) return "";
+        Shape wanted = shape();
+        return std::to_string(wanted.width) + "x" + std::to_string(wanted.height) + "x" +
+               std::to_string(static_cast<int>(wanted.depth));
+    }
+
+    // Why the source passes through; empty where it does not.
+    std::string draw(Clip &clip, const Abort &abort) const {
+        if (work.way == Way::single) {
+            auto warp = clip.warp(place.index, abort);
+            if (warp == nullptr) return clip.status();
+            sample(*warp, source, output, window);
+            return "only the frame itself is moved, beyond it its edge is repeated: no file is known, and the host gives no "
+                   "other frames";
+        }
+        std::shared_ptr<const Picture> picture;
+        if (work.way == Way::file) {
+            picture = clip.frame(place.index, shape(), abort);
+        } else {
+            SourceFrames frames(work.source, place, scale());
+            std::string signatures = work.track != nullptr ? work.track->signatures : "";
+            std::size_t at = static_cast<std::size_t>(std::max<std::int64_t>(place.index, 0)) * kSignatureBytes;
+            if (at < signatures.size() && !are_alike(signatures.substr(at, kSignatureBytes), signature(source)))
+                throw Error("the clip is not the one that was analysed: the source passes through; press Analyse");
+            HostFrames host{[&](std::int64_t index) { return frames.fetch(index, signatures); }, fingerprint(source)};
+            picture = clip.frame(place.index, shape(), abort, &host);
+        }
+        if (picture == nullptr) return clip.status();
+        lay(*picture, source, output, window, work.way == Way::frames);
+        return "";
+    }
+};
 
 bool is_thumbnail(const Properties &arguments) {
     return arguments.integer("OfxImageEffectPropThumbnailRender").value_or(0) != 0 ||
            arguments.text("OfxImageEffectPropThumbnailRender").value_or("") == "true";
 }
 
-const char *status_without_file() {
-    return "no file is known: choose the clip's under Source file; the source passes through";
-}
-
+// Whatever comes, the output is a picture: the source, until something better is there.
 Status render(Effect effect, const Properties &arguments) {
     Instance &instance = *instance_of(effect);
     Time time = arguments.real("OfxPropTime").value_or(0);
-    ImageClip source_clip = clip_named(effect, name::kSource);
-    Image output(clip_named(effect, name::kOutput), time), source(source_clip, time);
+    Image output(clip_named(effect, name::kOutput), time), source(clip_named(effect, name::kSource), time);
     if (suites().effects->abort(effect) != 0) return kOk;
     if (!output || !source || output.channel() != source.channel()) return kErrImageFormat;
     RectI window = arguments.rectangle("OfxImageEffectPropRenderWindow").value_or(output.bounds());
     copy(source, output, window);
-    Settings settings = settings_of(effect);
-    if (settings.media.empty()) {
-        tell(effect, instance, status_without_file());
-        return kOk;
-    }
-    std::shared_ptr<Clip> clip = instance.clip(settings);
+    Work work = work_of(effect, the_host);
+    std::shared_ptr<Clip> clip;
     Abort abort = [effect] { return suites().effects->abort(effect) != 0; };
     try {
-        if (Parameters(effect).integer(name::kUnanalysed) == 1 && !is_thumbnail(arguments)) {
+        if (!work.problem.empty()) throw Error(work.problem);
+        Rendering rendering{effect, arguments, work, source, output, window, place_of(effect, work, arguments, time)};
+        work.settings.variant = rendering.variant();
+        clip = instance.clip(work.settings);
+        if (work.way == Way::file && Parameters(effect).integer(name::kUnanalysed) == 1 && !is_thumbnail(arguments)) {
             // Looks first whether it is there already.
             if (clip->state() == State::unknown || clip->state() == State::not_analysed) clip->analyse();
             clip->wait(kAll, abort);
         }
-        const RectI &whole = source.whole();
-        double scale_x = arguments.real("OfxImageEffectPropRenderScale", 0).value_or(1);
-        double scale_y = arguments.real("OfxImageEffectPropRenderScale", 1).value_or(1);
-        double pixel_aspect = source.pixel_aspect() * (scale_x > 0 ? scale_y / scale_x : 1);
-        Shape shape{whole.x2 - whole.x1, whole.y2 - whole.y1, depth_of(output.channel()), pixel_aspect};
-        auto picture = clip->frame(frame_index(effect, source_clip, arguments, time), shape, abort);
-        if (picture != nullptr) lay(*picture, source, output, window);
-        tell(effect, instance, picture != nullptr ? "" : clip->status());
+        tell(effect, instance, rendering.draw(*clip, abort));
     } catch (const Aborted &) {
         return kOk;
-    } catch (const Error &) {
-        tell(effect, instance, clip->status());
+    } catch (const Error &error) {
+        bool has_failed = clip != nullptr && clip->state() == State::failed;
+        tell(effect, instance, has_failed ? clip->status() : std::string(error.what()));
     }
     return kOk;
-}
-
-// What the panel says. Only to be set while a parameter is being changed.
-void show_status(Effect effect, const Settings &settings, const Clip *clip) {
-    Parameters(effect).set_text(name::kStatus, settings.media.empty() ? status_without_file() : clip->status());
 }
 
 class Progress {
@@ -177,7 +161,7 @@ private:
 };
 
 // Where the host shows no progress, the analysis goes on in the background, and the button looks how far it is.
-void analyse(Effect effect, Clip &clip) {
+void analyse_file(Effect effect, Clip &clip) {
     clip.reload();
     clip.analyse();
     if (!Progress::is_offered()) return;
@@ -188,29 +172,108 @@ void analyse(Effect effect, Clip &clip) {
     }
 }
 
+// The host's frames last as long as the action, so it does not end before the analysis. Gives what was found.
+std::shared_ptr<SavedTrack> analyse_frames(Effect effect, const Work &work, std::string *status) {
+    SourceFrames range(work.source, {}, 1), frames(work.source, {range.first(), 0, 1}, 1);
+    Properties clip_properties = properties_of(work.source);
+    auto track = std::make_shared<SavedTrack>();
+    track->name = "frames-" + random_name();
+    track->first = range.first();
+    Settings settings = work.settings;
+    settings.frames = track->name;
+    settings.track.clear();
+    settings.track_of.clear();
+    settings.track_bytes = nullptr;
+    std::shared_ptr<Clip> clip = find_clip(settings);
+    auto fetch = [&](std::int64_t index) {
+        std::string found;
+        HostFrame frame = frames.fetch_signed(index, &found);
+        track->signatures += found;
+        return frame;
+    };
+    double rate = clip_properties.real("OfxImageEffectPropFrameRate").value_or(0);
+    double aspect = clip_properties.real("OfxImagePropPixelAspectRatio").value_or(1);
+    if (Progress::is_offered()) {
+        Progress progress(effect);
+        clip->analyse_frames(range.count(), rate, aspect, fetch, [&](double share) { return progress.update(share); });
+    } else {
+        clip->analyse_frames(range.count(), rate, aspect, fetch, [](double) { return true; });
+    }
+    *status = clip->status();
+    if (clip->state() != State::ready) return nullptr;
+    track->bytes = clip->track(nullptr);
+    return track;
+}
+
+// Puts an analysis into the project, or takes it out again.
+void keep_track(Effect effect, const Work &work, Clip &clip) {
+    Parameters parameters(effect);
+    bool is_wanted = parameters.integer(name::kEmbed) != 0 && !work.is_track_file;
+    if (!is_wanted) {
+        // What names frames of the host stays: without it their analysis is lost.
+        SavedTrack bare = work.track != nullptr && !work.is_track_file ? *work.track : SavedTrack();
+        bare.bytes = nullptr;
+        if (!work.is_track_file) parameters.set_text(name::kTrack, bare.signatures.empty() ? "" : written(bare));
+        return;
+    }
+    bool has_bytes = work.track != nullptr && work.track->bytes != nullptr;
+    if (has_bytes && work.way == Way::frames) return;
+    if (clip.state() == State::unknown) clip.look(nullptr);
+    if (clip.state() != State::ready || (has_bytes && work.track->of == clip.identity())) return;
+    SavedTrack track = work.way == Way::frames && work.track != nullptr ? *work.track : SavedTrack();
+    track.bytes = clip.track(nullptr);
+    if (track.bytes == nullptr) return;
+    if (work.way == Way::file) {
+        track.name = track_name(*track.bytes);
+        track.of = clip.identity();
+    }
+    parameters.set_text(name::kTrack, written(track));
+}
+
 Status changed(Effect effect, const Properties &arguments) {
-    // What this plugin sets itself comes back as a change, too.
-    if (arguments.text("OfxPropChangeReason").value_or("") != "OfxChangeUserEdited") return kOk;
+    std::string reason = arguments.text("OfxPropChangeReason").value_or("");
+    std::string changed_name = arguments.text("OfxPropName").value_or("");
     Instance &instance = *instance_of(effect);
-    Settings settings = settings_of(effect);
-    std::shared_ptr<Clip> clip = settings.media.empty() ? nullptr : instance.clip(settings);
-    if (clip != nullptr && arguments.text("OfxPropName").value_or("") == name::kAnalyse) analyse(effect, *clip);
-    show_status(effect, settings, clip.get());
+    if (arguments.text("OfxPropType").value_or("") == "OfxTypeClip" && reason != "OfxChangeTime") instance.forget_frames();
+    // What this plugin sets itself comes back as a change, too.
+    if (reason != "OfxChangeUserEdited") return kOk;
+    Parameters parameters(effect);
+    Work work = work_of(effect, the_host);
+    std::string status = work.problem;
+    if (work.way == Way::frames && changed_name == name::kAnalyse && !work.is_track_file) {
+        if (auto track = analyse_frames(effect, work, &status)) {
+            if (parameters.integer(name::kEmbed) == 0) track->bytes = nullptr;
+            parameters.set_text(name::kTrack, written(*track));
+        }
+    } else if (work.problem.empty()) {
+        std::shared_ptr<Clip> clip = instance.clip(work.settings);
+        if (work.way == Way::file && changed_name == name::kAnalyse) analyse_file(effect, *clip);
+        keep_track(effect, work, *clip);
+        status = clip->status();
+    }
+    parameters.set_text(name::kStatus, status);
     return kOk;
 }
 
 // No smoothing and the lens as it is: the source.
 Status is_identity(Effect effect, const Properties &arguments, const Properties &answer) {
-    Settings settings = settings_of(effect);
-    if (settings.smoothness > 0 || settings.camera != Settings().camera) return kReplyDefault;
+    Parameters parameters(effect);
+    if (parameters.real(name::kSmoothness) > 0 || camera_choice(parameters.integer(name::kCamera)) != Settings().camera)
+        return kReplyDefault;
     answer.set("OfxPropName", name::kSource);
     answer.set("OfxPropTime", arguments.real("OfxPropTime").value_or(0));
     return kOk;
 }
 
-Status frames_needed(const Properties &arguments, const Properties &answer) {
-    double time = arguments.real("OfxPropTime").value_or(0);
-    for (int i : {0, 1}) answer.set("OfxImageClipPropFrameRange_Source", time, i);
+Status frames_needed(Effect effect, const Properties &arguments, const Properties &answer) {
+    double time = arguments.real("OfxPropTime").value_or(0), first = time, last = time;
+    if (work_of(effect, the_host).way == Way::frames) {
+        Properties clip = properties_of(clip_named(effect, name::kSource));
+        first = std::min(std::max(time - kWindow, clip.real("OfxImageEffectPropFrameRange", 0).value_or(time)), time);
+        last = std::max(std::min(time + kWindow, clip.real("OfxImageEffectPropFrameRange", 1).value_or(time)), time);
+    }
+    answer.set("OfxImageClipPropFrameRange_Source", first, 0);
+    answer.set("OfxImageClipPropFrameRange_Source", last, 1);
     return kOk;
 }
 
@@ -249,7 +312,7 @@ Status act(const std::string &action, Effect effect, const Properties &arguments
     if (action == "OfxActionInstanceChanged") return changed(effect, arguments);
     if (action == "OfxImageEffectActionRender") return render(effect, arguments);
     if (action == "OfxImageEffectActionIsIdentity") return is_identity(effect, arguments, answer);
-    if (action == "OfxImageEffectActionGetFramesNeeded") return frames_needed(arguments, answer);
+    if (action == "OfxImageEffectActionGetFramesNeeded") return frames_needed(effect, arguments, answer);
     if (action == "OfxImageEffectActionGetRegionOfDefinition")
         return region(effect, arguments, answer, "OfxImageEffectPropRegionOfDefinition");
     if (action == "OfxImageEffectActionGetRegionsOfInterest")

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "clip.h"
+#include "track.h"
 
 namespace {
 
@@ -183,6 +184,115 @@ void a_frame_is_aborted_at_once() {
     EXPECT(clip.state() != State::failed);
 }
 
+vs3r::HostFrame host_frame(std::int64_t index) {
+    vs3r::HostFrame frame;
+    frame.width = frame.height = 2;
+    frame.fingerprint = 1000 + static_cast<std::uint64_t>(index);
+    frame.bytes.assign(16, static_cast<std::uint8_t>(100 + index));
+    return frame;
+}
+
+Settings of_host(const std::string &frames) {
+    Settings result;
+    result.frames = frames;
+    return result;
+}
+
+void frames_of_the_host_are_sent_once() {
+    Clip clip(of_host("host"));
+    std::vector<std::int64_t> fetched;
+    auto fetch = [&](std::int64_t index) {
+        fetched.push_back(index);
+        return host_frame(index);
+    };
+    auto wanted = [&](std::int64_t index, std::uint64_t shown) {
+        vs3r::HostFrames host{fetch, shown};
+        return clip.frame(index, {4, 4, Depth::byte}, nullptr, &host);
+    };
+    EXPECT(shows(wanted(5, 1005), 105));
+    EXPECT((fetched == std::vector<std::int64_t>{4, 5, 6}));
+    EXPECT(shows(wanted(5, 1005), 105) && shows(wanted(7, 1007), 107));
+    EXPECT(lines("pushed", "6") == 1);
+    // It is another picture than the one that was sent.
+    EXPECT(shows(wanted(7, 9), 107));
+    EXPECT(lines("pushed", "6") == 2);
+    clip.forget_frames();
+    EXPECT(shows(wanted(7, 1007), 107) && lines("pushed", "6") == 3);
+}
+
+void what_the_host_cannot_give_is_told_in_words() {
+    Clip clip(of_host("host nothing"));
+    vs3r::HostFrames host{[](std::int64_t) -> vs3r::HostFrame { throw vs3r::Error("no such frame"); }, 0};
+    try {
+        clip.frame(5, {4, 4, Depth::byte}, nullptr, &host);
+        EXPECT(false);
+    } catch (const vs3r::Error &error) {
+        EXPECT(has(error.what(), "no such frame"));
+    }
+    Clip forgetful(of_host("forgetful"));
+    vs3r::HostFrames good{host_frame, 0};
+    try {
+        forgetful.frame(5, {4, 4, Depth::byte}, nullptr, &good);
+        EXPECT(false);
+    } catch (const vs3r::Error &error) {
+        EXPECT(has(error.what(), "--memory-mb"));
+    }
+}
+
+void an_analysis_of_frames_is_made_and_cancelled() {
+    Clip clip(of_host("host"));
+    double last = -1;
+    auto report = [&](double share) {
+        EXPECT(share >= last && share <= 1);
+        last = share;
+        return true;
+    };
+    clip.analyse_frames(12, 25, 1, host_frame, report);
+    EXPECT(clip.state() == State::ready && clip.frames() == 12 && clip.identity() == "content of frames");
+    clip.analyse_frames(12, 25, 1, host_frame, [](double share) { return share < 0.5; });
+    EXPECT(clip.state() == State::not_analysed && has(clip.status(), "cancelled"));
+    auto fails = [](std::int64_t index) { return index < 3 ? host_frame(index) : throw vs3r::Error("lost"); };
+    clip.analyse_frames(12, 25, 1, fails, [](double) { return true; });
+    EXPECT(clip.state() == State::failed && has(clip.status(), "lost") && has(clip.status(), "passes through"));
+}
+
+void a_track_and_a_warp_are_got() {
+    Clip clip(settings("tracked"));
+    EXPECT(*clip.track(nullptr) == "track");
+    auto warp = clip.warp(4, nullptr);
+    EXPECT(warp->rows == 2 && warp->columns == 3 && warp->width == 96 && warp->height == 64);
+    EXPECT(warp->origin == -4 && warp->step == 8 && warp->x[5] == 5 && warp->y[0] == 6);
+    Clip fresh(settings("endless"));
+    std::filesystem::remove(folder / "endless.done");
+    EXPECT(fresh.track(nullptr) == nullptr && fresh.warp(0, nullptr) == nullptr);
+    for (const char *media : {"dies", "garbage"}) {
+        Clip broken(settings(media));
+        try {
+            broken.warp(1, nullptr);
+            EXPECT(false);
+        } catch (const vs3r::Error &error) {
+            EXPECT(has(broken.status(), "passes through"));
+        }
+    }
+}
+
+void a_saved_track_survives_being_written() {
+    vs3r::SavedTrack track;
+    track.name = "frames-1";
+    track.first = 1001.5;
+    for (int size = 0; size < 9; ++size) {
+        track.signatures += static_cast<char>(250 + size);
+        track.bytes = std::make_shared<const std::string>(track.signatures.rbegin(), track.signatures.rend());
+        auto read = vs3r::read_track(vs3r::written(track));
+        EXPECT(read != nullptr && read->name == track.name && read->of.empty() && read->first == track.first);
+        EXPECT(read->signatures == track.signatures && *read->bytes == *track.bytes);
+    }
+    track.bytes = nullptr;
+    EXPECT(vs3r::read_track(vs3r::written(track))->bytes == nullptr);
+    for (const char *wrong : {"", "vs3r1", "vs3r2 a b 1 - -", "vs3r1 a b c - -", "vs3r1 a b 1 ?? -"})
+        EXPECT(vs3r::read_track(wrong) == nullptr);
+}
+
 } // namespace
 
 int main(int, char **arguments) {
@@ -201,6 +311,11 @@ int main(int, char **arguments) {
     a_clip_that_was_analysed_elsewhere_is_looked_at_again();
     an_analysis_is_cancelled_at_once();
     a_frame_is_aborted_at_once();
+    frames_of_the_host_are_sent_once();
+    what_the_host_cannot_give_is_told_in_words();
+    an_analysis_of_frames_is_made_and_cancelled();
+    a_track_and_a_warp_are_got();
+    a_saved_track_survives_being_written();
     std::filesystem::remove_all(folder);
     return 0;
 }

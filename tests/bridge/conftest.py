@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,6 +18,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = Path(os.environ.get("VS3R_PLUGIN_BUILD", ROOT / "build"))
+LIBRARY = BUILD / "VS3R.ofx.bundle" / "Contents" / "Linux-x86-64" / "VS3R.ofx"
+"""The OpenFX plugin."""
 WIDTH, HEIGHT, FRAMES = 96, 64, 24
 VS3R = ROOT / ".venv" / "bin" / "vs3r"
 
@@ -40,22 +43,43 @@ def luma(path: Path) -> Pictures:
 
 def stabilize(clip: Path, to: Path) -> Pictures:
     """Luma of what the command line makes of a clip."""
-    subprocess.run([VS3R, "stabilize", clip, to, "--codec", "ffv1", "--quiet"], check=True, timeout=50)
+    subprocess.run([VS3R, "stabilize", clip, to, "--codec", "ffv1", "--quiet"], check=True, timeout=200)
     return luma(to)
 
 
-def make_clip(path: Path, *, rate: int = 25, seed: int = 1) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How a clip's file tells its pictures to be shown."""
+
+    rotation_deg: int = 0
+    """Counter-clockwise."""
+    pixel_aspect: Fraction = Fraction(1)
+    """Width of a pixel over its height."""
+    is_interlaced: bool = False
+    """Marked as two fields, the top one first."""
+    start: int = 0
+    """Number of frames that its time begins with."""
+
+
+def make_clip(path: Path, *, rate: int = 25, seed: int = 1, form: Form | None = None) -> Path:
     """A shaky picture of a flat texture."""
+    form = form or Form()
     rng = np.random.default_rng(seed)
     texture = cv2.resize(rng.integers(0, 255, (40, 60, 3), np.uint8), (2 * WIDTH, 2 * HEIGHT))
     with av.open(str(path), "w") as out:
-        video = out.add_stream("libx264", rate=rate, options={"crf": "10"})
+        options = {"crf": "10"} | ({"x264-params": "tff=1"} if form.is_interlaced else {})
+        video = out.add_stream("libx264", rate=rate, options=options)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for _ in range(FRAMES):
+        video.codec_context.sample_aspect_ratio = form.pixel_aspect
+        if form.rotation_deg:
+            video.set_display_rotation(form.rotation_deg)
+        for index in range(FRAMES):
             dx, dy = rng.normal(0, 2, 2)
             matrix = np.array([[1, 0, dx - WIDTH / 2], [0, 1, dy - HEIGHT / 2]])
             picture = np.asarray(cv2.warpAffine(texture, matrix, (WIDTH, HEIGHT)), np.uint8)
-            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = form.start + index, Fraction(1, rate)
+            out.mux(video.encode(frame))
         out.mux(video.encode(None))
     return path
 
@@ -77,7 +101,7 @@ class Host:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=50,
+            timeout=200,
             check=True,
         )
 
@@ -124,6 +148,17 @@ def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     }
     for engine in engines(base):
         os.kill(engine, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def library(engine_environment: dict[str, str]) -> Iterator[Path]:
+    """The plugin, which runs in this process and finds its bridge in its own bundle."""
+    need(str(LIBRARY.relative_to(BUILD)))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in engine_environment.items():
+            patch.setenv(name, value)
+        patch.delenv("VS3R_BRIDGE")
+        yield LIBRARY
 
 
 @pytest.fixture(scope="session")

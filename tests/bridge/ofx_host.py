@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int, c_size_t, c_uint, c_void_p
 from dataclasses import dataclass, field
@@ -53,6 +55,10 @@ class Thing:
     """Of a parameter."""
     parts: dict[str, Thing] = field(default_factory=dict)
     """Parameters or clips by their names."""
+    frames: Callable[[float], Array | None] | None = None
+    """Of a clip: its pictures (H, W, 4) by their times, top row first, where the host gives them."""
+    layout: Layout | None = None
+    """Of these pictures."""
     abort: Callable[[], bool] = lambda: False
     """Of an instance: asked whether its render is to end."""
     kept: list[Any] = field(default_factory=list)
@@ -112,13 +118,16 @@ class Image:
 class OfxHost:
     """Loads a plugin, and is its host until `unload`."""
 
-    def __init__(self, library: Path, *, suites: frozenset[tuple[str, int]] | None = None) -> None:
-        """suites: the optional ones that are offered, None for all."""
+    def __init__(
+        self, library: Path, *, suites: frozenset[tuple[str, int]] | None = None, temporal: bool = False
+    ) -> None:
+        """suites: the optional ones that are offered, None for all; temporal: frames of other times can be had."""
         self._handles = itertools.count(0x1000, 16)
         self._things: dict[int, Thing] = {}
         self._local = threading.local()
-        self._open_images: set[int] = set()
+        self._open_images: Counter[int] = Counter()
         self._kept: list[Any] = []
+        self._instances: list[Thing] = []
         self.messages: list[str] = []
         """What is shown beside the picture, or was logged; the last is empty where it was taken away."""
         self.violations: list[str] = []
@@ -126,8 +135,17 @@ class OfxHost:
         self.progress: Callable[[float], bool] = lambda _share: True
         """Shows a share; False where the user cancels."""
         self.optional = suites
+        self.last_s = 0.0
+        """Time that the plugin took for the last action, in seconds."""
+        self.render_s = 0.0
+        """The same of the last picture."""
+        self.fetched: list[float] = []
+        """Times of the source frames that were asked for besides the one shown."""
         self._suites = self._make_suites()
-        self._c_host = _Host(self.thing().handle, CFUNCTYPE(c_void_p, c_void_p, c_char_p, c_int)(self._fetch))
+        self._c_host = _Host(
+            self.thing(OfxImageEffectPropTemporalClipAccess=[int(temporal)]).handle,
+            CFUNCTYPE(c_void_p, c_void_p, c_char_p, c_int)(self._fetch),
+        )
         library_functions = ctypes.CDLL(str(library))
         library_functions.OfxGetPlugin.restype = POINTER(_Plugin)
         assert library_functions.OfxGetNumberOfPlugins() == 1
@@ -147,9 +165,10 @@ class OfxHost:
         """One action's status; images must be given back by its end."""
         self._local.action = action
         handles = [None if thing is None else thing.handle for thing in (on, given, got)]
-        before = set(self._open_images)
+        start = time.perf_counter()
         status = int(self.plugin.main(action.encode(), *handles))
-        if self._local.__dict__.pop("mine", set()) & (self._open_images - before):
+        self.last_s = time.perf_counter() - start
+        if any(self._open_images[image] for image in self._local.__dict__.pop("mine", set())):
             self.violations.append(f"{action} keeps an image")
         return status
 
@@ -163,7 +182,13 @@ class OfxHost:
             made.parts[name] = self.thing(**part.values)
             made.parts[name].value = part.values.get("OfxParamPropDefault", [0])[0]
         assert self.act("OfxActionCreateInstance", made) == OK
+        self._instances.append(made)
         return made
+
+    def destroy(self, instance: Thing) -> None:
+        """The user removes an effect."""
+        self._instances.remove(instance)
+        assert self.act("OfxActionDestroyInstance", instance) == OK
 
     def change(self, instance: Thing, **values: Any) -> None:
         """The user changes parameters, or presses the button whose value is None."""
@@ -191,18 +216,22 @@ class OfxHost:
             "Output": Image(np.full_like(pixels, 77), layout, self.thing()),
         }
         self._local.images = {instance.parts[name].handle: image for name, image in images.items()}
+        self._local.time = time
         height, width, _ = pixels.shape
         given = self.thing(OfxPropTime=[time], OfxImageEffectPropRenderWindow=[0, 0, width, height])
         given.values |= {"OfxImageEffectPropRenderScale": [1.0, 1.0]} | arguments
         sequence = self.thing(OfxImageEffectPropFrameRange=[time, time])
         assert self.act("OfxImageEffectActionBeginSequenceRender", instance, sequence) in (OK, REPLY_DEFAULT)
         assert self.act("OfxImageEffectActionRender", instance, given) == OK
+        self.render_s = self.last_s
         assert self.act("OfxImageEffectActionEndSequenceRender", instance, sequence) in (OK, REPLY_DEFAULT)
         assert (images["Source"].pixels() == pixels).all(), "the source was written to"
         return images["Output"].pixels()
 
     def unload(self) -> None:
         """The plugin lets go of everything."""
+        for instance in list(self._instances):
+            self.destroy(instance)
         assert self.act("OfxActionUnload") == OK
 
     # ---- Suites
@@ -349,17 +378,33 @@ class OfxHost:
         self._things[handle].value = value.decode()
         return OK
 
-    def _image(self, clip: int, _time: float, _region: int, out: Any) -> int:
-        image = self._local.images.get(clip)
-        if image is None or self._local.action != "OfxImageEffectActionRender":
+    def _image(self, clip: int, time: float, _region: int, out: Any) -> int:
+        is_render = self._local.action == "OfxImageEffectActionRender"
+        image = self._local.images.get(clip) if is_render else None
+        if not is_render or self._local.time != time:
+            image = self._other_image(self._things[clip], time)
+        if image is None or (not is_render and self._local.action != "OfxActionInstanceChanged"):
             return FAILED
-        self._open_images.add(image.thing.handle)
+        self._open_images[image.thing.handle] += 1
         self._local.__dict__.setdefault("mine", set()).add(image.thing.handle)
         out[0] = image.thing.handle
         return OK
 
+    def _other_image(self, clip: Thing, time: float) -> Image | None:
+        self.fetched.append(time)
+        pixels = None if clip.frames is None else clip.frames(time)
+        if pixels is None:
+            return None
+        layout = clip.layout or Layout()
+        image = Image(pixels.astype(DEPTHS[layout.depth]), layout, self.thing())
+        # Alive as long as the host; pictures of tests are small.
+        clip.kept.append(image)
+        return image
+
     def _release(self, image: int) -> int:
-        self._open_images.remove(image)
+        if self._open_images[image] < 1:
+            self.violations.append("an image is released that is not open")
+        self._open_images[image] -= 1
         return OK
 
     def _region(self, clip: int, _time: float, out: Any) -> int:

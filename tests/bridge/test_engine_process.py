@@ -29,6 +29,11 @@ def bridge(environment: dict[str, str]) -> Iterator[socket.socket]:
             process.kill()
 
 
+def opening_of(clip: Path, *, analyse: bool = False, smoothness: float = 0.5) -> tuple[str, ...]:
+    """The request that opens a file without a saved track."""
+    return "open", str(int(analyse)), str(clip), str(smoothness), "0.7", "pinhole", "fill", *[""] * 4, "0"
+
+
 def ask(line: socket.socket, *fields: str) -> str:
     """One request's answer."""
     line.sendall("\t".join(fields).encode() + b"\n")
@@ -44,7 +49,7 @@ def test_one_engine_serves_all_and_ends_after_the_last(
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     environment = engine_environment | {"XDG_RUNTIME_DIR": str(runtime), "VS3R_ENGINE_IDLE_S": "1"}
-    opening = ("open", "0", str(clip), "0.5", "0.7", "pinhole", "fill")
+    opening = opening_of(clip)
     with bridge(environment) as first, bridge(environment) as second:
         first.sendall(("\t".join(opening) + "\n").encode())
         assert ask(second, *opening) == "unanalysed\n"
@@ -66,7 +71,7 @@ def test_requests_that_make_no_sense_are_answered(engine_environment: dict[str, 
     with bridge(engine_environment) as line:
         assert "makes no sense" in ask(line, "frame", "1", "2", "2", "1", "0")
         assert "makes no sense" in ask(line, "\xff", "open")
-        missing = ask(line, "open", "0", str(tmp_path / "none.mp4"), "0.5", "0.7", "pinhole", "fill")
+        missing = ask(line, *opening_of(tmp_path / "none.mp4"))
         assert missing.startswith("error\tcannot read the clip")
 
 

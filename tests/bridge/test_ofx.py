@@ -15,11 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.bridge.conftest import BUILD, FRAMES, HEIGHT, WIDTH, Pictures, engines, make_clip, need, stabilize
+from tests.bridge.conftest import BUILD, FRAMES, HEIGHT, LIBRARY, WIDTH, Pictures, engines, make_clip, need, stabilize
 from tests.bridge.ofx_host import DEPTHS, OK, REPLY_DEFAULT, Array, Layout, OfxHost, Thing
 from vs3r.config import RenderConfig, SmoothConfig
 
-LIBRARY = BUILD / "VS3R.ofx.bundle" / "Contents" / "Linux-x86-64" / "VS3R.ofx"
 # Mean difference of luma that went to RGB and back. Worst seen: 0.14; the next frame: 1.3.
 MEAN_LUMA = 0.4
 # Of pictures scaled by two filters. Worst seen: 2.4.
@@ -36,17 +35,6 @@ class Clip:
     """Its file."""
     steady: Pictures
     """(T, H, W) luma of what `vs3r stabilize` makes of it."""
-
-
-@pytest.fixture(scope="module")
-def library(engine_environment: dict[str, str]) -> Iterator[Path]:
-    """The plugin, which runs in this process and finds its bridge in its own bundle."""
-    need(str(LIBRARY.relative_to(BUILD)))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in engine_environment.items():
-            patch.setenv(name, value)
-        patch.delenv("VS3R_BRIDGE")
-        yield LIBRARY
 
 
 @pytest.fixture
@@ -79,10 +67,12 @@ def analysed(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Clip:
     return Clip(path=path, steady=stabilize(path, folder / "steady.mkv"))
 
 
-def on_clip(host: OfxHost, path: Path) -> Thing:
-    """An instance on a clip that the host names, as long as its timeline."""
+def on_clip(host: OfxHost, path: Path, **values: object) -> Thing:
+    """An instance on a clip that the host names, as long as its timeline; `values` of parameters."""
     instance = host.instance(OfxImageEffectPropSrcFilePath=[str(path)])
     instance.parts["Source"].values |= {"OfxImageEffectPropFrameRange": [0.0, FRAMES - 1.0]}
+    for name, value in values.items():
+        instance.parts[name].value = value
     return instance
 
 
@@ -269,7 +259,7 @@ def test_a_reopened_project_needs_no_analysis(library: Path, analysed: Clip, tmp
         instance = other.instance()
         other.change(instance, source_file=str(path))
         assert near(luma_of(other.render(instance, 3.0, grey())), analysed.steady[3])
-        assert other.act("OfxActionDestroyInstance", instance) == OK
+        other.destroy(instance)
         other.unload()
 
 

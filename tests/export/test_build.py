@@ -179,6 +179,13 @@ def test_a_moved_manifest_is_no_engine(fake: EagerFormat) -> None:
     assert fake.builds == 1
 
 
+def test_every_output_is_tested() -> None:
+    """A small output that is wrong does not hide behind a large one."""
+    large, small = 1e3 * torch.ones(9), torch.ones(2)
+    assert build.errors_of([large, 1.5 * small], (large, small)) == [0, pytest.approx(0.5)]
+    assert build.errors_of(large, large) == [0]
+
+
 def test_no_room_is_one_line(monkeypatch: pytest.MonkeyPatch, fake: EagerFormat) -> None:
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")

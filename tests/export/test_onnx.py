@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,11 +11,23 @@ import torch
 
 from tests.export.nets import tiny_task
 from tests.flow.raft_weights import some_pictures, some_weights
+from tests.reconstruct.vggt.common import SMALL, pictures, seeded_state
 from vs3r.export import build, onnx_file
 from vs3r.export.build import Task
 from vs3r.flow.learned import example_inputs
 from vs3r.flow.raft import Raft
+from vs3r.reconstruct.vggt.cues import CueLayers
+from vs3r.reconstruct.vggt.model import FirstPass, SecondPass, Vggt, load_state
 
+REDUCED = replace(
+    SMALL,
+    encoder_depth=1,
+    pairs=4,
+    kept=(0, 1, 2, 3),
+    camera_depth=1,
+    dropping=1,
+    cues=CueLayers(shallow=(0,), middle=(1,), deep=(2,), deep_spread=(2, 3)),
+)
 SIZES = [(160, 128), (136, 144)]
 # From the table published with TensorRT's parser: docs/operators.md of onnx-tensorrt for TensorRT 10.0.
 SUPPORTED = set((Path(__file__).parent / "tensorrt_operators.txt").read_text().split())
@@ -56,6 +69,32 @@ def test_raft(tmp_path: Path, size: tuple[int, int]) -> None:
     assert float(want.abs().max()) > 1
     # Worst difference seen: 1.2e-5 px (1.0e-4 px after twelve iterations, of flows up to 60 px).
     torch.testing.assert_close(found, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 56, 84), (4, 70, 42)], ids=str)
+def test_vggt4d(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    """Both passes at reduced width; blocks and heads repeat."""
+    frames, height, width = shape
+    network = Vggt(REDUCED).eval()
+    load_state(network, seeded_state(network))
+    first, second = FirstPass(network, height, width, cues=True).eval(), SecondPass(network, height, width).eval()
+    window = pictures(frames, height, width)
+    with torch.inference_mode():
+        features = first(window)[4]
+    keep = torch.rand(features.shape[:2], generator=torch.Generator().manual_seed(0))
+    for name, network_pass, inputs in (("first", first, (window,)), ("second", second, (features.clone(), keep))):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = folder / onnx_file.build(network_pass, inputs, folder)
+        assert problems(onnx.load(path)) == []
+        with torch.inference_mode():
+            want = network_pass(*inputs)
+        found = onnx_file.load(path, torch.device("cpu"))(*inputs)
+        assert len(found) == len(want)
+        for got, expected in zip(found, want, strict=True):
+            # Worst difference seen: 1e-5, of poses of up to 11.
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+            assert float(expected.std()) > 0.01
 
 
 def test_the_table_refuses(tmp_path: Path) -> None:

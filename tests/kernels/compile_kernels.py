@@ -15,8 +15,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vs3r.kernels.camera import triton_impl as camera
 from vs3r.kernels.rigid_flow import triton_impl as rigid_flow
 from vs3r.kernels.sample import triton_impl as sample
+from vs3r.kernels.splat import triton_discs as discs
 from vs3r.kernels.splat import triton_impl as splat
 
 CAPABILITIES = (80, 89, 90, 100)
@@ -30,7 +32,9 @@ POINTERS = {
     **dict.fromkeys(("tau", "residual_out", "flow_out", "through", "attributes_out", "depth_out"), "*fp32"),
 }
 """Arguments whose type is the same in every case."""
-FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "margin", "least", "peak"}
+FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "per_tolerance", "margin", "least", "peak"} | {
+    f"{name}_per_{axis}" for name in ("depth", "cells") for axis in "xy"
+}
 SOURCES = {"HAS_DEPTH": True, "HAS_VALID": True, "HAS_DYNAMIC": True, "HAS_SOURCE": False}
 WORLD = {"HAS_DEPTH": False, "HAS_VALID": False, "HAS_DYNAMIC": True, "HAS_SOURCE": True}
 
@@ -38,21 +42,31 @@ WORLD = {"HAS_DEPTH": False, "HAS_VALID": False, "HAS_DYNAMIC": True, "HAS_SOURC
 def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     """Every kernel: types of the arguments that differ from case to case, constants. Four variants, i from 0 to 3,
     which have each camera model and each branch among them."""
+    poses = {"to": ("*fp32", "*fp64")[i % 2], "origin": "*fp32", "out": "*fp32"}
+    yield camera.relative_kernel, poses, {"BLOCK": 128}
     floats, pixels = ("*fp32", "*bf16", "*fp16", "*fp32")[i], ("*u8", "*u16", "*fp16", "*u8")[i]
     more = i % 2 == 1
     types = {"inv_depth": floats, "flow": floats}
-    yield rigid_flow.rigid_flow_kernel, types, {"HAS_SEMANTIC": more, "WITH_FLOW": more, "BLOCK": rigid_flow.BLOCK}
-    given = {**(WORLD if more else SOURCES), "ROLLING": i == 2, "MODEL": i, "BLOCK": splat.BLOCK}
+    given = {"PACKED": i < 2, "HAS_SEMANTIC": more, "WITH_FLOW": more}
+    yield rigid_flow.rigid_flow_kernel, types, {**given, "PARTS": rigid_flow.PARTS, "BLOCK": rigid_flow.BLOCK}
+    given = {**(WORLD if more else SOURCES), "ROLLING": i == 2, "MODEL": i}
+    tile, block = {"ROWS": splat.ROWS, "COLUMNS": splat.COLUMNS}, {"BLOCK": discs.BLOCK}
     types = {"places": floats, "attributes": "*bf16" if more else "*u8", "largest": "*fp32"}
-    yield splat.nearest_kernel, types, given
-    yield splat.sum_kernel, types, {**given, "CHANNELS": i}
-    yield splat.next_kernel, types, {**given, "REACH": 6}
-    yield splat.shade_kernel, types, {**given, "CHANNELS": i}
+    yield splat.nearest_kernel, types, {**given, **tile}
+    yield splat.sum_kernel, types, {**given, **tile, "STRIP": splat.STRIP, "CHANNELS": i}
+    yield discs.next_kernel, types, {**given, **block, "REACH": 6}
+    yield discs.shade_kernel, types, {**given, **block, "CHANNELS": i}
     yield splat.largest_kernel, {"values": types["attributes"], "largest": "*i32"}, {"BLOCK": 4 * splat.BLOCK}
     yield splat.mean_kernel, {"largest": "*fp32"}, {"HAS_SOURCE": more, "CHANNELS": i, "BLOCK": splat.BLOCK}
     types = {"inv_depth": "*fp32", "source_depth": "*fp16", "pictures": pixels, "picture_out": pixels}
-    constants = {"HAS_DYNAMIC": more, "INTEGER": pixels != "*fp16", "CHANNELS": 1 + 2 * more, "MODEL": i}
-    yield sample.sample_kernel, types, {**constants, "BLOCK": sample.BLOCK}
+    constants = {
+        "HAS_DYNAMIC": more,
+        "ROLLING": i > 1,
+        "INTEGER": pixels != "*fp16",
+        "CHANNELS": 1 + 2 * more,
+        "MODEL": i,
+    }
+    yield sample.sample_kernel, types, {**constants, "ROWS": sample.ROWS, "COLUMNS": sample.COLUMNS}
 
 
 def main() -> None:

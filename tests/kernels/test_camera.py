@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.kernels.common import LENSES, VIEW_K
+from tests.kernels.common import DEVICE, LENSES, VIEW_K, poses
 from vs3r.cameras import DoubleSphere, KannalaBrandt, OutputCamera, Pinhole, Unified
 from vs3r.errors import InputError, ShapeError
 from vs3r.kernels.camera import SourceCameras, View
@@ -75,6 +75,23 @@ def test_what_is_no_point_is_not_seen(value: float) -> None:
     for model, parameters in LENSES:
         u, v, depth, seen = project(torch.full((1, 3), value).double(), pair(model, parameters)[1])
         assert not seen.any() and torch.stack([u, v, depth]).isfinite().all()
+
+
+def test_relative_poses_are_those_of_the_reference() -> None:
+    """Far from the world's origin, where single precision would lose them."""
+    from vs3r.kernels.camera.triton_impl import relative
+
+    cameras = poses(6, turn=0.3, move=0.2).view(2, 3, 4, 4).to(DEVICE)
+    cameras[..., :3, 3] += 1e5 * cameras[..., :3, 0]
+    one = cameras[0, 0].clone()
+    one[0, 3] += 0.5
+    sources = SourceCameras(K=VIEW_K.expand(2, 3, 3), cam_from_world=cameras)
+    true = View(K=VIEW_K, cam_from_world=one, width=9, height=9).from_sources(sources)
+    torch.testing.assert_close(relative(one, cameras).double(), true[..., :3, :], rtol=1e-6, atol=1e-6)
+    back = torch.linalg.inv(true)[..., :3, :]
+    torch.testing.assert_close(relative(cameras, one).double(), back, rtol=1e-6, atol=1e-6)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(relative(cameras, one).double(), back + 1e-5, rtol=1e-6, atol=1e-6)
 
 
 def test_a_camera_that_makes_no_sense_is_refused() -> None:

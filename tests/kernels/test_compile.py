@@ -17,7 +17,7 @@ def written_kernels() -> set[str]:
     """The kernels in the sources: what is decorated and is not a helper of another kernel."""
     return {
         node.name
-        for path in (ROOT / "kernels").glob("*/triton_impl.py")
+        for path in (ROOT / "kernels").glob("*/triton_*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
     }

@@ -13,8 +13,11 @@ import torch
 
 from tests.kernels.common import DEVICE, LENSES, VIEW_K, converted, ignores_numpy_warnings, poses
 from vs3r.errors import InputError, ShapeError
+from vs3r.geometry import rigid, so3_exp
 from vs3r.kernels.camera import SourceCameras, View
+from vs3r.kernels.dispatch import Backend
 from vs3r.kernels.sample import Sampled, SamplePictures, sample_backward
+from vs3r.kernels.sample.reference import _bicubic
 
 pytestmark = ignores_numpy_warnings
 
@@ -23,6 +26,13 @@ pytestmark = ignores_numpy_warnings
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-3, torch.uint16: 1.5 / 1023, torch.uint8: 1.5 / 255}
 OTHER = 0.003
 """Share of pixels that may be of another source: points on the edge of a picture, or of the depth tolerance."""
+
+
+@pytest.fixture(autouse=True)
+def _large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's cost is per program."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr("vs3r.kernels.sample.triton_impl.ROWS", 32)
 
 
 def view_of(width: int = 41, height: int = 31, model: str = "pinhole", parameters: tuple[float, ...] = ()) -> View:
@@ -97,6 +107,67 @@ def test_awkward_sizes(shape: tuple[int, int, int, int], size: tuple[int, int]) 
     inv_depth, sources = problem(shape, dynamic=None)
     view = replace(view_of(*size), K=torch.tensor([[9.0, 0, size[0] / 2], [0, 9, size[1] / 2], [0, 0, 1]]).double())
     agree(*compare(inv_depth, view, sources, margin_px=-2.0), torch.float32)
+
+
+def test_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vs3r.kernels.sample.triton_impl.ROWS", 4)
+    inv_depth, sources = problem((2, 60, 150, 1))
+    view = replace(view_of(140, 10), K=torch.tensor([[160.0, 0, 70], [0, 160, 5], [0, 0, 1]]).double())
+    found, true = compare(inv_depth, view, sources, margin_px=-99.0, depth_tolerance=1.0)
+    assert (true.source[5:, 128:] >= 0).all()
+    agree(found, true, torch.float32)
+
+
+def rolling(sources: SamplePictures) -> SamplePictures:
+    """With a camera that moves and turns steadily while it reads: pictures are displaced by about a pixel."""
+    S, H, _, _ = sources.pictures.shape
+    s = torch.linspace(-0.5, 0.5, H, dtype=torch.float64)[None, :, None]
+    drift = rigid(so3_exp(s * torch.tensor([0.04, -0.03, 0.03])), s * torch.tensor([-0.06, 0.05, 0.04])).double()
+    rows = drift.expand(S, H, 4, 4) @ sources.cameras.cam_from_world[:, None]
+    return replace(sources, cameras=replace(sources.cameras, cam_from_world=rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_rolling_shutters(dtype: torch.dtype) -> None:
+    inv_depth, still = problem(dtype=dtype)
+    sources = rolling(still)
+    found, true = compare(inv_depth, view_of(), sources)
+    assert set(true.source.flatten().tolist()) == {-1, 0, 1, 2}
+    agree(found, true, dtype)
+    as_if = sample_backward(inv_depth, view_of(), sources=still)
+    assert (as_if.picture != true.picture).double().mean() > 0.2, "the rows' poses must matter"
+    steady = still.cameras.cam_from_world[:, None].expand(3, 23, 4, 4)
+    same = replace(still, cameras=replace(still.cameras, cam_from_world=steady))
+    torch.testing.assert_close(sample_backward(inv_depth, view_of(), sources=same).picture, as_if.picture)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_a_rolling_shutter_by_bisection(backend: Backend) -> None:
+    """The row that sees a point, found by halving. Worst seen: 1e-4 of the picture's range, what three steps leave."""
+    sources, view = rolling(problem((1, 23, 37, 1), dynamic=None)[1]), view_of()
+    flat = torch.full((6, 7), 0.5, dtype=torch.float64)
+    given = converted(replace(sources, inv_depth=torch.full_like(sources.inv_depth, 0.5)), torch.float32)
+    seen = sample_backward(
+        flat.float().to(DEVICE), converted(view, torch.float64), sources=given, depth_tolerance=1.0, backend=backend
+    )
+    v, u = torch.meshgrid(torch.arange(31) + 0.5, torch.arange(41) + 0.5, indexing="ij")
+    ray = torch.stack([u, v, torch.ones_like(u)], -1).double() @ torch.linalg.inv(VIEW_K).T
+    point = torch.cat([2 * ray, torch.ones(31, 41, 1)], -1) @ torch.linalg.inv(view.cam_from_world).T
+    low, high = torch.zeros(31, 41).double(), torch.full((31, 41), 23.0).double()
+    for _ in range(40):
+        row = (low + high) / 2
+        at = (row - 0.5).clamp(0, 22)
+        above = at.long()
+        rows = sources.cameras.cam_from_world[0]
+        pose = torch.lerp(rows[above], rows[(above + 1).clamp_max(22)], (at - above)[..., None, None])
+        x, y, z = ((pose @ point[..., None]).squeeze(-1)[..., :3] @ sources.cameras.K[0].T).unbind(-1)
+        low, high = torch.where(y / z > row, row, low), torch.where(y / z > row, high, row)
+    shown = (seen.source == 0).cpu()
+    inside = (x / z > 0) & (x / z < 37) & (y / z > 0) & (y / z < 23)
+    assert shown.any() and (shown != inside).double().mean() < OTHER
+    both = shown & inside
+    true = _bicubic(sources.pictures[0], (x / z)[both], row[both])
+    assert (seen.picture.cpu().double()[both] - true).abs().max() < 5e-4
 
 
 def test_nobody_sees() -> None:
@@ -217,10 +288,20 @@ def test_what_makes_no_sense_is_refused() -> None:
         ("pictures", sources.pictures.int(), "sources.pictures: expected dtype uint8, uint16.*got int32"),
         ("inv_depth", sources.inv_depth[1:], r"sources.inv_depth: expected \(3, h, w\); got \(2, 5, 8\)"),
         ("inv_depth", sources.inv_depth.to("meta"), "sources.inv_depth: expected device cpu; got meta"),
+        (
+            "cameras",
+            replace(sources.cameras, cam_from_world=torch.eye(4).expand(3, 22, 4, 4)),
+            r"cameras.cam_from_world: expected \(3, 23, 4, 4\); got \(3, 22, 4, 4\)",
+        ),
         ("dynamic", torch.zeros(3, 5, 7, dtype=torch.bool), r"sources.dynamic: expected \(3, 5, 8\)"),
     ):
         with pytest.raises(ShapeError, match=told):
             sample_backward(inv_depth, view_of(), sources=replace(sources, **{name: value}))  # type: ignore[arg-type]
+    vast = torch.zeros(1, dtype=torch.uint8).expand(3, 2**16, 2**15, 1)
+    with pytest.raises(
+        ShapeError, match=r"sources.pictures: expected at most 2147483647 samples in each; got 21474836"
+    ):
+        sample_backward(inv_depth, view_of(), sources=replace(sources, pictures=vast))
     with pytest.raises(InputError, match="depth_tolerance: expected at least 0; got -1"):
         sample_backward(inv_depth, view_of(), sources=sources, depth_tolerance=-1)
     with pytest.raises(InputError, match=r"sources.pictures: expected at least one element"):

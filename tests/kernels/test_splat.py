@@ -29,6 +29,14 @@ OTHER = 0.005
 BLENDINGS: list[Nearest | Alpha] = [Nearest(), Nearest(depth_tolerance=0.3), Alpha(radius=0.08, points_per_pixel=2)]
 
 
+@pytest.fixture(autouse=True)
+def _large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's cost is per program."""
+    if DEVICE == "cpu":
+        for name, length in (("impl.ROWS", 16), ("impl.COLUMNS", 32), ("place.WORLD_WIDTH", 31)):
+            monkeypatch.setattr(f"vs3r.kernels.splat.triton_{name}", length)
+
+
 def view_of(width: int = 37, height: int = 29, model: str = "pinhole", parameters: tuple[float, ...] = ()) -> View:
     return View(
         K=VIEW_K.to(DEVICE),

@@ -6,13 +6,17 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from vs3r.engine.client.connection import Access
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Steady
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.errors import InputError
 from vs3r.types import Frame
@@ -242,6 +247,97 @@ def test_connections_that_break_in_the_middle_of_a_frame(serve: Serve) -> None:
     assert [r.sequence for r in got] == list(range(len(FRAMES)))
     with connected(server) as client:
         wait_until(lambda: client.status().streams == 0 and client.status().reserved_bytes == 0)
+
+
+def test_a_taken_socket_is_named_and_one_left_behind_is_used(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    first = serve(still_models(), listen=f"unix:{path}")
+    with pytest.raises(InputError, match="taken"):
+        serve(listen=f"unix:{path}")
+    with connected(first) as client:
+        client.capabilities()
+
+
+def test_the_end_is_told_and_waits_for_nobody_who_only_watches(serve: Serve) -> None:
+    """Health goes NOT_SERVING, calls that come now are told so, one that runs is finished, a watcher is cut off."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self) -> None:
+            self._inner = still_models().renderer(CONFIG, FRAMES[0].format)
+
+        def render(self, index: int, camera: object, sources: object, /) -> object:
+            drawing.set()
+            go_on.wait(30)
+            return self._inner.render(index, camera, sources)  # type: ignore[arg-type]
+
+    models = replace(still_models(), renderer=lambda _config, _fmt: Slow())  # type: ignore[return-value, arg-type]
+    server = serve(models, grace_s=60.0)
+    with connected(server) as client, grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor() as pool:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        session = client.create_session("clip", CONFIG).name
+        client.analyze_frames(session, FRAMES)
+        asked = pool.submit(client.get_frame, session, 3)
+        assert drawing.wait(30)
+        start = time.monotonic()
+        ended = pool.submit(server.stop)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        wait_until(lambda: server.state.draining)
+        with pytest.raises(ServerError) as caught:
+            client.call("CreateSession", pb.CreateSessionRequest(media_key="late"), timeout_s=None)
+        assert caught.value.is_passing
+        go_on.set()
+        assert asked.result(30).sequence == 3
+        ended.result(30)
+        assert time.monotonic() - start < 30, "the grace period is for those who work"
+
+
+@pytest.mark.parametrize(
+    ("peer", "local"),
+    [
+        ("unix:", True),
+        ("unix:/run/vs3r", True),
+        ("ipv4:127.0.0.1:5", True),
+        ("ipv6:[::1]:5", True),
+        ("ipv6:%5B::1%5D:5", True),
+        ("ipv4:10.0.0.7:5", False),
+        ("ipv6:[fe80::1]:5", False),
+        ("ipv4:192.127.0.1:5", False),
+    ],
+)
+def test_shared_memory_is_for_peers_on_this_machine(serve: Serve, peer: str, local: bool) -> None:
+    """Another machine's client cannot reach what a local one has registered, though it may use the session."""
+    server = serve(allow_shm=True)
+    session = server.state.sessions.create("clip", CONFIG, "here")
+
+    class Context:
+        def peer(self) -> str:
+            return peer
+
+    context: Any = Context()
+    assert server.state.shares(context) == local
+    assert (server.state.regions(session, context) is session.regions) == local
+
+
+def test_tokens_and_keys_are_not_printed() -> None:
+    assert TOKEN not in repr(Access(token=TOKEN, key=TOKEN.encode()))
+
+
+def test_the_wall_clock_may_go_back(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two hours: no session is dropped, nor kept for longer."""
+    state = serve(session_idle_s=100).state
+    session = state.sessions.create("clip", CONFIG, "here")
+    earlier = time.time() - 7200
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: earlier)
+        state.sweep()
+        left_s = state.sessions.message(session).expire_time.ToSeconds() - earlier
+    assert 90 < left_s <= 100
+    assert state.sessions.get(session.name) is session
 
 
 # ---- servers in a process of their own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory
@@ -14,10 +15,12 @@ import pytest
 
 from tests.engine.clips import Clip, make_frames, write_clip
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, opening, pixels, shaky_models, still_models
+from tests.server.test_stream import wait_until
 from vs3r.config import SmoothConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.pipeline import Rendering, SourceWindow, TrackAnalysis
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
@@ -227,6 +230,46 @@ def test_a_full_disk(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_full_disk_under_an_upload(
+    analysed: tuple[Client, str, CameraTrack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, session, _ = analysed
+    data = client.download_track(session)
+
+    def full(*_arguments: object, **_named: object) -> None:
+        raise OSError(28, "No space left on device", "/secret/folder")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    for call in (lambda: client.upload_track(session, data), lambda: client.download_track(session)):
+        with pytest.raises(ServerError, match="no room") as caught:
+            call()
+        assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "CANNOT_WRITE")
+        assert caught.value.retry_s is not None
+        assert "secret" not in str(caught.value)
+    assert client.get_frame(session, 3).sequence == 3
+
+
+def test_what_a_killed_server_was_writing_is_removed(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    half = tmp_path / "cache" / ".x.part"
+    half.write_bytes(b"half a track")
+    serve()
+    assert not half.exists()
+
+
+def test_an_analysis_can_be_cancelled(serve: Serve, tmp_path: Path) -> None:
+    clip = Clip(frames=24, width=64, height=48, codec="ffv1")
+    write_clip(tmp_path / "in.mkv", clip)
+    with connected(serve(media_root=str(tmp_path))) as client:
+        session = client.create_session("clip", CONFIG).name
+        request = pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, path="in.mkv"))
+        with client.open_call("Analyze", iter([request])) as responses:
+            assert next(responses).progress.frames == 8
+        wait_until(lambda: client.status().streams == 0)
+        assert client.get_session(session).frame_count in (0, 24)  # it may have been done before it heard of it
+        assert client.analyze_file(session, "in.mkv").frame_count == 24
+
+
 def test_the_cache_is_bounded(serve: Serve, tmp_path: Path) -> None:
     """Tracks used longest ago go first."""
     server = serve(cache_mb=1)
@@ -374,7 +417,7 @@ def test_bad_slots_and_shrunken_segments_cost_a_frame(serve: Serve, segment: Sha
                 yield pb.StreamRequest(frame=pb.Frame(sequence=i, pts=i, slot=slot))
 
         with client.open_call("Stream", sending()) as responses:
-            found = list(responses)
+            found = [wire.whole(response) for response in responses]
         errors = [(r.frame_error.sequence, r.frame_error.reason) for r in found if r.HasField("frame_error")]
         assert errors == [(1, "REGION_UNKNOWN"), *((i, "SLOT_TOO_SMALL") for i in (2, 3, 4, 5))]
         assert [r.frame.sequence for r in found if r.HasField("frame")] == [0]
@@ -411,3 +454,80 @@ def test_real_models_analyse_too(serve: Serve) -> None:
         assert source.format.width == 64
         assert client.analyze_frames(session, FRAMES[:8]).frame_count == 8
         assert client.get_frame(session, 4).valid_share > 0.5
+
+
+# ---- clips that end early
+
+
+@pytest.mark.parametrize("call", ["stream", "analyze"])
+@pytest.mark.parametrize("how", ["vanish", "raise"])
+def test_half_a_clip_does_not_become_its_track(serve: Serve, tmp_path: Path, call: str, how: str) -> None:
+    """Neither where the client vanishes nor where it cannot read on; the error reaches the caller."""
+    server = serve(still_models(batch=1))
+    with connected(server) as watcher:
+        session = watcher.create_session("clip", CONFIG).name
+        client = Client(server.address)
+
+        def frames() -> Iterator[Frame]:
+            yield from FRAMES[:12]
+            wait_until(lambda: watcher.status().frames_received >= 12 or call == "analyze")
+            if how == "vanish":
+                client.close()
+            raise OSError("the disk is gone")
+
+        def run() -> object:
+            if call == "stream":
+                return list(client.stabilize(frames(), session=session, patience_s=0))
+            return client.analyze_frames(session, frames())
+
+        # A client that is closed may hear of that first.
+        with pytest.raises(OSError if how == "raise" else (OSError, ServerError)):
+            run()
+        client.close()
+        wait_until(lambda: watcher.status().streams == 0)
+        assert watcher.get_session(session).frame_count == 0
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_frames_that_cannot_be_read_end_an_upload(client: Client) -> None:
+    def frames() -> Iterator[tuple[int, Frame]]:
+        yield 0, FRAMES[0]
+        raise OSError("the disk is gone")
+
+    session = client.create_session("clip", CONFIG).name
+    with pytest.raises(OSError, match="the disk is gone"):
+        client.upload_frames(session, frames())
+    assert client.get_session(session).held_frames == 1
+
+
+@pytest.mark.parametrize("name", ["Analyze", "UploadFrames", "UploadTrack"])
+def test_clients_that_send_nothing_are_cut_off(serve: Serve, name: str) -> None:
+    server = serve(stream_idle_s=1)
+    waiting = threading.Event()
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        source = pb.FrameSource(
+            format=layout_message(planar_layout(FRAMES[0].format)), time_base=rational(FRAMES[0].time_base)
+        )
+        first = {
+            "Analyze": pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source)),
+            "UploadFrames": pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source)),
+            "UploadTrack": pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session)),
+        }[name]
+
+        def requests() -> Iterator[object]:
+            yield first
+            waiting.wait(30)
+
+        def run() -> object:
+            if name != "Analyze":
+                return client.call(name, requests(), timeout_s=None)
+            with client.open_call(name, requests()) as responses:
+                return list(responses)
+
+        with pytest.raises(ServerError) as caught:
+            run()
+        waiting.set()
+        assert caught.value.code == "CANCELLED"
+        wait_until(lambda: client.status().streams == 0)
+        assert client.get_session(session).frame_count == 0

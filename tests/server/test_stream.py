@@ -27,13 +27,14 @@ from tests.server.conftest import (
     shaky_models,
     still_models,
 )
-from vs3r.config import EncodeConfig
+from vs3r.config import Config, EncodeConfig
 from vs3r.engine.cli import run
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused, Steady
 from vs3r.engine.files import stabilize_file
 from vs3r.engine.pipeline import Analysis, Rendering, SourceWindow, StabilizedFrame, Stabilizer
+from vs3r.engine.proto import wire
 from vs3r.engine.proto.convert import config_message
 from vs3r.engine.proto.layout import layout_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -74,6 +75,16 @@ def test_same_bytes_as_the_pipeline(serve: Serve, shared_memory: bool) -> None:
         assert mine.valid_share == pytest.approx(theirs.valid_share, abs=1e-6)
         assert not theirs.passed_through
         assert theirs.timings.pipeline_us > 0
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_transient_stream_leaves_nothing_in_its_session(client: Client, transient: bool) -> None:
+    session = client.create_session("clip", CONFIG).name
+    requests = [message(i, frame) for i, frame in enumerate(FRAMES)]
+    _, frames = exchange(client, requests, config=None, session=session, transient=transient)
+    assert [f.data for f in frames] == [pixels(w.frame) for w in expected(FRAMES)]
+    found = client.get_session(session)
+    assert (found.frame_count, found.held_frames) == ((0, 0) if transient else (len(FRAMES), len(FRAMES)))
 
 
 def test_the_command_line_writes_the_same_file(serve: Serve, tmp_path: Path) -> None:
@@ -129,13 +140,13 @@ def test_bad_frames_cost_only_themselves(client: Client) -> None:
 
 
 def exchange(
-    client: Client, requests: list[pb.StreamRequest], *, config: object = CONFIG
+    client: Client, requests: list[pb.StreamRequest], *, config: Config | None = CONFIG, **fields: object
 ) -> tuple[list[pb.FrameError], list[pb.StabilizedFrame]]:
     """Send by credit, collect all."""
     credit = threading.Semaphore(0)
 
     def sending() -> Iterator[pb.StreamRequest]:
-        yield opening(config=config_message(CONFIG) if config is CONFIG else None)
+        yield opening(config=config_message(config) if config is not None else None, **fields)  # type: ignore[arg-type]
         for request in requests:
             credit.acquire()
             yield request
@@ -143,13 +154,13 @@ def exchange(
     errors, frames = [], []
     with client.open_call("Stream", sending()) as responses:
         for response in responses:
-            match response.WhichOneof("message"):
+            match wire.kind_of(response):
                 case "started":
                     credit.release(response.started.credits)
                 case "credit":
                     credit.release(response.credit.frames)
                 case "frame":
-                    frames.append(response.frame)
+                    frames.append(wire.whole(response).frame)
                 case "frame_error":
                     errors.append(response.frame_error)
     return errors, frames
@@ -283,6 +294,86 @@ def test_fuzzed_bytes_are_refused(serve: Serve) -> None:
         assert len(steady(client.stabilize(FRAMES[:4], CONFIG))) == 4
 
 
+def test_fuzzed_frames_in_a_stream_cost_themselves_or_the_call(serve: Serve) -> None:
+    """Frames whose bytes are changed behind a valid opening: an error each, never a hang; nothing stays behind."""
+    rng = np.random.default_rng(6)
+    server = serve(shaky_models())
+    ends: set[str] = set()
+    with grpc.insecure_channel(server.address) as channel, connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        source = pb.FrameSource(format=opening().config.format, time_base=opening().config.time_base)
+        starts = {
+            "Stream": opening(),
+            "Analyze": pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source)),
+            "UploadFrames": pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source)),
+        }
+        for round_ in range(24):
+            for name, start in starts.items():
+                sent = [start.SerializeToString()]
+                for i, frame in enumerate(FRAMES[:6]):
+                    data = bytearray(message(i, frame).SerializeToString())
+                    for at in rng.integers(0, 40, round_ % 4):
+                        data[at] = rng.integers(256)
+                    sent.append(bytes(data[: rng.integers(len(data)) if round_ % 5 == 4 else len(data)]))
+                call: Any = channel.stream_stream(f"/vs3r.v1.EngineService/{name}")
+                responses = call(iter(sent), timeout=20)
+                with suppress(grpc.RpcError):
+                    list(responses)
+                ends.add(responses.code().name)
+        assert ends <= {"OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
+        assert {"OK", "INVALID_ARGUMENT"} <= ends
+        wait_until(lambda: client.status().streams == 0 and client.status().reserved_bytes == 0)
+        assert len(steady(client.stabilize(FRAMES[:4], CONFIG))) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"pts": (1 << 63) - 1}, "PTS"),
+        ({"pts": -(1 << 63)}, "PTS"),
+        ({"duration": -1}, "PTS"),
+        ({"duration": (1 << 63) - 1}, "PTS"),
+        ({"data": b""}, "INPUT_UNUSABLE"),
+        ({"slot": pb.SharedMemorySlot(region="r", offset=(1 << 64) - 1, byte_size=(1 << 64) - 1)}, "REGION_UNKNOWN"),
+        ({"output_slot": pb.SharedMemorySlot(region="r", byte_size=1)}, "REGION_UNKNOWN"),
+    ],
+)
+def test_absurd_numbers_cost_a_frame(client: Client, fields: dict[str, object], reason: str) -> None:
+    wrong = message(1, FRAMES[1])
+    wrong.frame.MergeFrom(pb.Frame(**fields))  # type: ignore[arg-type]
+    if fields.get("data") == b"":
+        wrong.frame.data = b""
+    last = message(0, FRAMES[2])
+    last.frame.sequence = (1 << 64) - 1
+    errors, frames = exchange(client, [message(0, FRAMES[0]), wrong, last])
+    assert [(e.sequence, e.reason) for e in errors] == [(1, reason)]
+    assert [f.sequence for f in frames] == [0, (1 << 64) - 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"width": 1 << 31}, "config.format.width"),
+        ({"width": 65536, "height": 65536}, "config.format.width"),
+        ({"row_strides": [(1 << 32) - 1] * 3}, "config.format.row_strides"),
+        ({"row_strides": [1] * 3}, "config.format.row_strides"),
+        ({"row_strides": [64] * 5000}, "config.format.row_strides"),
+    ],
+)
+def test_absurd_sizes_and_strides_are_refused(client: Client, changes: dict[str, Any], field: str) -> None:
+    request = opening()
+    for name, value in changes.items():
+        if isinstance(value, list):
+            del request.config.format.row_strides[:]
+            request.config.format.row_strides.extend(value)
+        else:
+            setattr(request.config.format, name, value)
+    with pytest.raises(ServerError) as caught, client.open_call("Stream", iter([request])) as responses:
+        list(responses)
+    assert [v.field for v in caught.value.violations] == [field]
+    assert len(str(caught.value)) < 500
+
+
 def test_rgba_frames_come_back_in_their_format(serve: Serve) -> None:
     """Through the wire's own formats: a still camera gives the same bytes back, padding aside."""
     shape = pb.FrameFormat(pixel_format=pb.PIXEL_FORMAT_RGBA8, width=20, height=10, row_strides=[96])
@@ -292,7 +383,7 @@ def test_rgba_frames_come_back_in_their_format(serve: Serve) -> None:
     start = pb.StreamRequest(config=pb.StreamConfig(format=shape, time_base=pb.Rational(numerator=1, denominator=25)))
     frames = [pb.StreamRequest(frame=pb.Frame(sequence=i, pts=i, data=d)) for i, d in enumerate(data)]
     with connected(serve(still_models())) as client, client.open_call("Stream", iter([start, *frames])) as responses:
-        got = [r.frame for r in responses if r.WhichOneof("message") == "frame"]
+        got = [wire.whole(r).frame for r in responses if wire.kind_of(r) == "frame"]
     assert [f.data for f in got] == data
 
 

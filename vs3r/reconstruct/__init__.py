@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from vs3r.config import Config
 from vs3r.networks import Prepare, eager
-from vs3r.reconstruct.flow_ba import FlowBundleAdjustment
+from vs3r.reconstruct.flow_ba import BLOCK, OVERLAP, FlowBundleAdjustment
 from vs3r.types import Frame, FrameGeometry, PictureFormat
 
-__all__ = ["Reconstructor", "make_reconstructor"]
+__all__ = ["Reconstructor", "delay_frames", "make_reconstructor"]
 
 
 class Reconstructor(Protocol):
@@ -36,5 +36,20 @@ class Reconstructor(Protocol):
 
 
 def make_reconstructor(config: Config, fmt: PictureFormat, prepare: Prepare = eager) -> Reconstructor:
-    """The reconstructor that the config names, for pictures of the given format; `prepare` says how to run networks."""
-    return FlowBundleAdjustment(config, fmt, prepare)
+    """The reconstructor that the config names, for pictures of the given format; `prepare` says how to run networks.
+
+    Raises:
+        InputError: the weights that it needs were not fetched, or are not what they should be.
+        BackendError: it needs a GPU, and there is none.
+    """
+    if config.reconstruct.backend == "flow-ba":
+        return FlowBundleAdjustment(config, fmt, prepare)
+    from vs3r.reconstruct.vggt.reconstructor import Vggt4d
+
+    return Vggt4d(config, fmt, prepare)
+
+
+def delay_frames(config: Config) -> int:
+    """How many frames at most are pushed before the geometry of the first of them is returned."""
+    adjustment = 2 * BLOCK + OVERLAP
+    return adjustment if config.reconstruct.backend == "flow-ba" else adjustment + config.vggt.vggt_window_frames

@@ -108,6 +108,8 @@ class Problem:
     """A camera that moves may zoom as freely as one that only turns."""
     free_depth: bool = True
     """Inverse depths may change."""
+    inv_depth_std: float = INV_DEPTH_STD
+    """How far the inverse depths are believed to be from those at the beginning, in units of the typical one."""
     readout_prior: tuple[float, float] = (0.0, 0.0)
     """Expected read-out in seconds, and what is known of it: its inverse variance times PRIOR_PX2."""
 
@@ -367,7 +369,7 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
     begin = state.inv_depth[b:]
     damping = 1e-4
     k_near = POINT_PX2 / (INV_DEPTH_NEIGHBOUR_STD * typical) ** 2
-    k_begin = POINT_PX2 / (INV_DEPTH_STD * typical) ** 2
+    k_begin = POINT_PX2 / (problem.inv_depth_std * typical) ** 2
     for _ in range(iterations):
         lin = _linearise(state, problem, width_px)
         H, g = (lin.hessian + prior.hessian)[free][:, free], (lin.gradient + prior.gradient(state))[free]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -52,6 +54,8 @@ READOUT_PRIOR_PX2 = 8e2
 # From here on it is settled; a cut takes it back to this, for it may have been to another camera.
 READOUT_SETTLED_PX2 = 1e5
 READOUT_AFTER_CUT_PX2 = 1e4
+# Of inverse depths that are believed beforehand, relative.
+BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 
@@ -85,11 +89,20 @@ class _Solved:
     flat: bool
 
 
+Believe: TypeAlias = Callable[[State, list[int], int], tuple[State, float] | None]
+"""What else is known of a moving camera. Takes the camera that only turns, the numbers of its frames, and the place of
+the last frame that stays as it is; gives a state that begins there, in the scale of its depth, and the log focal length
+to be expected; or None."""
+
+
 class FlowBundleAdjustment:
     """Camera path, depth and moving objects from optical flow alone. A Reconstructor."""
 
-    def __init__(self, config: Config, fmt: PictureFormat, prepare: Prepare = eager) -> None:
+    def __init__(
+        self, config: Config, fmt: PictureFormat, prepare: Prepare = eager, believe: Believe | None = None
+    ) -> None:
         self._format = fmt
+        self._believe = believe
         self._size = analysis_size(fmt, config.flow.analysis_pixels)
         self._grid = Grid.of(*self._size)
         self._window = FlowWindow(make_flow(config.flow, prepare), self._grid)
@@ -149,7 +162,7 @@ class FlowBundleAdjustment:
         else:
             # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
             sudden, self._last_agreement = self._last_agreement > CONNECTED, observed.agreement
-            if sudden and _is_cut(observed):
+            if sudden and is_cut(observed):
                 done = self._finish()
                 self._segment += 1
                 self._segment_first = observed.index
@@ -278,7 +291,7 @@ class FlowBundleAdjustment:
         problem = self._problem(used, known, rotation_only=False)
         if not was_moving:
             problem = replace(problem, first_free_pose=known + 1)
-        begin = self._begin_moving(turning, problem, old)
+        begin, problem = self._begin(turning, problem, old, fresh, unexplained)
         state, left = self._refined(begin, problem, fresh)
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
         zoomed, self._zooms = self._zooms, False
@@ -314,16 +327,37 @@ class FlowBundleAdjustment:
         T[known:, :3, 3] = -(T[known:, :3, :3] @ (begin + ratio * (centre[known:] - begin))[..., None]).squeeze(-1)
         return replace(state, cam_from_world=T, inv_depth=depth)
 
-    def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved]) -> State:
-        """Where to start with six degrees of freedom."""
+    def _begin(
+        self, turning: State, problem: Problem, old: list[_Solved], fresh: Edges, unexplained: float
+    ) -> tuple[State, Problem]:
+        """Where to start with six degrees of freedom: where believed to be, if that explains more than turning."""
         known = len(old)
         # A lens that zooms while it turns is what walking ahead looks like: begin without.
         log_focal = turning.log_focal.clone()
         log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
-        state = replace(turning, log_focal=log_focal)
+        turning = replace(turning, log_focal=log_focal)
+        base = self._pending[0].index - known
+        numbers = list(range(base, base + len(log_focal)))
+        believed = self._believe(turning, numbers, problem.first_free_pose - 1) if self._believe else None
+        if believed is not None:
+            state, expected = believed
+            posed = replace(problem, free_depth=False, free_focal=False)
+            for width in (12.0, 4.0):
+                seen = rectify(problem.edges, state, self._shutter)
+                state = adjust(state, replace(posed, edges=seen), width_px=width, iterations=8)
+            left = _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
+            log.debug("outlier share believed %.3f turning %.3f", left, unexplained)
+            if left < unexplained:
+                problem = replace(problem, inv_depth_std=BELIEVED_STD)
+                return state, problem if self._focal_known else replace(problem, log_focal_prior=expected)
+        return self._begin_moving(turning, problem, old), problem
+
+    def _begin_moving(self, turning: State, problem: Problem, old: list[_Solved]) -> State:
+        """Where to start with six degrees of freedom."""
+        state = turning
         if old and not old[-1].flat:
             # Poses for the depth that is known, a wide basin first: parallax puts the turning camera far off.
-            state = replace(state, inv_depth=self._carried_depth(turning, old))
+            state = replace(turning, inv_depth=self._carried_depth(turning, old))
             problem = replace(problem, free_depth=False, free_focal=False)
         else:
             # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
@@ -419,7 +453,7 @@ def _is_repeat(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], step
     return all(float(np.median(np.abs(o.flow))) < REPEAT_PX for o in steps)
 
 
-def _is_cut(observed: ObservedFrame) -> bool:
+def is_cut(observed: ObservedFrame) -> bool:
     """The picture changed, no flow explains it, and nothing in it is found again."""
     if observed.agreement > CONNECTED or any(o.aligned for o in observed.found):
         return False

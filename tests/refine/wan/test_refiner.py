@@ -139,6 +139,16 @@ def test_windows_share_what_is_settled() -> None:
     torch.testing.assert_close(second[:, :16, 1], first[:, :16, 2], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("frames", [1, 7, 9, 10, 14, 18])
+def test_compiled_experts_see_few_shapes(frames: int) -> None:
+    oracle = Oracle()
+    config = WanConfig(wan_window_frames=9, wan_stride_frames=4, wan_steps=2, wan_compile=True)
+    out = run(refiner(config, oracle), [picture(FMT, 90, 4, pts=i) for i in range(frames)])
+    assert [frame.pts for frame in out] == list(range(frames))
+    assert {given.shape[2] for given in oracle.inputs} <= {1, 3}
+    assert all(np.ptp(plane) == 0 for frame in out for plane in frame.planes)
+
+
 def test_what_is_settled_does_not_change() -> None:
     torch.manual_seed(0)
     render, noise, before = torch.randn(1, 16, 4, 2, 3), torch.randn(1, 16, 4, 2, 3), torch.randn(1, 16, 2, 2, 3)

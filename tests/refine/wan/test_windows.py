@@ -11,7 +11,7 @@ import torch
 from vs3r.config import WanConfig
 from vs3r.errors import InputError
 from vs3r.refine.wan.schedule import BOUNDARY, low_noise_part, sigma_table
-from vs3r.refine.wan.windows import fold_mask, latent_count, padded_length, window_noise, working_size
+from vs3r.refine.wan.windows import bucket_length, fold_mask, latent_count, padded_length, window_noise, working_size
 
 
 def test_the_shift_is_applied_once() -> None:
@@ -34,6 +34,13 @@ def test_every_length_becomes_one_that_the_vae_takes_wholly(frames: int) -> None
     padded = padded_length(frames)
     assert padded % 4 == 1 and 0 <= padded - frames < 4
     assert latent_count(frames) == latent_count(padded) == 1 + (padded - 1) // 4
+
+
+def test_buckets_are_few_and_large_enough() -> None:
+    lengths = {bucket_length(padded_length(frames), 81) for frames in range(1, 82)}
+    assert lengths == {1, 17, 33, 49, 65, 81}
+    assert all(bucket_length(padded_length(frames), 41) >= frames for frames in range(1, 42))
+    assert bucket_length(37, 41) == 41
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,19 @@ def make_vae() -> Any:
     return AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
 
 
+def make_ti2v() -> tuple[Any, Any]:
+    """The transformer and the autoencoder of TI2V-5B, small: one network, cells of 16 x 16, 48 channels."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(4)
+    vae = AutoencoderKLWan(
+        base_dim=4, decoder_base_dim=4, z_dim=48, dim_mult=[1, 1, 1, 1], num_res_blocks=1, is_residual=True,
+        in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16, latents_mean=[0.0] * 48,
+        latents_std=[1.0] * 48,
+    )  # fmt: skip
+    return make_expert(5, in_channels=48, out_channels=48), vae.eval()
+
+
 def make_folder(folder: Path) -> Path:
     """Save both experts, the autoencoder, a text encoder and a tokenizer of a few words."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -1,20 +1,24 @@
-"""VGGT (Wang et al. 2025): cameras and depth of a window of frames, at the key names of the public checkpoint."""
+"""VGGT (Wang et al. 2025): cameras and depth of a window of frames, at the key names of the public checkpoint.
+
+FirstPass and SecondPass are what VGGT4D runs of it, for pictures of one size, with all tables as constants.
+"""
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vs3r.errors import InputError, ShapeError
+from vs3r.reconstruct.vggt.cues import CueLayers, Cues
+from vs3r.reconstruct.vggt.heads import CameraHead, DepthHead
+from vs3r.reconstruct.vggt.layers import DROPPED, Attending, Block, Linear, Rope, rope_table
 
 IGNORED_PREFIXES = ("point_head.", "track_head.")
-CAMERA_ITERATIONS = 4
-ROPE_BASE = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,15 @@ class VggtSize:
     """Channels that the depth head fuses."""
     depth_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
     """Channels of the four maps that the depth head fuses."""
+    cues: CueLayers = field(default_factory=CueLayers)
+    """Global blocks that VGGT4D reads."""
+    dropping: int = 5
+    """The first pairs: those in which the second pass leaves moving patches out."""
+
+    @property
+    def special(self) -> int:
+        """Tokens of a frame before its patches: camera and registers."""
+        return 1 + self.registers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,75 +68,6 @@ class VggtOutput:
     """(S, H, W) z in the camera, > 0, in the window's own unit."""
     confidence: Tensor
     """(S, H, W) of the depth, > 1."""
-
-
-def rope_table(rows: int, cols: int, *, special: int, head: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (special + rows * cols, head) each, of the rotary positions of a frame's tokens."""
-    y, x = torch.meshgrid(torch.arange(1, rows + 1), torch.arange(1, cols + 1), indexing="ij")
-    place = torch.cat([torch.zeros(special, 2), torch.stack([y, x], dim=-1).reshape(-1, 2).float()])
-    half = head // 2
-    frequency = 1.0 / ROPE_BASE ** (torch.arange(0, half, 2).float() / half)
-    angle = (place[:, :, None] * frequency).repeat(1, 1, 2).reshape(len(place), head)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(..., N, head) turned by the table's angles, y in the first half of the channels, x in the second."""
-    a, b, c, d = x.chunk(4, dim=-1)
-    return x * cos + torch.cat([-b, a, -d, c], dim=-1) * sin
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, *, qk_norm: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.q_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
-        self.k_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
-
-
-class LayerScale(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), 0.01))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int, *, eps: float = 1e-5, qk_norm: bool = False) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, qk_norm=qk_norm)
-        self.ls1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, 4 * width, width)
-        self.ls2 = LayerScale(width)
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), rope))
-        return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
 class PatchProjection(nn.Module):
@@ -148,16 +92,18 @@ class Encoder(nn.Module):
 
     def positions(self, rows: int, cols: int) -> Tensor:
         """(1, rows * cols, width) of a grid of patches."""
-        table = self.pos_embed[:, 1:].float()
+        table = self.pos_embed[:, 1:].detach().float()
         if (rows, cols) == (self.grid, self.grid):
             return table
         table = table.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=(rows, cols), mode="bicubic", antialias=True)
         return table.flatten(2).transpose(1, 2)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        patches = self.patch_embed.proj(pictures)
-        x = patches.flatten(2).transpose(1, 2) + self.positions(*patches.shape[-2:])
+    def forward(self, pictures: Tensor, positions: Tensor) -> Tensor:
+        """(S, 3, H, W) normalised pictures to (S, n, width)."""
+        projection = self.patch_embed.proj
+        patches = projection(pictures.to(projection.weight.dtype)).float()
+        x = patches.flatten(2).transpose(1, 2) + positions
         count = len(x)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
         x = torch.cat([cls, self.register_tokens.expand(count, -1, -1), x], dim=1)
@@ -169,9 +115,6 @@ class Encoder(nn.Module):
 class Aggregator(nn.Module):
     """Pairs of attention within a frame and over all frames."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, size: VggtSize) -> None:
         super().__init__()
         self.size = size
@@ -180,148 +123,72 @@ class Aggregator(nn.Module):
         self.patch_embed = Encoder(size)
         blocks = [Block(size.width, size.heads, qk_norm=True) for _ in range(2 * size.pairs)]
         self.frame_blocks, self.global_blocks = nn.ModuleList(blocks[::2]), nn.ModuleList(blocks[1::2])
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """(S, 3, H, W) in [0, 1] to four (S, N, 2 width), the pairs in `kept`."""
-        frames, _, height, width = pictures.shape
+    def encode(self, pictures: Tensor, tables: Tables) -> Tensor:
+        """(S, 3, H, W) in [0, 1] to (S, n, width), each frame for itself."""
+        return self.patch_embed((pictures - tables.mean) / tables.std, tables.positions)  # type: ignore[no-any-return]
+
+    def forward(
+        self, features: Tensor, rope: Rope, *, keep: Tensor | None = None, cues: Cues | None = None
+    ) -> list[Tensor]:
+        """
+        Args:
+            features: (S, n, width), see `encode`.
+            rope: places of the tokens of a frame.
+            keep: (S, n) above 1/2 for patches that the first pairs may attend to; None: all.
+            cues: is shown what it wants of the global blocks.
+        Returns:
+            Four (S, N, 2 width), the pairs in `kept`.
+        """
+        frames = len(features)
         special = torch.cat([self.camera_token, self.register_token], dim=2)[0]
         special = torch.cat([special[:1], special[1:].expand(frames - 1, -1, -1)])
-        x = torch.cat([special, self.patch_embed((pictures - self.mean) / self.std)], dim=1)
-        rope = rope_table(
-            height // self.size.patch,
-            width // self.size.patch,
-            special=special.shape[1],
-            head=self.size.width // self.size.heads,
-        )
-        cos, sin = (table.to(x.device) for table in rope)
-        everywhere = cos.repeat(frames, 1), sin.repeat(frames, 1)
+        x = torch.cat([special, features], dim=1)
+        within, across = Attending(rope=rope), Attending(rope=rope)
+        if keep is not None:
+            bias = F.pad(torch.where(keep > 0.5, 0.0, DROPPED), (special.shape[1], 0))
+            within = Attending(rope=rope, bias=bias[:, None, None])
+            across = Attending(rope=rope, bias=bias.reshape(1, 1, 1, -1))
         kept = []
-        for pair, (within, across) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            alone = within(x, (cos, sin))
-            x = across(alone.reshape(1, -1, self.size.width), everywhere).view_as(alone)
+        for pair, (alone, together) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
+            if pair == self.size.dropping:
+                within = across = Attending(rope=rope)
+            how = across
+            if cues is not None and cues.wants(pair):
+                how = Attending(rope=rope, bias=across.bias, tap=functools.partial(cues.show, pair))
+            own = alone(x, within)
+            x = together(own.reshape(1, -1, self.size.width), how).view_as(own)
             if pair in self.size.kept:
-                kept.append(torch.cat([alone, x], dim=-1))
+                kept.append(torch.cat([own, x], dim=-1))
         return kept
 
 
-class CameraHead(nn.Module):
-    def __init__(self, size: VggtSize) -> None:
+class Tables(nn.Module):
+    """Constants of a picture size."""
+
+    mean: Tensor
+    std: Tensor
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, network: Vggt, height: int, width: int) -> None:
         super().__init__()
-        width = 2 * size.width
-        self.trunk = nn.Sequential(*(Block(width, size.heads) for _ in range(size.camera_depth)))
-        self.token_norm = nn.LayerNorm(width)
-        self.trunk_norm = nn.LayerNorm(width)
-        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, 9))
-        self.embed_pose = nn.Linear(9, width)
-        self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
-        self.pose_branch = Mlp(width, width // 2, 9)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        size = network.size
+        grid = height // size.patch, width // size.patch
+        cos, sin = rope_table(*grid, special=size.special, head=size.width // size.heads)
+        self.register_buffer("positions", network.aggregator.patch_embed.positions(*grid), persistent=False)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.places = network.depth_head.places(height, width)
+        self.to(self.positions.device)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(S, 2 width) camera tokens to (S, 9)."""
-        x = self.token_norm(tokens)[None]
-        normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-        pose = torch.zeros(1, len(tokens), 9, dtype=x.dtype, device=x.device)
-        for step in range(CAMERA_ITERATIONS):
-            shift, scale, gate = self.poseLN_modulation(
-                self.embed_pose(pose if step else self.empty_pose_tokens.expand_as(pose))
-            ).chunk(3, dim=-1)
-            pose = pose + self.pose_branch(self.trunk_norm(self.trunk(x + gate * (normed * (1 + scale) + shift))))
-        return torch.cat([pose[0, :, :7], pose[0, :, 7:].relu()], dim=-1)
-
-
-class ResidualUnit(nn.Module):
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.relu()  # the checkpoint was trained with an in-place ReLU: the skip, too, is after it
-        return x + self.conv2(self.conv1(x).relu())  # type: ignore[no-any-return]
-
-
-class Fusion(nn.Module):
-    def __init__(self, features: int, *, two: bool) -> None:
-        super().__init__()
-        self.out_conv = nn.Conv2d(features, features, 1)
-        if two:
-            self.resConfUnit1 = ResidualUnit(features)
-        self.resConfUnit2 = ResidualUnit(features)
-
-    def forward(self, x: Tensor, finer: Tensor | None, size: tuple[int, int]) -> Tensor:
-        if finer is not None:
-            x = x + self.resConfUnit1(finer)
-        x = F.interpolate(self.resConfUnit2(x), size=size, mode="bilinear", align_corners=True)
-        return self.out_conv(x)  # type: ignore[no-any-return]
-
-
-def uv_embedding(rows: int, cols: int, *, aspect: float, channels: int) -> Tensor:
-    """(channels, rows, cols) sines and cosines of the place in a picture of a diagonal of 2, x before y."""
-    diagonal = math.hypot(aspect, 1.0)
-    reach = [aspect / diagonal * (cols - 1) / cols, 1 / diagonal * (rows - 1) / rows]
-    x, y = torch.linspace(-reach[0], reach[0], cols), torch.linspace(-reach[1], reach[1], rows)
-    quarter = channels // 4
-    omega = 100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-
-    def waves(place: Tensor) -> Tensor:
-        angle = omega[:, None] * place.double()
-        return torch.cat([angle.sin(), angle.cos()])
-
-    return torch.cat([waves(x)[:, None, :].expand(-1, rows, -1), waves(y)[:, :, None].expand(-1, -1, cols)]).float()
-
-
-class DepthHead(nn.Module):
-    """DPT (Ranftl et al. 2021)."""
-
-    def __init__(self, size: VggtSize) -> None:
-        super().__init__()
-        features, channels = size.depth_features, size.depth_channels
-        self.patch = size.patch
-        self.special = 1 + size.registers
-        self.norm = nn.LayerNorm(2 * size.width)
-        self.projects = nn.ModuleList(nn.Conv2d(2 * size.width, each, 1) for each in channels)
-        self.resize_layers = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(channels[0], channels[0], 4, 4),
-                nn.ConvTranspose2d(channels[1], channels[1], 2, 2),
-                nn.Identity(),
-                nn.Conv2d(channels[3], channels[3], 3, 2, 1),
-            ]
-        )
-        self.scratch = nn.Module()
-        for level, each in enumerate(channels, 1):
-            self.scratch.add_module(f"layer{level}_rn", nn.Conv2d(each, features, 3, padding=1, bias=False))
-            self.scratch.add_module(f"refinenet{level}", Fusion(features, two=level < 4))
-        self.scratch.add_module("output_conv1", nn.Conv2d(features, features // 2, 3, padding=1))
-        self.scratch.add_module(
-            "output_conv2",
-            nn.Sequential(nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 2, 1)),
-        )
-
-    def forward(self, kept: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Four (S, N, 2 width) to (S, height, width) depth and confidence."""
-
-        def placed(x: Tensor) -> Tensor:
-            table = uv_embedding(*x.shape[-2:], aspect=width / height, channels=x.shape[1])
-            return x + 0.1 * table.to(x)
-
-        rows, cols = height // self.patch, width // self.patch
-        maps = []
-        for level, tokens in enumerate(kept):
-            x = self.norm(tokens[:, self.special :]).transpose(1, 2).unflatten(2, (rows, cols))
-            x = self.resize_layers[level](placed(self.projects[level](x)))
-            maps.append(self.scratch.get_submodule(f"layer{level + 1}_rn")(x))
-        x = maps[3]
-        for level in (4, 3, 2, 1):
-            target = maps[level - 2].shape[-2:] if level > 1 else [2 * side for side in maps[0].shape[-2:]]
-            fuse = self.scratch.get_submodule(f"refinenet{level}")
-            x = fuse(x, maps[level - 1] if level < 4 else None, tuple(target))
-        x = self.scratch.get_submodule("output_conv1")(x)
-        x = placed(F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True))
-        x = self.scratch.get_submodule("output_conv2")(x)
-        return x[:, 0].exp(), 1 + x[:, 1].exp()
+    @property
+    def rope(self) -> Rope:
+        """Places of the tokens of a frame."""
+        return Rope(cos=self.cos, sin=self.sin)
 
 
 class Vggt(nn.Module):
@@ -331,8 +198,14 @@ class Vggt(nn.Module):
         super().__init__()
         self.size = size
         self.aggregator = Aggregator(size)
-        self.camera_head = CameraHead(size)
-        self.depth_head = DepthHead(size)
+        self.camera_head = CameraHead(2 * size.width, size.heads, size.camera_depth)
+        self.depth_head = DepthHead(
+            2 * size.width,
+            patch=size.patch,
+            special=size.special,
+            features=size.depth_features,
+            channels=size.depth_channels,
+        )
 
     def forward(self, pictures: Tensor) -> VggtOutput:
         """
@@ -346,9 +219,71 @@ class Vggt(nn.Module):
                 f"expected pictures (S, 3, H, W) with H and W multiples of {self.size.patch}, "
                 f"got {tuple(pictures.shape)}; resize them"
             )
-        kept = self.aggregator(pictures)
-        depth, confidence = self.depth_head(kept, *pictures.shape[-2:])
-        return VggtOutput(pose=self.camera_head(kept[-1][:, 0]), depth=depth, confidence=confidence)
+        pose, depth, confidence, _, _ = FirstPass(self, *pictures.shape[-2:])(pictures)
+        return VggtOutput(pose=pose, depth=depth, confidence=confidence)
+
+
+class FirstPass(nn.Module):
+    """Everything of a window, for pictures of one size."""
+
+    def __init__(self, network: Vggt, height: int, width: int, *, cues: bool = False) -> None:
+        """
+        Args:
+            network: its weights are shared.
+            cues: also look for motion.
+        """
+        super().__init__()
+        self.network, self.tables = network, Tables(network, height, width)
+        self.height, self.width, self.cues = height, width, cues
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(S, 3, H, W) in [0, 1] to pose, depth and confidence, see VggtOutput; dynamic (S, n), see Cues.dynamic (0
+        where not looked for); features (S, n, width) of the patches, see Aggregator.encode."""
+        network, size = self.network, (self.height, self.width)
+        features = network.aggregator.encode(pictures, self.tables)
+        frames, patches = features.shape[:2]
+        cues = Cues(network.size.cues, frames, patches, features.device) if self.cues else None
+        kept = network.aggregator(features, self.tables.rope, cues=cues)
+        pose = network.camera_head(kept[-1][:, 0])
+        depth, confidence = network.depth_head(kept, self.tables.places, size)
+        dynamic = features.new_zeros(frames, patches) if cues is None else cues.dynamic()
+        return pose, depth, confidence, dynamic, features
+
+
+def depth_frames(frames: int) -> list[int]:
+    """Frames of a window of which the second pass gives depth: enough for the scale between the passes."""
+    return sorted({0, frames // 2, frames - 1})
+
+
+class SecondPass(nn.Module):
+    """Poses from what stands still, for pictures of one size."""
+
+    def __init__(self, network: Vggt, height: int, width: int) -> None:
+        super().__init__()
+        self.network, self.tables = network, Tables(network, height, width)
+        self.height, self.width = height, width
+
+    def forward(self, features: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            features: (S, n, width) of the first pass.
+            keep: (S, n) above 1/2 where nothing moves.
+        Returns:
+            pose (S, 9); depth (K, H, W) of the frames `depth_frames`.
+        """
+        network = self.network
+        kept = network.aggregator(features, self.tables.rope, keep=keep)
+        pose = network.camera_head(kept[-1][:, 0])
+        some = depth_frames(len(features))
+        depth, _ = network.depth_head([x[some] for x in kept], self.tables.places, (self.height, self.width))
+        return pose, depth
+
+
+def lower_precision(network: Vggt, dtype: torch.dtype) -> None:
+    """Let matrices and attention compute in another number format; the sums between them, norms and heads do not."""
+    for module in network.aggregator.modules():
+        if isinstance(module, Linear | nn.Conv2d):
+            module.to(dtype)
 
 
 def load_state(network: Vggt, state: Mapping[str, Tensor]) -> None:
@@ -369,4 +304,5 @@ def load_state(network: Vggt, state: Mapping[str, Tensor]) -> None:
                 f"expected a checkpoint of VGGT, this one {what} {', '.join(keys[:3])}"
                 f"{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}; use vggt-1b or vggt-1b-commercial"
             )
-    network.load_state_dict(given)
+    # Not copied: the network may have been made without memory of its own.
+    network.load_state_dict({key: value.float() for key, value in given.items()}, assign=True)

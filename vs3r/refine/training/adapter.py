@@ -17,13 +17,16 @@ def add_lora(expert: Any) -> list[nn.Parameter]:
     Args:
         expert: WanTransformer3DModel.
     Returns:
-        What is to be trained.
+        What is to be trained, in float32: steps are too small for bfloat16.
     """
     from peft import LoraConfig
 
     expert.requires_grad_(False)
     expert.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS)))
-    return [parameter for parameter in expert.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in expert.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    return trained
 
 
 def save_lora(expert: Any, folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vs3r.refine.wan.schedule import BOUNDARY, SHIFT, TRAIN_TIMESTEPS
+from vs3r.refine.training.pairs import Pair
+from vs3r.refine.wan.ask import predict
+from vs3r.refine.wan.schedule import BOUNDARY, SHIFT
 
 Part = Literal["transformer", "transformer_2"]
 
@@ -26,36 +29,25 @@ def draw_sigma(part: Part, generator: torch.Generator) -> float:
 
 
 def flow_loss(
-    expert: Any,
-    clean: Tensor,
-    render: Tensor,
-    mask: Tensor,
-    text: Tensor,
-    *,
-    noise: Tensor,
-    sigma: float,
-    known_weight: float,
+    expert: Any, pair: Pair, text: Tensor, *, noise: Tensor, sigma: float, known_weight: float, told: str = "validity"
 ) -> Tensor:
     """Squared error of the velocity, noise minus picture, with a weight of its own where the render is right.
 
     Args:
         expert: WanTransformer3DModel with 36 input channels.
-        clean: (1, 16, T, h, w) latents that it should reach, float32.
-        render: (1, 16, T, h, w) latents of the prefilled render, float32.
-        mask: (1, 4, T, h, w) 1 where the render is right, see vs3r.refine.wan.pictures.fold_mask.
+        pair: on the expert's device.
         text: (1, N, D) embedding of the prompt.
         noise: (1, 16, T, h, w) float32.
         sigma: noise level, 0 to 1.
         known_weight: of known cells, above 0; those not known weigh 1.
+        told: as WanConfig.wan_condition: with `authors` the expert is told that all is right.
     Returns:
         The weighted mean, a scalar in float32.
     """
-    noisy = sigma * noise + (1.0 - sigma) * clean
-    model_input = torch.cat([noisy, mask, render], dim=1).to(expert.dtype)
-    time = torch.full((1,), sigma * TRAIN_TIMESTEPS, device=clean.device)
-    predicted: Tensor = expert(
-        hidden_states=model_input, timestep=time, encoder_hidden_states=text.to(expert.dtype), return_dict=False
-    )[0]
-    weight = torch.lerp(torch.ones_like(mask[:, :1]), torch.full_like(mask[:, :1], known_weight), mask.mean(1, True))
-    error = (predicted.float() - (noise - clean)).square().mean(1, True)
+    shown = pair if told == "validity" else replace(pair, mask=torch.ones_like(pair.mask))
+    noisy = sigma * noise + (1.0 - sigma) * pair.clean
+    predicted = predict(expert, torch.cat([noisy, shown.mask, pair.render], dim=1), text, sigma)
+    known = pair.mask.mean(1, keepdim=True)
+    weight = torch.lerp(torch.ones_like(known), torch.full_like(known, known_weight), known)
+    error = (predicted - (noise - pair.clean)).square().mean(1, keepdim=True)
     return (weight * error).sum() / weight.sum()

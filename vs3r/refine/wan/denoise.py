@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Velocity(Protocol):
-    """The two experts behind one function; see vs3r.refine.wan.model.Experts."""
+    """The two experts behind one function; see vs3r.refine.wan.model.Experts. C channels: 16, of TI2V-5B 48."""
 
     def velocity(self, model_input: Tensor, sigma: float, /) -> Tensor:
-        """(1, 36, T, h, w) to (1, 16, T, h, w): noise minus picture, in float32."""
+        """(1, C + 4 + C, T, h, w), noisy latents, mask and render, to (1, C, T, h, w): noise minus picture, float32."""
         ...
 
 
@@ -24,11 +24,11 @@ class Condition:
     """What is known of a window."""
 
     render: Tensor
-    """(1, 16, T, h, w) latents of the prefilled pictures, float32."""
+    """(1, C, T, h, w) latents of the prefilled pictures, float32."""
     mask: Tensor
     """(1, 4, T, h, w) 1 where the pictures are right, see fold_mask."""
     before: Tensor | None = None
-    """(1, 16, n, h, w) final latents that the window before has for latent frames 1 to n of this one; None at the
+    """(1, C, n, h, w) final latents that the window before has for latent frames 1 to n of this one; None at the
     start of a scene."""
 
 
@@ -40,11 +40,11 @@ def denoise(
     Args:
         experts: predict the velocity.
         condition: of the window.
-        noise: (1, 16, T, h, w) float32.
+        noise: (1, C, T, h, w) float32.
         sigmas: levels, falling to 0. Below 1 at the start, the render with that much noise is where it starts.
         check: called before every step; what it raises ends the work.
     Returns:
-        (1, 16, T, h, w) latents. What the window before had settled stays as it was.
+        (1, C, T, h, w) latents. What the window before had settled stays as it was.
     """
     render, mask = condition.render, condition.mask
     if condition.before is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +15,29 @@ from torch import Tensor
 
 from vs3r.config import WanConfig
 from vs3r.errors import BackendError, InputError
+from vs3r.refine.wan.ask import predict
+from vs3r.refine.wan.attention import choose_attention, set_attention
+from vs3r.refine.wan.checkpoint import HIGH, LOW, Checkpoint, find_checkpoint, read_expert, read_vae
 from vs3r.refine.wan.lora import merge_lora
+from vs3r.refine.wan.precision import GIGABYTES, choose_precision, hold_as
 from vs3r.refine.wan.prompt import load_prompt
-from vs3r.refine.wan.schedule import BOUNDARY, TRAIN_TIMESTEPS
-from vs3r.weights import WEIGHTS, find_weights
-
-CHANNELS = 16
-"""Of a latent frame."""
-INPUT_CHANNELS = 36
-"""Noise, mask (4) and condition."""
-HIGH, LOW = "transformer", "transformer_2"
-"""Folders of the two experts, and the names of their LoRAs' folders."""
+from vs3r.refine.wan.schedule import BOUNDARY
+from vs3r.refine.wan.windows import Layout
 
 
 class Experts:
-    """The high-noise and the low-noise transformer; both on the device, or one at a time."""
+    """The high-noise and the low-noise transformer, both on the device or one at a time; or a single one for both."""
 
     def __init__(self, high: Any, low: Any, prompt: Tensor, *, device: torch.device, swap: bool) -> None:
         """
         Args:
             high: WanTransformer3DModel for sigma >= 0.9; None where only the other is used.
-            low: the one below.
+            low: the one below; None where the high-noise one does its work, too.
             prompt: (1, N, D) embedded prompt.
             device: where they run.
             swap: keep the one that is not in use in main memory.
         """
-        self._experts = {HIGH: high, LOW: low}
+        self._experts = {HIGH: high} if low is None else {HIGH: high, LOW: low}
         self._device = device
         self._swap = swap
         self._on_device = ""
@@ -52,15 +49,8 @@ class Experts:
 
     def velocity(self, model_input: Tensor, sigma: float, /) -> Tensor:
         """See vs3r.refine.wan.denoise.Velocity."""
-        expert = self._bring(HIGH if sigma >= BOUNDARY else LOW)
-        dtype = expert.patch_embedding.bias.dtype
-        (found,) = expert(
-            hidden_states=model_input.to(dtype),
-            timestep=torch.tensor([sigma * TRAIN_TIMESTEPS], device=self._device),
-            encoder_hidden_states=self._prompt.to(dtype),
-            return_dict=False,
-        )
-        return found.float()  # type: ignore[no-any-return]
+        name = HIGH if sigma >= BOUNDARY or LOW not in self._experts else LOW
+        return predict(self._bring(name), model_input, self._prompt, sigma)
 
     def _bring(self, name: str) -> Any:
         if self._swap and self._on_device != name:
@@ -85,7 +75,7 @@ class VideoCodec:
         self._dtype = decode_dtype
 
     def encode(self, video: Tensor) -> Tensor:
-        """(1, 3, 4k + 1, H, W) in [-1, 1] to (1, 16, k + 1, H / 8, W / 8), the posterior's mode."""
+        """(1, 3, 4k + 1, H, W) in [-1, 1] to (1, C, k + 1, H / 8, W / 8), of TI2V-5B / 16, the posterior's mode."""
         latents = self._encoder.encode(video.to(self._mean.device, torch.float32)).latent_dist.mode()
         return (latents - self._mean) / self._std  # type: ignore[no-any-return]
 
@@ -103,6 +93,8 @@ class WanModel:
     """The transformers."""
     codec: VideoCodec
     """The autoencoder."""
+    layout: Layout
+    """Of the latents."""
     device: torch.device
     """Where all of it runs."""
 
@@ -115,48 +107,87 @@ def load_model(config: WanConfig) -> WanModel:
         BackendError: there is no GPU or not enough memory on it, or diffusers is not installed.
     """
     require_packages()
-    folder = find_weights(config.wan_weights) if config.wan_weights in WEIGHTS else Path(config.wan_weights)
-    if not folder.is_dir():
-        raise InputError(
-            f"expected the weights of Wan2.2 as a name ({', '.join(n for n in WEIGHTS if n.startswith('wan'))}) or a "
-            f"folder, got {config.wan_weights}; fetch them with: vs3r weights fetch wan2.2-i2v-a14b"
-        )
+    checkpoint = find_checkpoint(config.wan_weights, only_low=config.wan_experts == "low")
     if config.wan_lora is not None and not Path(config.wan_lora).is_dir():
         raise InputError(f"expected a folder with LoRAs, got {config.wan_lora}; see docs/refine.md")
-    device = _device(config)
-    _quiet()
-    for name in (LOW,) if config.wan_experts == "low" else (HIGH, LOW):
-        _check_kind(folder / name)
+    device = find_device(config.wan_device)
+    precision = choose_precision(config.wan_precision, device)
+    attention = choose_attention(config.wan_attention, device)
     with memory_errors(config):
-        prompt = load_prompt(folder, config.wan_prompt, form=config.wan_condition)
-        high = None if config.wan_experts == "low" else _load_expert(folder, HIGH, config)
-        experts = Experts(
-            high, _load_expert(folder, LOW, config), prompt, device=device, swap=config.wan_experts == "swap"
-        )
-        decode_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        codec = VideoCodec(_load_vae(folder), device=device, decode_dtype=decode_dtype)
-    return WanModel(experts=experts, codec=codec, device=device)
+        prompt = load_prompt(checkpoint, config.wan_prompt, form=config.wan_condition)
+        read = {
+            name: _prepare(read_expert(checkpoint, name, _dtype(precision)), name, config, precision, attention)
+            for name in checkpoint.experts
+        }
+        experts = Experts(read.get(HIGH), read.get(LOW), prompt, device=device, swap=config.wan_experts == "swap")
+        codec = load_codec(checkpoint, device)
+    return WanModel(experts=experts, codec=codec, layout=checkpoint.layout, device=device)
+
+
+def load_codec(checkpoint: Checkpoint, device: torch.device) -> VideoCodec:
+    """The autoencoder of a checkpoint; on a GPU it decodes in bfloat16."""
+    decode_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return VideoCodec(read_vae(checkpoint), device=device, decode_dtype=decode_dtype)
+
+
+def load_encoder(weights: str, asked: str) -> tuple[VideoCodec, Layout]:
+    """The autoencoder alone.
+
+    Args:
+        weights: as WanConfig.wan_weights.
+        asked: as WanConfig.wan_device.
+    Raises:
+        InputError: weights are missing, or are of another model.
+        BackendError: it cannot run here.
+    """
+    require_packages()
+    checkpoint = find_checkpoint(weights, only_low=False)
+    device = find_device(asked)
+    return load_codec(checkpoint, device), checkpoint.layout
+
+
+def _prepare(expert: Any, name: str, config: WanConfig, precision: str, attention: str) -> Any:
+    """From weights as they were read to an expert that can be asked."""
+    if config.wan_lora is not None:
+        merge_lora(expert, Path(config.wan_lora) / name)
+    expert.eval().requires_grad_(False)
+    hold_as(expert, precision)
+    set_attention(expert, attention)
+    if config.wan_compile:
+        compile_blocks(expert)
+    return expert
+
+
+def compile_blocks(expert: Any, **options: Any) -> None:
+    """Compile what an expert repeats: one block, once for every shape of window; `options` are torch.compile's."""
+    expert.compile_repeated_blocks(fullgraph=True, dynamic=False, **options)
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def require_packages() -> None:
-    """Raise BackendError where what `--refine wan` needs beside the default packages is not installed."""
+    """Import what `--refine wan` needs beside the default packages, and make it quiet.
+
+    Progress bars would tear the command line's apart; what is amiss with a checkpoint is an error here; and torchao
+    tells of extensions that nothing here needs.
+
+    Raises:
+        BackendError: a package is not installed.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import accelerate  # noqa: F401
-        import diffusers  # noqa: F401
+        import diffusers
         import peft  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as error:
         raise BackendError(
             f"refine wan needs diffusers, transformers, accelerate and peft ({error}); "
             "install them with: pip install 'vs3r[refine]'"
         ) from None
-
-
-def _quiet() -> None:
-    """Progress bars would tear the command line's apart; what is amiss with a checkpoint is an error here."""
-    import diffusers
-    import transformers
-
     for log in (diffusers.utils.logging, transformers.utils.logging):
         log.disable_progress_bar()
         log.set_verbosity_error()
@@ -177,7 +208,7 @@ def smaller_setting(config: WanConfig) -> str:
     """What to change so that less memory is needed."""
     if config.wan_experts == "both":
         return "--wan-experts swap"
-    if config.wan_precision != "fp8-storage":
+    if config.wan_precision in ("auto", "bf16", "fp32"):
         return "--wan-precision fp8-storage"
     if config.wan_window_frames > 33:
         return f"--wan-window-frames {max(33, (config.wan_window_frames // 8) * 4 + 1)}"
@@ -185,7 +216,7 @@ def smaller_setting(config: WanConfig) -> str:
 
 
 def _need(config: WanConfig) -> str:
-    per_expert = {"bf16": 28.6, "fp8-storage": 14.4, "fp32": 57.2}[config.wan_precision]
+    per_expert = GIGABYTES["bf16" if config.wan_precision == "auto" else config.wan_precision]
     resident = per_expert * (2 if config.wan_experts == "both" else 1)
     return (
         f"the experts of the 14B model take {resident:.0f} GB with --wan-experts {config.wan_experts} "
@@ -193,8 +224,13 @@ def _need(config: WanConfig) -> str:
     )
 
 
-def _device(config: WanConfig) -> torch.device:
-    if config.wan_device == "cpu":
+def find_device(asked: str) -> torch.device:
+    """WanConfig.wan_device as PyTorch names it.
+
+    Raises:
+        BackendError: there is no GPU.
+    """
+    if asked == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise BackendError(
@@ -202,72 +238,3 @@ def _device(config: WanConfig) -> torch.device:
             "or ask for the processor by name: --wan-device cpu (days for a clip with the published model)"
         )
     return torch.device("cuda")
-
-
-def _check_kind(folder: Path) -> None:
-    """Refuse another model before anything large is read."""
-    try:
-        settings = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        raise InputError(
-            f"expected {folder.name} of Wan2.2 in {folder}, and there is no config.json that can be read; "
-            "fetch it with: vs3r weights fetch wan2.2-i2v-a14b"
-        ) from None
-    found = settings.get("in_channels"), settings.get("out_channels"), settings.get("image_dim")
-    if found != (INPUT_CHANNELS, CHANNELS, None):
-        raise InputError(
-            f"expected an image-to-video transformer of Wan2.2 (in_channels {INPUT_CHANNELS}, out_channels {CHANNELS}, "
-            f"image_dim None) in {folder}, got {found[0]}, {found[1]}, {found[2]}; use wan2.2-i2v-a14b or one like it"
-        )
-
-
-def _load_expert(folder: Path, name: str, config: WanConfig) -> Any:
-    from diffusers import WanTransformer3DModel
-
-    dtype = torch.float32 if config.wan_precision == "fp32" else torch.bfloat16
-    expert = _read(folder / name, lambda path, **more: WanTransformer3DModel.from_pretrained(path, **more), dtype)
-    if config.wan_lora is not None:
-        merge_lora(expert, Path(config.wan_lora) / name)
-    expert.eval().requires_grad_(False)
-    if config.wan_precision == "fp8-storage":
-        keep_as_fp8(expert)
-    return expert
-
-
-def keep_as_fp8(expert: Any) -> None:
-    """Hold the linear layers of an expert's blocks in 8 bits and compute in bfloat16; after a LoRA was merged."""
-    # The last projection decides the output directly; the model's own list of what stays is added to it.
-    expert.enable_layerwise_casting(
-        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16, skip_modules_pattern=("proj_out",)
-    )
-
-
-def _load_vae(folder: Path) -> Any:
-    from diffusers import AutoencoderKLWan
-
-    vae = _read(folder / "vae", lambda path, **more: AutoencoderKLWan.from_pretrained(path, **more), torch.float32)
-    if vae.config.z_dim != CHANNELS:
-        raise InputError(
-            f"expected an autoencoder with {CHANNELS} latent channels in {folder / 'vae'}, got {vae.config.z_dim}; "
-            "use the one that comes with wan2.2-i2v-a14b"
-        )
-    return vae.eval().requires_grad_(False)
-
-
-def _read(folder: Path, from_pretrained: Callable[..., Any], dtype: torch.dtype) -> Any:
-    """A network of diffusers, with every tensor of the file used and none made up."""
-    try:
-        network, info = from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"expected weights that diffusers can read in {folder}, got an error: {reason}") from None
-    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
-    if wrong:
-        raise InputError(
-            f"expected the weights of a {type(network).__name__} in {folder}, got another model's: "
-            f"{len(info['missing_keys'])} tensors are missing and {len(info['unexpected_keys'])} are not known, "
-            f"{', '.join(wrong[:3])} for one"
-        )
-    return network

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from vs3r.refine.fill import fill_unseen
+from vs3r.refine.wan.windows import Layout, fold_mask, padded_size
 from vs3r.render.pullpush import pull_push
 from vs3r.types import FloatArray, Frame, PictureFormat, Plane, RenderedFrame
 
@@ -68,6 +72,31 @@ def known_pixels(known: FloatArray, size: tuple[int, int], padded: tuple[int, in
     """
     pixels = cv2.resize(known, size, interpolation=cv2.INTER_LINEAR) > 1.0 - 1e-4
     return np.pad(pixels, ((0, padded[1] - size[1]), (0, padded[0] - size[0])), mode="edge")
+
+
+def model_video(pictures: Sequence[FloatArray], frames: int, layout: Layout) -> Tensor:
+    """Pictures as the autoencoder takes them.
+
+    Args:
+        pictures: (h, w, 3) each, 0 to 1.
+        frames: how many it takes, 4k + 1.
+        layout: says what sizes it takes.
+    Returns:
+        (1, 3, frames, H, W) in [-1, 1]; what is missing of the sizes repeats the last frame, row and column.
+    """
+    video = np.stack(pictures)
+    count, rows, columns = video.shape[:3]
+    width, height = padded_size((columns, rows), layout)
+    more = (0, frames - count), (0, height - rows), (0, width - columns), (0, 0)
+    return torch.from_numpy(np.pad(video, more, mode="edge")).permute(3, 0, 1, 2)[None] * 2.0 - 1.0
+
+
+def model_mask(given: Sequence[Prefilled], frames: int, layout: Layout) -> Tensor:
+    """(1, 4, T, h, w) see fold_mask; of the same pictures and lengths as model_video."""
+    rows, columns = given[0].rgb.shape[:2]
+    padded = padded_size((columns, rows), layout)
+    known = [known_pixels(one.known, (columns, rows), padded) for one in given]
+    return fold_mask(np.stack(known + known[-1:] * (frames - len(known))), layout)
 
 
 def rgb_from_frame(frame: Frame, size: tuple[int, int]) -> FloatArray:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vs3r.errors import InputError
+from vs3r.refine.wan.checkpoint import PARTS, Checkpoint
 from vs3r.weights import cache_folder
 
 log = logging.getLogger(__name__)
@@ -22,13 +22,13 @@ AUTHORS_TOKENS = 226
 """Length in the form of the paper's released code: padding is not masked, and what comes of it stays in."""
 
 
-def load_prompt(folder: Path, text: str, *, form: str) -> Tensor:
+def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
     """The embedded prompt, (1, 512, D) or in the authors' form (1, 226, D), float32.
 
-    It is taken from the cache, or computed with the text encoder in `folder` and put there.
+    It is taken from the cache, or computed with the checkpoint's text encoder and put there.
 
     Args:
-        folder: a model in the layout of diffusers.
+        checkpoint: has, or once had, a text encoder.
         text: the prompt.
         form: WanConfig.wan_condition.
     Raises:
@@ -36,10 +36,10 @@ def load_prompt(folder: Path, text: str, *, form: str) -> Tensor:
     """
     from safetensors.torch import load_file, save_file
 
-    kept = cache_folder("prompts") / f"{_key(folder, text, form)}.safetensors"
+    kept = cache_folder("prompts") / f"{_key(checkpoint, text, form)}.safetensors"
     if kept.is_file():
         return load_file(kept)["prompt"]
-    found = _embed(folder, text, form)
+    found = _embed(checkpoint, text, form)
     partial = kept.with_suffix(f".{os.getpid()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -50,31 +50,33 @@ def load_prompt(folder: Path, text: str, *, form: str) -> Tensor:
     return found
 
 
-def _key(folder: Path, text: str, form: str) -> str:
+def _key(checkpoint: Checkpoint, text: str, form: str) -> str:
     """Names what the embedding depends on; the text encoder by its place and the sizes of its files."""
-    encoder = folder.resolve() / "text_encoder"
+    encoder = checkpoint.part("text_encoder").resolve()
     files = sorted((path.name, path.stat().st_size) for path in encoder.glob("*"))
     return hashlib.sha256(repr((text, form, str(encoder), files)).encode()).hexdigest()[:32]
 
 
-def _embed(folder: Path, text: str, form: str) -> Tensor:
+def _embed(checkpoint: Checkpoint, text: str, form: str) -> Tensor:
     for name in ("text_encoder", "tokenizer"):
-        if not (folder / name).is_dir():
+        if not checkpoint.part(name).is_dir():
             raise InputError(
-                f"expected the {name} of Wan2.2 in {folder / name}, to embed the prompt once; "
-                "fetch it with: vs3r weights fetch wan2.2-i2v-a14b"
+                f"expected the {name} of Wan2.2 in {checkpoint.part(name)}, to embed the prompt once; "
+                f"fetch it with: vs3r weights fetch {PARTS if checkpoint.original else 'wan2.2-i2v-a14b'}"
             )
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     length = TOKENS if form == "validity" else AUTHORS_TOKENS
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.part("tokenizer"), local_files_only=True)
         encoder: Any = UMT5EncoderModel.from_pretrained(
-            folder / "text_encoder", dtype=torch.bfloat16, local_files_only=True
+            checkpoint.part("text_encoder"), dtype=torch.bfloat16, local_files_only=True
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"expected a text encoder that transformers can read in {folder}, got: {reason}") from None
+        raise InputError(
+            f"expected a text encoder that transformers can read in {checkpoint.part('text_encoder')}, got: {reason}"
+        ) from None
     tokens = tokenizer(
         [text], padding="max_length", max_length=length, truncation=True, return_attention_mask=True,
         return_tensors="pt",

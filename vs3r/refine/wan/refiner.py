@@ -17,13 +17,13 @@ from torch import Tensor
 from vs3r.config import WanConfig
 from vs3r.refine.wan.denoise import Condition, Velocity, denoise
 from vs3r.refine.wan.model import memory_errors
-from vs3r.refine.wan.pictures import Prefilled, composite, known_pixels, prefill
+from vs3r.refine.wan.pictures import Prefilled, composite, model_mask, model_video, prefill
 from vs3r.refine.wan.schedule import low_noise_part, sigma_table
 from vs3r.refine.wan.windows import (
+    A14B,
     FRAMES,
-    PIXELS,
-    SIZE_STEP,
-    fold_mask,
+    Layout,
+    bucket_length,
     latent_count,
     padded_length,
     window_noise,
@@ -42,17 +42,27 @@ class Codec(Protocol):
 class WanRefiner:
     """Holds the frames of one window, and of the overlap what the window before made of it."""
 
-    def __init__(self, config: WanConfig, experts: Velocity, codec: Codec, *, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: WanConfig,
+        experts: Velocity,
+        codec: Codec,
+        *,
+        check: Callable[[], None],
+        layout: Layout = A14B,
+    ) -> None:
         """
         Args:
             config: settings.
             experts: predict the velocity.
             codec: the autoencoder.
             check: called before every step; what it raises ends the work.
+            layout: of the latents.
         """
         self._config = config
         self._experts = experts
         self._codec = codec
+        self._layout = layout
         self._check = check
         sigmas = sigma_table(config.wan_steps)
         self._sigmas = low_noise_part(sigmas) if config.wan_experts == "low" else sigmas
@@ -71,7 +81,8 @@ class WanRefiner:
         done = self.flush() if segment != self._segment else []
         self._segment = segment
         fmt = rendered.frame.format
-        self._held.append(prefill(rendered, working_size(fmt.width, fmt.height, self._config.wan_pixels)))
+        size = working_size(fmt.width, fmt.height, self._config.wan_pixels, self._layout)
+        self._held.append(prefill(rendered, size))
         if len(self._held) == self._config.wan_window_frames:
             done += self._window()
         return done
@@ -109,11 +120,15 @@ class WanRefiner:
             self._settled = None
             return [given.rgb for given in self._held]
         height, width = self._held[0].rgb.shape[:2]
+        frames = padded_length(len(self._held))
+        if self._config.wan_compile:
+            frames = bucket_length(frames, self._config.wan_window_frames)
         with memory_errors(self._config), torch.no_grad():
-            render = self._codec.encode(self._video())
-            condition = Condition(
-                render=render, mask=self._mask().to(render.device), before=self._shared(len(self._held))
-            )
+            render = self._codec.encode(model_video([given.rgb for given in self._held], frames, self._layout))
+            mask = model_mask(self._held, frames, self._layout).to(render.device)
+            if self._config.wan_condition == "authors":
+                mask = torch.ones_like(mask)
+            condition = Condition(render=render, mask=mask, before=self._shared(frames))
             noise = window_noise(
                 tuple(render.shape[1:]),
                 seed=self._config.wan_seed,
@@ -132,27 +147,3 @@ class WanRefiner:
             return None
         shared = self._settled[:, :, self._config.wan_stride_frames // FRAMES :]
         return shared[:, :, : latent_count(frames) - 1]
-
-    def _video(self) -> Tensor:
-        """(1, 3, 4k + 1, H, W) in [-1, 1]; what is missing of the sizes repeats the last frame, row and column."""
-        width, height = self._padded()
-        frames = np.stack([given.rgb for given in self._held])
-        count, rows, columns = frames.shape[:3]
-        more = (0, padded_length(count) - count), (0, height - rows), (0, width - columns), (0, 0)
-        video = np.pad(frames, more, mode="edge")
-        return torch.from_numpy(video).permute(3, 0, 1, 2)[None] * 2.0 - 1.0
-
-    def _mask(self) -> Tensor:
-        width, height = self._padded()
-        count = len(self._held)
-        if self._config.wan_condition == "authors":
-            return torch.ones(1, FRAMES, latent_count(count), height // PIXELS, width // PIXELS)
-        rows, columns = self._held[0].rgb.shape[:2]
-        known = [known_pixels(given.known, (columns, rows), (width, height)) for given in self._held]
-        known += known[-1:] * (padded_length(count) - count)
-        return fold_mask(np.stack(known))
-
-    def _padded(self) -> tuple[int, int]:
-        """Width and height that the model takes."""
-        rows, columns = self._held[0].rgb.shape[:2]
-        return -(-columns // SIZE_STEP) * SIZE_STEP, -(-rows // SIZE_STEP) * SIZE_STEP

@@ -6,6 +6,8 @@ j > 0 of a window that starts at a multiple of four covers the same frames as on
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,10 +15,31 @@ from torch import Tensor
 
 FRAMES = 4
 """Frames in a latent frame, but for a window's first."""
-PIXELS = 8
-"""Pixels in a latent cell, each way."""
-SIZE_STEP = 16
-"""Width and height of the model's pictures are multiples of this: a cell of the VAE times a patch of two."""
+PATCH = 2
+"""Latent cells in a token of the transformer, each way."""
+BUCKET_FRAMES = 16
+"""Where shapes are to be few, windows are padded to one more than a multiple of this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The latents of a model."""
+
+    channels: int
+    """Of a latent frame."""
+    cell_px: int
+    """Pixels in a latent cell, each way."""
+
+    @property
+    def size_step(self) -> int:
+        """Width and height of the model's pictures are multiples of this."""
+        return self.cell_px * PATCH
+
+
+A14B = Layout(channels=16, cell_px=8)
+"""Two experts, which see noise, mask and render side by side."""
+TI2V_5B = Layout(channels=48, cell_px=16)
+"""One network, which sees the render in place of the noise where it is known, with a time for every token."""
 
 
 def latent_count(frames: int) -> int:
@@ -29,22 +52,35 @@ def padded_length(frames: int) -> int:
     return FRAMES * (latent_count(frames) - 1) + 1
 
 
-def working_size(width: int, height: int, pixels: int) -> tuple[int, int]:
+def bucket_length(frames: int, window_frames: int) -> int:
+    """A length of few, at least `frames`: one more than a multiple of BUCKET_FRAMES, or that of a whole window."""
+    return min(BUCKET_FRAMES * -(-(frames - 1) // BUCKET_FRAMES) + 1, window_frames)
+
+
+def working_size(width: int, height: int, pixels: int, layout: Layout = A14B) -> tuple[int, int]:
     """Width and height at about `pixels` pixels; the aspect ratio is kept, small pictures are not enlarged."""
     scale = min(1.0, (pixels / (width * height)) ** 0.5)
-    return max(SIZE_STEP, round(width * scale)), max(SIZE_STEP, round(height * scale))
+    return max(layout.size_step, round(width * scale)), max(layout.size_step, round(height * scale))
 
 
-def fold_mask(known: npt.NDArray[np.bool_]) -> Tensor:
+def padded_size(size: tuple[int, int], layout: Layout = A14B) -> tuple[int, int]:
+    """Width and height that the model takes for pictures of a size."""
+    step = layout.size_step
+    return -(-size[0] // step) * step, -(-size[1] // step) * step
+
+
+def fold_mask(known: npt.NDArray[np.bool_], layout: Layout = A14B) -> Tensor:
     """The mask as the model reads it: four frames to a latent frame, the first one four times.
 
     Args:
-        known: (T, H, W), T = 4k + 1, H and W multiples of 8; true where a pixel may be kept.
+        known: (T, H, W), T = 4k + 1, H and W multiples of a cell's size; true where a pixel may be kept.
+        layout: says how large a cell is.
     Returns:
-        (1, 4, k + 1, H / 8, W / 8) float32: 1 where all pixels of a cell are known.
+        (1, 4, k + 1, H / cell, W / cell) float32: 1 where all pixels of a cell are known.
     """
     count, height, width = known.shape
-    cells = np.all(known.reshape(count, height // PIXELS, PIXELS, width // PIXELS, PIXELS), axis=(2, 4))
+    side = layout.cell_px
+    cells = np.all(known.reshape(count, height // side, side, width // side, side), axis=(2, 4))
     quads = np.concatenate([np.repeat(cells[:1], FRAMES, axis=0), cells[1:]])
     folded = quads.reshape(-1, FRAMES, *cells.shape[1:]).swapaxes(0, 1)
     return torch.from_numpy(np.ascontiguousarray(folded, dtype=np.float32))[None]
@@ -61,12 +97,12 @@ def window_noise(shape: tuple[int, ...], *, seed: int, scene: int, first_latent:
     """
     channels, count, height, width = shape
     frames = [
-        torch.randn((channels, height, width), generator=_generator(seed, scene, first_latent + j))
-        for j in range(count)
+        torch.randn((channels, height, width), generator=seeded(seed, scene, first_latent + j)) for j in range(count)
     ]
     return torch.stack(frames, dim=1)[None]
 
 
-def _generator(*key: int) -> torch.Generator:
+def seeded(*key: int) -> torch.Generator:
+    """Random numbers of a stream that some numbers name."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -319,20 +319,22 @@ class StreamRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
 
 class StreamConfig(_message.Message):
-    __slots__ = ("session", "config", "format", "time_base", "first_sequence", "output_from_sequence")
+    __slots__ = ("session", "config", "format", "time_base", "first_sequence", "output_from_sequence", "transient")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     TIME_BASE_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FROM_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TRANSIENT_FIELD_NUMBER: _ClassVar[int]
     session: str
     config: Config
     format: FrameFormat
     time_base: Rational
     first_sequence: int
     output_from_sequence: int
-    def __init__(self, session: _Optional[str] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., format: _Optional[_Union[FrameFormat, _Mapping]] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., first_sequence: _Optional[int] = ..., output_from_sequence: _Optional[int] = ...) -> None: ...
+    transient: bool
+    def __init__(self, session: _Optional[str] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., format: _Optional[_Union[FrameFormat, _Mapping]] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., first_sequence: _Optional[int] = ..., output_from_sequence: _Optional[int] = ..., transient: _Optional[bool] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("started", "credit", "frame", "frame_error")

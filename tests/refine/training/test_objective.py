@@ -12,24 +12,28 @@ from torch import Tensor
 from tests.refine.wan.tiny import TEXT_DIM, make_expert, make_vae
 from vs3r.refine.training.adapter import RANK, TARGETS, add_lora, save_lora
 from vs3r.refine.training.objective import Part, draw_sigma, flow_loss
+from vs3r.refine.training.pairs import Pair
+from vs3r.refine.wan.ask import predict
 
 SHAPE = (2, 4, 4)
 
 
-def draw(seed: int) -> dict[str, Tensor]:
+def draw_pair(seed: int) -> Pair:
     generator = torch.Generator().manual_seed(seed)
-    latents = {name: torch.randn(1, 16, *SHAPE, generator=generator) for name in ("clean", "render", "noise")}
+    clean, render = torch.randn(2, 1, 16, *SHAPE, generator=generator).unbind()
     mask = torch.zeros(1, 4, *SHAPE)
     mask[..., :2] = 1.0
-    return latents | {"mask": mask, "text": torch.randn(1, 5, TEXT_DIM, generator=generator)}
+    return Pair(clean=clean, render=render, mask=mask)
 
 
+NOISE = torch.randn(1, 16, *SHAPE, generator=torch.Generator().manual_seed(77))
+TEXT = torch.randn(1, 5, TEXT_DIM, generator=torch.Generator().manual_seed(78))
+
+
+@torch.no_grad()
 def velocity(expert: Any) -> Tensor:
-    batch = draw(9)
-    stacked = torch.cat([batch["noise"], batch["mask"], batch["render"]], dim=1)
-    with torch.no_grad():
-        result: Tensor = expert(stacked, torch.tensor([700.0]), batch["text"], return_dict=False)[0]
-    return result
+    pair = draw_pair(9)
+    return predict(expert, torch.cat([NOISE, pair.mask, pair.render], dim=1), TEXT, 0.7)
 
 
 @pytest.mark.parametrize(("part", "low", "high"), [("transformer", 0.9, 1.0), ("transformer_2", 0.0, 0.9)])
@@ -48,10 +52,9 @@ def test_levels_are_those_of_the_expert_and_spread_as_the_shift_says(part: Part,
 class Answer(torch.nn.Module):
     """An expert that is right but for an error in one half, and keeps what it was asked."""
 
-    dtype = torch.float32
-
     def __init__(self, right: Tensor, *, known: float, unknown: float) -> None:
         super().__init__()
+        self.patch_embedding = torch.nn.Linear(1, 1)
         error = torch.full_like(right, unknown)
         error[..., :2] = known
         self.answer = right + error
@@ -61,18 +64,20 @@ class Answer(torch.nn.Module):
         return (self.answer,)
 
 
-def test_loss_is_of_noise_minus_picture_with_known_cells_weighted() -> None:
-    batch = draw(1)
-    expert = Answer(batch["noise"] - batch["clean"], known=2.0, unknown=3.0)
-    loss = flow_loss(expert, **batch, sigma=0.25, known_weight=0.5)
+@pytest.mark.parametrize("told", ["validity", "authors"])
+def test_loss_is_of_noise_minus_picture_with_known_cells_weighted(told: str) -> None:
+    pair = draw_pair(1)
+    expert = Answer(NOISE - pair.clean, known=2.0, unknown=3.0)
+    loss = flow_loss(expert, pair, TEXT, noise=NOISE, sigma=0.25, known_weight=0.5, told=told)
     assert float(loss) == pytest.approx((0.5 * 4.0 + 9.0) / 1.5, rel=1e-5)
     assert expert.time.tolist() == [250.0]
-    noisy = 0.25 * batch["noise"] + 0.75 * batch["clean"]
-    torch.testing.assert_close(expert.asked, torch.cat([noisy, batch["mask"], batch["render"]], dim=1))
+    noisy = 0.25 * NOISE + 0.75 * pair.clean
+    shown = pair.mask if told == "validity" else torch.ones_like(pair.mask)
+    torch.testing.assert_close(expert.asked, torch.cat([noisy, shown, pair.render], dim=1))
 
 
 def test_one_batch_is_learnt_by_the_lora_alone() -> None:
-    expert, batch = make_expert(0), draw(2)
+    expert, pair = make_expert(0), draw_pair(2)
     before = velocity(expert)
     frozen = {name: value.clone() for name, value in expert.state_dict().items()}
     trained = add_lora(expert)
@@ -82,7 +87,7 @@ def test_one_batch_is_learnt_by_the_lora_alone() -> None:
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     losses = []
     for _ in range(60):
-        loss = flow_loss(expert, **batch, sigma=0.5, known_weight=0.5)
+        loss = flow_loss(expert, pair, TEXT, noise=NOISE, sigma=0.5, known_weight=0.5)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -1,0 +1,260 @@
+"""`vs3r train dvdm`, with small random experts: what is learnt, and that interruptions leave no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.refine.training.test_objective import TEXT, draw_pair, velocity
+from tests.refine.wan.test_model import config as wan_config
+from tests.refine.wan.tiny import make_expert, make_ti2v
+from vs3r.config import TrainConfig
+from vs3r.engine.cli import run
+from vs3r.engine.media import VideoReader
+from vs3r.engine.threads import Stopped
+from vs3r.engine.train import TrainStep, last_checkpoint, split_pairs, train_dvdm
+from vs3r.engine.train_commands import gentle_interrupt
+from vs3r.errors import BackendError, InputError
+from vs3r.refine.training.pairs import Pair, pack
+from vs3r.refine.training.trainer import ExpertTrainer, make_accelerator
+from vs3r.refine.wan.checkpoint import HIGH, LOW
+from vs3r.refine.wan.model import load_model
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Five pairs: two of one piece of a clip, two of the next, and one of another clip, which is held out."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    names = ("aaaa-000000-000", "aaaa-000000-001", "aaaa-000005-000", "aaaa-000005-001", "bbbb-000000-000")
+    for seed, name in enumerate(names):
+        save_file(pack(draw_pair(seed)), folder / f"{name}.safetensors")
+    return folder
+
+
+def settings(folder: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "weights": str(folder), "device": "cpu", "precision": "fp32", "steps": 4, "accumulation": 2,
+        "learning_rate": 1e-3, "warmup_steps": 2, "checkpoint_every": 2, "validate_every": 0,
+    }  # fmt: skip
+    return TrainConfig(**(values | changes))
+
+
+def trainer(expert: Any, **changes: Any) -> ExpertTrainer:
+    accelerator = make_accelerator(torch.device("cpu"))
+    return ExpertTrainer(expert, "transformer_2", TEXT, settings(Path(), **changes), accelerator)
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def final(out: Path) -> dict[str, bytes]:
+    """The LoRAs and the newest checkpoints."""
+    newest = [last_checkpoint(out, part) for part in (HIGH, LOW)]
+    paths = [out / HIGH / LORA, out / LOW / LORA, *(found[1] for found in newest if found is not None)]
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths if path.exists()}
+
+
+def stop_after(count: int) -> Callable[[], None]:
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        if calls == count:
+            raise Stopped
+        calls += 1
+
+    return check
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_clip_is_learnt(precision: str) -> None:
+    expert = make_expert(0)
+    if precision == "bf16":
+        expert = torch.nn.Module.to(expert, torch.bfloat16)
+    frozen = {name: value.clone() for name, value in expert.state_dict().items()}
+    ours = trainer(expert, precision=precision, learning_rate=1e-2, accumulation=1)
+    pair = [draw_pair(3)]
+    before = ours.check_loss(pair)
+    for _ in range(40):
+        ours.step(pair)
+    # 0.77 of it seen.
+    assert ours.check_loss(pair) < 0.88 * before
+    assert all(value.dtype is torch.float32 for value in ours._names.values())
+    now = {name.replace(".base_layer", ""): value for name, value in expert.state_dict().items()}
+    assert all(torch.equal(now[name], value) and now[name].dtype == value.dtype for name, value in frozen.items())
+
+
+def test_every_clip_is_seen_once_a_round() -> None:
+    ours = trainer(make_expert(0))
+    rounds = [[ours._order(5 * turn + i, 5) for i in range(5)] for turn in range(4)]
+    assert all(sorted(seen) == [0, 1, 2, 3, 4] for seen in rounds)
+    assert len({tuple(seen) for seen in rounds}) > 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(
+    wan_folder: Path, pairs: Path, tmp_path: Path, precision: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = settings(wan_folder, precision=precision)
+    told: list[TrainStep] = []
+    assert train_dvdm(pairs, whole, config, tell=told.append) == [HIGH, LOW]
+    assert [(now.part, now.step, now.steps) for now in told] == [(p, i, 4) for p in (HIGH, LOW) for i in range(1, 5)]
+    # Ended between checkpoints, then by a loss of power after one, then in the second expert.
+    for check in (stop_after(3), stop_after(4)):
+        with pytest.raises(Stopped):
+            train_dvdm(pairs, parts, config, check=check)
+    for path in (parts / "checkpoints").glob("transformer_2-*"):
+        path.unlink()
+    train_dvdm(pairs, parts, config)
+    assert final(parts) == final(whole)
+    by_step = {(entry["part"], entry["step"]): entry["loss"] for entry in losses(parts)}
+    assert by_step == {(entry["part"], entry["step"]): entry["loss"] for entry in losses(whole)}
+    different = tmp_path / "different"
+    train_dvdm(pairs, different, replace(config, seed=1))
+    assert final(different)[f"{HIGH}/{LORA}"] != final(whole)[f"{HIGH}/{LORA}"]
+    assert len(list((whole / "checkpoints").iterdir())) == 4, "two of each are kept"
+
+
+def test_together_is_the_same(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    train_dvdm(pairs, tmp_path / "one", settings(wan_folder))
+    train_dvdm(pairs, tmp_path / "both", settings(wan_folder, experts="together"))
+    train_dvdm(pairs, tmp_path / "low", settings(wan_folder, experts="low"))
+    assert final(tmp_path / "one") == final(tmp_path / "both")
+    assert final(tmp_path / "low") == {k: v for k, v in final(tmp_path / "one").items() if LOW in k}
+
+
+def test_what_was_trained_is_what_refinement_uses(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    config = settings(wan_folder, learning_rate=0.1, warmup_steps=0)
+    train_dvdm(pairs, tmp_path / "out", config)
+    plain = load_model(wan_config(wan_folder)).experts
+    merged = load_model(wan_config(wan_folder, wan_lora=str(tmp_path / "out"))).experts
+    for number, part in enumerate((HIGH, LOW)):
+        ours = trainer(make_expert(number))
+        found = last_checkpoint(tmp_path / "out", part)
+        assert found is not None
+        ours.restore(load_file(found[1]), found[0])
+        ours.expert.eval()
+        expected = velocity(ours.expert)
+        torch.testing.assert_close(velocity(merged._experts[part]), expected, rtol=1e-4, atol=1e-4)
+        assert (velocity(plain._experts[part]) - expected).abs().max() > 1e-2
+
+
+def test_validation_clips_and_losses(wan_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for seed, name in enumerate(("aaaa-000000-000", "aaaa-000005-000")):
+        latents = torch.randn(2, 1, 16, 2, 2, 4, generator=torch.Generator().manual_seed(seed))
+        pair = Pair(clean=latents[0], render=latents[1], mask=torch.zeros(1, 4, 2, 2, 4))
+        save_file(pack(pair), folder / f"{name}.safetensors")
+    train_dvdm(folder, tmp_path / "out", settings(wan_folder, steps=3, validate_every=2, validation_steps=5))
+    clips = sorted(path.name for path in (tmp_path / "out" / "validation").iterdir())
+    assert clips == [f"{part}-00000{i}.mp4" for part in (HIGH, LOW) for i in (2, 3)]
+    with VideoReader(tmp_path / "out" / "validation" / clips[0]) as reader:
+        assert (reader.info.format.width, reader.info.format.height) == (3 * 32, 16)
+        assert len(list(reader)) == 5
+    checked = [entry["validation_loss"] for entry in losses(tmp_path / "out") if "validation_loss" in entry]
+    assert len(checked) == 4 and len(set(checked)) == 4
+
+
+def test_one_piece_is_held_out(pairs: Path) -> None:
+    training, held_out = split_pairs(pairs)
+    assert [path.stem for path in held_out] == ["bbbb-000000-000"] and len(training) == 4
+    for path in training:
+        path.unlink()
+    assert split_pairs(pairs) == (held_out, held_out)
+
+
+def test_several_processes_do_what_one_does(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    train_dvdm(pairs, tmp_path / "one", settings(wan_folder, experts="low", steps=2))
+    options = [
+        "--weights", str(wan_folder), "--device", "cpu", "--precision", "fp32", "--steps", "2", "--accumulation", "1",
+        "--learning-rate", "1e-3", "--warmup-steps", "2", "--validate-every", "0", "--experts", "low",
+    ]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, str(Path(sys.executable).with_name("vs3r")), "train", "dvdm", str(pairs), str(tmp_path / "two")]
+    done = subprocess.run(
+        [*command, *options], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / LOW / LORA) for name in ("one", "two"))
+    for name, value in one.items():
+        # Gradients are summed in another order, which AdamW enlarges; 5e-6 seen, of values up to 0.0015.
+        torch.testing.assert_close(two[name], value, rtol=0, atol=3e-5)
+    assert [entry["loss"] for entry in losses(tmp_path / "two")] == pytest.approx(
+        [entry["loss"] for entry in losses(tmp_path / "one")], rel=1e-5
+    )
+
+
+def test_a_loss_that_is_no_number_ends_it(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    bad = replace(draw_pair(0), clean=torch.full((1, 16, 2, 4, 4), float("nan")))
+    for path in pairs.iterdir():
+        save_file(pack(bad), path)
+    with pytest.raises(BackendError, match=r"went astray at step 1: the loss is nan; .* smaller --learning-rate"):
+        train_dvdm(pairs, tmp_path / "out", settings(wan_folder))
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_what_is_missing_or_does_not_fit_is_said(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected pairs in .* make some with: vs3r train make-pairs"):
+        train_dvdm(tmp_path, tmp_path / "out", settings(wan_folder))
+    train_dvdm(pairs, tmp_path / "out", settings(wan_folder, experts="high", steps=1))
+    with pytest.raises(InputError, match=r"begun with learning_rate 0.001, now it is 0.1; go on with the same"):
+        train_dvdm(pairs, tmp_path / "out", settings(wan_folder, learning_rate=0.1))
+    newest = last_checkpoint(tmp_path / "out", HIGH)
+    assert newest is not None
+    state = load_file(newest[1])
+    save_file(dict(list(state.items())[1:]), newest[1])
+    with pytest.raises(InputError, match="expected a checkpoint of transformer with 120 tensors, got one with 119"):
+        train_dvdm(pairs, tmp_path / "out", settings(wan_folder))
+    newest[1].write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"expected a checkpoint in .*cannot be read"):
+        train_dvdm(pairs, tmp_path / "out", settings(wan_folder))
+    wide = Pair(clean=torch.zeros(1, 48, 2, 2, 2), render=torch.zeros(1, 48, 2, 2, 2), mask=torch.zeros(1, 4, 2, 2, 2))
+    for path in pairs.iterdir():
+        save_file(pack(wide), path)
+    with pytest.raises(InputError, match=r"latents of 16 channels .* got 48; make pairs with the weights"):
+        train_dvdm(pairs, tmp_path / "other", settings(wan_folder))
+    make_ti2v()[0].save_pretrained(tmp_path / "ti2v" / "transformer")
+    with pytest.raises(InputError, match=r"with two experts, such as wan2.2-i2v-a14b, .*TI2V-5B is not fine-tuned"):
+        train_dvdm(pairs, tmp_path / "other", settings(tmp_path / "ti2v"))
+
+
+def test_from_the_command_line(
+    wan_folder: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    options = ["--weights", str(wan_folder), "--device", "cpu", "--steps", "1", "--accumulation", "1"]
+    assert run(["train", "dvdm", str(pairs), out, "--validate-every", "0", *options]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("transformer: step 1 of 1, loss ") and lines[1].startswith("transformer_2: step 1 of 1")
+    assert lines[2] == f"{out}: LoRAs of transformer and transformer_2; use them with: --wan-lora {out}"
+
+
+def test_the_first_interrupt_waits_for_the_step() -> None:
+    with gentle_interrupt() as check:
+        check()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Stopped):
+            check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

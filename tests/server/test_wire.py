@@ -1,0 +1,167 @@
+"""Pictures on the wire without copies: what protobuf would write and read, whatever the bytes; memory used again."""
+
+from __future__ import annotations
+
+import random
+import threading
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+
+from vs3r.engine.client.shared import SlotPool
+from vs3r.engine.proto import wire
+from vs3r.engine.proto.buffers import Buffers
+from vs3r.engine.proto.layout import layout_of
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+
+
+def frame_of(kind: Any, **fields: object) -> Any:
+    """The message of a kind's field `frame`."""
+    return getattr(pb, kind.DESCRIPTOR.fields_by_name["frame"].message_type.name)(**fields)
+
+
+def read(kind: Any, data: bytes) -> Any:
+    """By wire, as one message; None where the bytes are no message."""
+    try:
+        return wire.whole(wire.decode(kind, data))
+    except DecodeError:
+        return None
+
+
+def read_by_protobuf(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return None
+
+
+@pytest.mark.parametrize("kind", wire.WITH_PICTURE)
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 70_000])
+def test_the_bytes_are_those_of_protobuf(kind: Any, size: int) -> None:
+    pixels = random.Random(size).randbytes(size)
+    frame = frame_of(kind, sequence=1 << 40, pts=-3, duration=2)
+    pieces = [memoryview(pixels[: size // 3]), memoryview(pixels[size // 3 :])]
+    data = wire.encode(wire.Pictured(rest=kind(), frame=frame, pixels=pieces))
+    frame.data = pixels
+    assert data == kind(frame=frame).SerializeToString()
+    got = wire.decode(kind, data)
+    assert isinstance(got, wire.Pictured)
+    assert bytes(got.pixels[0]) == pixels
+    assert np.shares_memory(np.frombuffer(got.pixels[0], np.uint8), np.frombuffer(data, np.uint8)) == (size > 0)
+    assert wire.whole(got) == kind(frame=frame)
+
+
+def test_fields_behind_the_pixels_are_kept() -> None:
+    frame = pb.StabilizedFrame(sequence=3, data=b"abc", valid_share=0.5, timings=pb.FrameTimings(queue_us=7))
+    for message in (pb.StreamResponse(frame=frame), pb.GetFrameResponse(frame=frame, format=pb.FrameFormat(width=9))):
+        got = wire.decode(type(message), message.SerializeToString())
+        assert isinstance(got, wire.Pictured)
+        assert wire.whole(got) == message
+
+
+def test_whatever_the_bytes_protobuf_reads_the_same() -> None:
+    """Frames with data, slots or both, fields twice, bytes changed, put in and cut off."""
+    rng = random.Random(7)
+    cut = refused = 0
+    for _ in range(20_000):
+        kind = rng.choice(wire.WITH_PICTURE)
+        frame = frame_of(kind, sequence=rng.randrange(1 << rng.randrange(1, 60)), pts=rng.randrange(-5, 1 << 40))
+        if rng.random() < 0.8:
+            frame.data = rng.randbytes(rng.choice([0, 3, 200]))
+        if rng.random() < 0.2:
+            frame.slot.region = "r"
+        data = bytearray(kind(frame=frame).SerializeToString())
+        if rng.random() < 0.2:
+            data += kind(frame=frame).SerializeToString()
+        for _ in range(rng.choice([0, 0, 1, 2, 5])):
+            data[rng.randrange(min(len(data), 30))] = rng.randrange(256)
+        if rng.random() < 0.1:
+            at = rng.randrange(len(data))
+            data[at:at] = rng.randbytes(3)
+        if rng.random() < 0.2:
+            del data[rng.randrange(len(data)) :]
+        raw = bytes(data)
+        want = read_by_protobuf(kind, raw)
+        assert read(kind, raw) == want, raw.hex()
+        refused += want is None
+        cut += want is not None and isinstance(wire.decode(kind, raw), wire.Pictured)
+    assert cut > 2_000
+    assert refused > 2_000
+
+
+def test_samples_anywhere_in_a_message() -> None:
+    """16 bits at an odd address."""
+    shape = pb.FrameFormat(
+        pixel_format=pb.PIXEL_FORMAT_PLANAR, planar_name="yuv420p10le", width=6, height=4, row_strides=[16, 10, 10]
+    )
+    layout = layout_of(shape)
+    data = np.random.default_rng(0).integers(0, 4, layout.byte_size, dtype=np.uint8).tobytes()
+    for shift in (0, 1):
+        planes = layout.unpack(memoryview(bytes(shift) + data)[shift:])
+        assert all(plane.flags.aligned for plane in planes)
+        assert [p.tolist() for p in planes] == [p.tolist() for p in layout.unpack(data)]
+
+
+def test_buffers_are_used_again_when_nobody_needs_them() -> None:
+    buffers = Buffers(1000)
+    first = buffers.take()
+    address, view = first.ctypes.data, first[10:20].reshape(2, 5)
+    del first
+    assert buffers.take().ctypes.data != address, "a view is in use"
+    del view
+    again = [buffers.take() for _ in range(2)]
+    assert address in [a.ctypes.data for a in again]
+    assert all(len(a) == 1000 and a.flags.writeable for a in again)
+
+
+def test_buffers_that_are_closed_keep_nothing() -> None:
+    buffers = Buffers(1000)
+    first, second = buffers.take(), buffers.take()
+    del first
+    buffers.close()
+    second[:] = 5
+    assert second.sum() == 5000, "what is in use stays"
+    del second
+    assert not buffers._free
+
+
+def test_buffers_from_many_threads() -> None:
+    buffers, wrong = Buffers(64), []
+
+    def work(value: int) -> None:
+        for _ in range(500):
+            array = buffers.take()
+            array[:] = value
+            if (array != value).any():
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_slots_come_back_when_their_results_are_dropped() -> None:
+    """Results lie where the server wrote them, as long as slots are left for frames to come."""
+    memory = SharedMemory(create=True, size=7 * 1000)
+    try:
+        pool = SlotPool(memory.name, 1000, 7)
+        slots = [pool.put([memoryview(bytes([i])), memoryview(bytes([i]) * 999)]) for i in range(7)]
+        assert pool.put([memoryview(b"")]) is None
+        results = [pool.take_back(slot) for slot in slots if slot is not None]
+        assert [bytes(r) for r in results] == [bytes([i]) * 1000 for i in range(7)]
+        # Four were copied, and their slots are free; three are in use.
+        again = [pool.put([memoryview(b"x")]) for _ in range(5)]
+        assert [slot is None for slot in again] == [False] * 4 + [True]
+        del results[-1]
+        assert pool.put([memoryview(b"x")]) is not None
+        assert bytes(results[0]) == bytes(1000)
+    finally:
+        memory.close()
+        memory.unlink()
+    assert bytes(results[5]) == bytes([5]) * 1000, "results outlive the segment"

@@ -1,0 +1,166 @@
+"""Reconstruction with VGGT4D on sliding windows, refined by bundle adjustment on the flow (DESIGN sections 1 and 4).
+
+Windows begin at fixed frame numbers of a segment, so the result does not depend on how the frames arrived. What the
+network believes of a frame, in the world that the windows are joined to, is where the bundle adjustment begins, as long
+as it explains the flow better than a camera that only turns; and what the network says moves weighs nothing there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vs3r.config import Config
+from vs3r.flow import analysis_size
+from vs3r.geometry import rigid_inverse
+from vs3r.networks import Prepare, eager
+from vs3r.reconstruct.bundle import State
+from vs3r.reconstruct.flow_ba import BLOCK, CONNECTED, FlowBundleAdjustment, ObservedFrame, is_cut
+from vs3r.reconstruct.observe import Grid, Observation
+from vs3r.reconstruct.vggt.chain import Chain, FrameEstimate
+from vs3r.reconstruct.vggt.window import WindowNetwork, load_network, network_picture
+from vs3r.types import FloatArray, Frame, FrameGeometry, PictureFormat
+
+# Frames before the newest whose estimates an adjustment may still ask for.
+_REACH = 4 * BLOCK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ObservedPicture:
+    """What is known of a frame when it has been seen."""
+
+    picture: npt.NDArray[np.uint8]
+    """(H, W, 3) as the network takes it."""
+    flow: ObservedFrame
+    """What the bundle adjustment has to know."""
+
+
+class Vggt4d:
+    """Camera path, depth and moving objects from a network and optical flow. A Reconstructor."""
+
+    def __init__(self, config: Config, fmt: PictureFormat, prepare: Prepare = eager) -> None:
+        """
+        Raises:
+            BackendError: there is no GPU.
+            InputError: the weights are missing or wrong.
+        """
+        self._network = WindowNetwork(config.vggt, fmt, load_network(config.vggt), prepare)
+        self._length = config.vggt.vggt_window_frames
+        self._stride = self._length - config.vggt.vggt_overlap_frames
+        self._focal_given = config.reconstruct.hfov_deg is not None
+        self._grid = Grid.of(*analysis_size(fmt, config.flow.analysis_pixels))
+        self._adjustment = FlowBundleAdjustment(config, fmt, prepare, self._believe)
+        self.reset()
+
+    def observe(self, frame: Frame, /) -> ObservedPicture:
+        """See Reconstructor."""
+        return ObservedPicture(picture=network_picture(frame, self._network.size), flow=self._adjustment.observe(frame))
+
+    def reset(self) -> None:
+        """See Reconstructor."""
+        self._adjustment.reset()
+        self._first: int | None = None
+        self._estimates: dict[int, FrameEstimate] = {}  # in the numbers of all frames seen
+        self._last_agreement = 1.0
+        self._start_segment()
+
+    def _start_segment(self) -> None:
+        self._chain = Chain()
+        self._pictures: list[npt.NDArray[np.uint8]] = []  # the newest of the segment, those of one window
+        self._waiting: list[ObservedFrame] = []  # of the segment, not yet given to the adjustment
+        self._count = 0
+        self._started = 0  # windows
+
+    def push(self, observed: ObservedPicture, /) -> list[FrameGeometry]:
+        """See Reconstructor."""
+        done: list[FrameGeometry] = []
+        flow = observed.flow
+        if self._first is None:
+            self._first = flow.index
+        else:
+            # As the adjustment sees it: a window of two scenes makes no sense.
+            sudden, self._last_agreement = self._last_agreement > CONNECTED, flow.agreement
+            if sudden and is_cut(flow):
+                done = self._finish()
+                self._start_segment()
+        self._pictures = [*self._pictures, observed.picture][-self._length :]
+        self._waiting.append(flow)
+        self._count += 1
+        begin = self._started * self._stride
+        if self._count == begin + self._length:
+            self._started += 1
+            done += self._window(final=begin + self._stride)
+        return done
+
+    def flush(self) -> list[FrameGeometry]:
+        """See Reconstructor."""
+        return self._finish() + [self._with_mask(each) for each in self._adjustment.flush()]
+
+    def _finish(self) -> list[FrameGeometry]:
+        """The segment ends: its last frames."""
+        if not self._waiting:
+            return []
+        seen = (self._started - 1) * self._stride + self._length if self._started else 0
+        done = []
+        if self._count > seen:
+            # A last window of full length as well, which begins earlier: it knows more, and engines have one length.
+            done = self._window(final=self._count)
+        return done + self._adjusted(self._chain.flush())
+
+    def _window(self, *, final: int) -> list[FrameGeometry]:
+        first = self._count - len(self._pictures)
+        estimates = self._network(self._pictures, self._grid)
+        return self._adjusted(self._chain.push(first, estimates, final=final))
+
+    def _adjusted(self, final: list[FrameEstimate]) -> list[FrameGeometry]:
+        """Give the next frames, of which the network's estimates are final, to the adjustment."""
+        done: list[FrameGeometry] = []
+        for estimate in final:
+            observed = self._waiting.pop(0)
+            self._estimates[observed.index] = estimate
+            found = [self._still(each) for each in observed.found]
+            done += self._adjustment.push(dataclasses.replace(observed, found=found))
+        done = [self._with_mask(each) for each in done]
+        for old in [n for n in self._estimates if n < max(self._estimates) - _REACH]:
+            del self._estimates[old]
+        return done
+
+    def _still(self, found: Observation) -> Observation:
+        """The observation without the points that move."""
+        if found.src not in self._estimates:
+            return found
+        rows, cols = found.weight.shape
+        moving = self._estimates[found.src].dynamic.numpy()
+        coarse = cv2.resize(moving, (cols, rows), interpolation=cv2.INTER_AREA)
+        return dataclasses.replace(found, weight=np.asarray(found.weight * (1 - coarse), np.float32))
+
+    def _with_mask(self, geometry: FrameGeometry) -> FrameGeometry:
+        """The union of what flow and network say moves (VS3R eq. 5)."""
+        assert self._first is not None
+        moving: FloatArray = self._estimates[self._first + geometry.index].dynamic.numpy()
+        return dataclasses.replace(geometry, dynamic=np.maximum(geometry.dynamic, moving))
+
+    def _believe(self, turning: State, numbers: list[int], anchor: int) -> tuple[State, float] | None:
+        """See flow_ba.Believe."""
+        if any(n not in self._estimates for n in numbers[anchor:]):
+            return None
+        known = [self._estimates[n] for n in numbers[anchor:]]
+        begin = known[0]
+        # Lengths of the network's world over those of the adjustment's.
+        scale = float((turning.inv_depth[anchor] / begin.inv_depth.flatten()).median())
+        poses, depth = turning.cam_from_world.clone(), turning.inv_depth.clone()
+        log_focal = turning.log_focal.clone()
+        for k, estimate in enumerate(known, anchor):
+            step = estimate.cam_from_world @ rigid_inverse(begin.cam_from_world)
+            step[:3, 3] /= scale
+            poses[k] = step @ turning.cam_from_world[anchor]
+            depth[k] = scale * estimate.inv_depth.flatten()
+        expected = float(torch.stack([estimate.log_focal for estimate in known]).median())
+        if anchor == 0 and not self._focal_given:
+            log_focal[:] = expected
+        return dataclasses.replace(turning, cam_from_world=poses, inv_depth=depth, log_focal=log_focal), expected
