@@ -30,11 +30,11 @@ LINE_REACHES = 1.55
 # Shake looks like slope: the variance that it gives the line's, in units of what independent deviations would give.
 SLOPE_NOISE = 0.3
 # A plan this many reaches ahead no longer changes with what comes after it.
-SETTLED_REACHES = 8
+SETTLED_REACHES = 12
 TRACK_CHUNK_FRAMES = 64
-# Where the virtual camera would leave the real one too far behind, nearness counts so many times more, until it does not.
-LIMIT_FACTOR = 2.0
-LIMIT_ROUNDS = 20
+# Where the virtual camera would leave the real one too far behind, nearness counts so many times more, again and again.
+LIMIT_FACTOR = 4.0
+LIMIT_ROUNDS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -234,9 +234,9 @@ def jitter_ratio(output: DoubleArray, source: DoubleArray) -> Jitter | None:
 def path_of(moves: Sequence[Moved], pts_s: Sequence[float] | None = None) -> tuple[DoubleArray, DoubleArray]:
     """Steps (T - 1, 3) and their changes (T - 2, 3) of a clip, also of an empty one.
 
-    With the times of the T pictures, changes are those of a velocity: steps over intervals that differ are made those of
-    the median interval first. Steps over an interval that is more than half off it become NaN, and so do the changes
-    from and to them: a longer wait is more motion, not shake.
+    With the times of the T pictures, changes are those of a velocity: steps over other intervals are scaled to the
+    median one first. Steps over an interval that is more than half off it become NaN, and so do the changes from and to
+    them: a longer wait is more motion, not shake.
     """
     steps = np.array([move.step for move in moves], dtype=np.float64).reshape(-1, 3)
     changes = np.array([move.change for move in moves[1:]], dtype=np.float64).reshape(-1, 3)
