@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.metrics.scenes import similarity, view
 from tests.metrics.scenes import texture as some_texture
-from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, sample, texture
+from vs3r.reconstruct.observe import ALIGNED_TRUST, FlowWindow, Grid, Observation, align, sample, texture
 from vs3r.types import FloatArray
 
 Picture = npt.NDArray[np.uint8]
@@ -136,8 +137,11 @@ def test_trust_needs_both_directions_to_agree_and_to_stay_inside() -> None:
         there = at + ours.fine_flow
         inside = ((there > 2) & (there < (SIZE[0] - 2, SIZE[1] - 2))).all(-1)
         np.testing.assert_allclose(ours.fine_weight, inside, atol=1e-3)
-        assert inside.any() and theirs.fine_weight.max() < 0.01
-        assert 0 < ours.weight.max() <= 1 and theirs.weight.max() < 0.01
+        assert inside.any() and 0 < ours.weight.max() <= 1 and not ours.aligned
+        # What is lost between neighbours is aligned as a whole, and hardly trusted.
+        assert theirs.aligned == (abs(theirs.src - theirs.dst) == 1)
+        limit = ALIGNED_TRUST if theirs.aligned else 0.01
+        assert theirs.fine_weight.max() <= limit and theirs.weight.max() <= limit
 
 
 def test_old_frames_are_forgotten() -> None:
@@ -149,3 +153,44 @@ def test_old_frames_are_forgotten() -> None:
     assert sizes[-1] == sizes[20] and sizes[-1][0] == sizes[-1][1] == 8
     # Pairs 1, 2 and 4 apart of 8 frames, both ways.
     assert sizes[-1][2] == 2 * (7 + 6 + 4)
+
+
+class LostFlow:
+    """A flow that finds nothing but what it is told."""
+
+    def __call__(self, src: Picture, _dst: Picture, guess: FloatArray | None = None) -> FloatArray:
+        noise = np.random.default_rng(int(src.sum()) + 1).normal(0, 20, (*src.shape, 2))
+        return noise.astype(np.float32) if guess is None else guess
+
+
+def leap(deg: float = 4.0, scale: float = 1.3) -> tuple[Picture, Picture, FloatArray]:
+    """Two pictures of a texture, one moved by a fifth of the picture, turned and zoomed, and b_from_a, (3, 3)."""
+    b_from_a = similarity(90, -40, deg, scale)
+    a, b = (np.asarray(view(some_texture(3), T)[..., 1], np.uint8) for T in (np.eye(3), b_from_a))
+    half_pixel = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # similarity() counts pixels from 0
+    return a, b, np.asarray(half_pixel @ b_from_a @ np.linalg.inv(half_pixel), np.float32)
+
+
+def test_pictures_far_apart_are_aligned() -> None:
+    a, b, truth = leap()
+    found = align(a, b)
+    assert found is not None
+    corners = np.array([[0, 0, 1], [640, 0, 1], [0, 360, 1], [640, 360, 1.0]])
+    np.testing.assert_allclose(corners @ found.T, corners @ truth.T, atol=0.7)  # seen: 0.10
+    assert align(a, np.asarray(some_texture(9, 640, 360)[..., 1], np.uint8)) is None, "another scene"
+    assert align(a, leap(scale=2.5)[1]) is None, "further than a zoom goes between two frames"
+    assert align(a, np.full_like(a, 90)) is None
+
+
+def test_lost_flow_begins_again_from_the_alignment() -> None:
+    a, b, truth = leap()
+    grid = Grid.of(a.shape[1], a.shape[0])
+    window = FlowWindow(LostFlow(), grid)
+    window.push(0, a)
+    forward, back = window.push(1, b)
+    assert forward.aligned and back.aligned
+    at = grid.centres(fine=False)
+    there = at @ truth[:2, :2].T + truth[:2, 2]
+    inside = ((there > 8) & (there < (632, 352))).all(-1)
+    np.testing.assert_allclose((at + forward.flow)[inside], there[inside], atol=0.7)
+    assert (forward.weight[inside] > 0.5).mean() > 0.5
