@@ -118,7 +118,7 @@ def gpu_times(call: Callable[[], Any]) -> list[float]:
 
 def captured(call: Callable[[], Any]) -> Callable[[], Any]:
     """The call's work on the GPU, to be replayed without the Python that led to it."""
-    beside = torch.cuda.Stream()
+    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         call()
@@ -372,7 +372,8 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
         measuring = measure_gpu(6, 2, REHEARSAL)
     else:
-        measuring = measure_gpu(*map(int, arguments.size.split("x")), GPU) if on_gpu else measure_cpu()
+        width, height = map(int, arguments.size.split("x"))
+        measuring = measure_gpu(width, height, GPU) if on_gpu else measure_cpu()
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     rows: list[Row] = []
