@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -24,7 +25,7 @@ from vs3r.engine.files import analyze_file
 from vs3r.engine.media import VideoReader
 from vs3r.engine.progress import Meter, ProgressCallback
 from vs3r.engine.track_file import load_track, save_track
-from vs3r.errors import InputError, OutputError
+from vs3r.errors import BackendError, InputError, OutputError
 
 if TYPE_CHECKING:
     from vs3r.refine.training.pairs import Encoder, Pair
@@ -248,7 +249,13 @@ def _make(
     from vs3r.refine.training.recipe import draw_recipe
 
     recipe = draw_recipe(seed)
-    return encode_pair(encoder, degrade_clip(frames, recipe, check), layout), asdict(recipe)
+    clip = degrade_clip(frames, recipe, check)
+    try:
+        return encode_pair(encoder, clip, layout), asdict(recipe)
+    except torch.OutOfMemoryError:
+        raise BackendError(
+            "not enough memory on the GPU to encode a pair; use fewer --pixels or --frames, in another folder"
+        ) from None
 
 
 def _write_pair(path: Path, pair: Pair, header: dict[str, Any]) -> None:

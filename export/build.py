@@ -131,13 +131,13 @@ def self_test(task: Task, format_name: str, path: Path) -> float:
     Returns:
         RMS of the difference over RMS of the output, the largest of all outputs; PyTorch in float32.
     Raises:
-        BackendError: the difference is larger than the network's precision explains.
+        BackendError: it does not run, or the difference is larger than the network's precision explains.
     """
     inputs = random_like(task.example)
     reference = reference_of(task.network, inputs)
     with torch.inference_mode():
         own = errors_of(task.network(*inputs), reference)
-        found = errors_of(FORMATS[format_name].load(path, task.device)(*inputs), reference)
+        found = errors_of(_outputs(task, format_name, path, inputs), reference)
     for got, pytorch in zip(found, own, strict=True):
         limit = TOLERANCE + PRECISION_FACTOR * pytorch
         # `not <=` also refuses NaN.
@@ -147,6 +147,21 @@ def self_test(task: Task, format_name: str, path: Path) -> float:
                 f"expected at most {limit:.1e}; it was thrown away: run it with torch instead"
             )
     return max(found)
+
+
+def _outputs(task: Task, format_name: str, path: Path, inputs: tuple[Tensor, ...]) -> Outputs:
+    """Of the engine."""
+    try:
+        found: Outputs = FORMATS[format_name].load(path, task.device)(*inputs)
+    except (Vs3rError, OSError):
+        raise
+    except Exception as error:  # what runs engines raises what it likes
+        reason = str(error).strip().split("\n")[0]
+        raise BackendError(
+            f"the {format_name} engine of {task.model} does not run here ({type(error).__name__}: {reason}); it was "
+            "thrown away: try --precision fp32, or run it with torch instead"
+        ) from error
+    return found
 
 
 def reference_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> Outputs:

@@ -53,7 +53,8 @@ def rigid_flow_residual_reference(
     u, v = u.flatten(), v.flatten()
     # project(K_dst (R K_src^-1 p / rho + t)), multiplied by rho so that a point at infinity is nothing special.
     K_src, K_dst, dst_from_src = K_src.double(), K_dst.double(), dst_from_src.double()
-    KRK = (K_dst @ dst_from_src[:, :3, :3] @ torch.linalg.inv(K_src)).to(dtype)
+    # inv would wait for the GPU to hear whether it succeeded.
+    KRK = (K_dst @ dst_from_src[:, :3, :3] @ torch.linalg.inv_ex(K_src).inverse).to(dtype)
     Kt = (K_dst @ dst_from_src[:, :3, 3:]).to(dtype)
     x, y, z = (KRK @ torch.stack([u, v, torch.ones_like(u)]) + rho[:, None] * Kt).unbind(1)
     ahead = z > NEAREST

@@ -8,19 +8,25 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bridge.conftest import BUILD, engines
+import grpc
+import pytest
 
-_PATIENCE_S = 20
+from tests.bridge.conftest import BUILD, engines
+from vs3r.engine.client.sync import Client
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+
+_PATIENCE_S = 100
 
 
 @contextmanager
-def bridge(environment: dict[str, str]) -> Iterator[socket.socket]:
+def bridge(environment: dict[str, str], address: str = "") -> Iterator[socket.socket]:
     """A bridge, as a plugin starts it."""
     ours, theirs = socket.socketpair()
-    with ours, subprocess.Popen([BUILD / "vs3r-bridge", ""], stdin=theirs.fileno(), env=environment) as process:
+    with ours, subprocess.Popen([BUILD / "vs3r-bridge", address], stdin=theirs.fileno(), env=environment) as process:
         theirs.close()
         ours.settimeout(_PATIENCE_S)
         try:
@@ -37,9 +43,14 @@ def opening_of(clip: Path, *, analyse: bool = False, smoothness: float = 0.5) ->
 def ask(line: socket.socket, *fields: str) -> str:
     """One request's answer."""
     line.sendall("\t".join(fields).encode() + b"\n")
+    return read_line(line)
+
+
+def read_line(line: socket.socket) -> str:
+    """The next line of answers; bytes behind it stay."""
     answer = b""
     while not answer.endswith(b"\n"):
-        answer += line.recv(4096)
+        answer += line.recv(1)
     return answer.decode()
 
 
@@ -80,3 +91,50 @@ def wait_for(process: int) -> None:
     ready, _, _ = select.select([process], [], [], _PATIENCE_S)
     os.close(process)
     assert ready, "the process has not ended"
+
+
+def test_a_slider_that_is_drawn_finds_the_engine_at_every_step(engine_environment: dict[str, str], clip: Path) -> None:
+    with bridge(engine_environment) as line:
+        # More than the 64 sessions that the server gives one host by itself.
+        for step in range(80):
+            assert ask(line, *opening_of(clip, smoothness=step / 100)) == "unanalysed\n"
+
+
+class OldEngine(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Says that it is older than the plugins, or does not know the question."""
+
+    def __init__(self, version: str | None) -> None:
+        """version: None to know no call at all."""
+        self._version = version
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """Answers GetCapabilities only."""
+        if self._version is None or not handler_call_details.method.endswith("/GetCapabilities"):
+            return None
+        answer = pb.GetCapabilitiesResponse(version=self._version, file_paths=True).SerializeToString()
+        return grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
+
+
+@pytest.mark.parametrize(("version", "words"), [("0.0.9", "got '0.0.9'"), ("", "got ''"), (None, "too old")])
+def test_an_engine_that_is_too_old_is_told_in_words(
+    engine_environment: dict[str, str], clip: Path, tmp_path: Path, version: str | None, words: str
+) -> None:
+    address = f"unix:{tmp_path}/old.sock"
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(OldEngine(version),))
+    assert server.add_insecure_port(address)
+    server.start()
+    with bridge(engine_environment, address) as line:
+        answer = ask(line, *opening_of(clip))
+    server.stop(None)
+    assert answer.startswith("error\t") and words in answer and "install a newer vs3r" in answer
+
+
+def test_a_session_that_has_expired_is_opened_again(engine_environment: dict[str, str], clip: Path) -> None:
+    with bridge(engine_environment) as line:
+        line.sendall(("\t".join(opening_of(clip, analyse=True)) + "\n").encode())
+        while not (answer := read_line(line)).startswith("ready"):
+            assert answer.startswith("progress")
+        with Client(f"unix:{engine_environment['XDG_RUNTIME_DIR']}/vs3r/engine.sock") as client:
+            for session in client.list_sessions():
+                client.delete_session(session.name)
+        assert ask(line, "frame", "3", "4", "2", "1", "0") == "frame\t4\t2\t32\n"

@@ -27,7 +27,7 @@ ATTRIBUTES = {
     "comment": set(),
     "paramlistdisplay": set(),
 }
-TYPES = {"constant", "list", "filterjob", "hidden"}
+TYPES = {"constant", "list", "filterjob"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def test_the_filter_s_choices_are_the_engine_s(described: dict[str, Parameter]) 
 def test_kdenlive_s_panel_agrees_with_the_filter(described: dict[str, Parameter], panel: ET.Element) -> None:
     assert panel.get("tag") == "vs3r"
     shown = {p.get("name", ""): p for p in panel.iter("parameter") if p.get("type") != "filterjob"}
-    assert {"smoothness", "frame_limit", "fill", "camera", "unanalysed", "results"} == set(shown)
+    assert {"smoothness", "frame_limit", "fill", "camera", "unanalysed"} == set(shown)
     for name, parameter in shown.items():
         assert parameter.get("default") == described[name].default, name
         if parameter.get("type") == "constant":

@@ -209,6 +209,19 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, fake
     assert "page" not in str(caught.value)
 
 
+def test_an_engine_that_does_not_run_is_one_line(monkeypatch: pytest.MonkeyPatch, fake: EagerFormat) -> None:
+    """ONNX Runtime has no matrices in bfloat16 on a CPU, for one."""
+
+    def load(*_: object) -> Network:
+        raise RuntimeError("not implemented: MatMul(13)\nand a page of it")
+
+    monkeypatch.setattr(fake, "load", load)
+    task = tiny_task()
+    with pytest.raises(BackendError, match=r"^the aoti engine of tiny does not run here .*MatMul.13.*--precision fp32"):
+        build.build(task, task.key("aoti"))
+    assert list(engines_folder().iterdir()) == []
+
+
 def test_obstacles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=r"^tensorrt: expected an NVIDIA GPU"):
         prepared("tensorrt", Tiny().eval())

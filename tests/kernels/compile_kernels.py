@@ -47,7 +47,7 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     floats, pixels = ("*fp32", "*bf16", "*fp16", "*fp32")[i], ("*u8", "*u16", "*fp16", "*u8")[i]
     more = i % 2 == 1
     types = {"inv_depth": floats, "flow": floats}
-    given = {"PACKED": i < 2, "HAS_SEMANTIC": more, "WITH_FLOW": more}
+    given: dict[str, Any] = {"PACKED": i < 2, "HAS_SEMANTIC": more, "WITH_FLOW": more}
     yield rigid_flow.rigid_flow_kernel, types, {**given, "PARTS": rigid_flow.PARTS, "BLOCK": rigid_flow.BLOCK}
     given = {**(WORLD if more else SOURCES), "ROLLING": i == 2, "MODEL": i}
     tile, block = {"ROWS": splat.ROWS, "COLUMNS": splat.COLUMNS}, {"BLOCK": discs.BLOCK}

@@ -101,6 +101,29 @@ def test_every_dtype(dtype: torch.dtype) -> None:
     agree(*compare(inv_depth, view_of(), sources), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_depths_of_few_bits(dtype: torch.dtype) -> None:
+    inv_depth, sources = problem()
+    inv_depth, sources = inv_depth.to(dtype), replace(sources, inv_depth=sources.inv_depth.to(dtype))
+    found = sample_backward(
+        inv_depth.to(DEVICE), converted(view_of(), torch.float64), sources=converted(sources, dtype), backend="triton"
+    )
+    found = Sampled(picture=found.picture.cpu(), source=found.source.cpu())
+    agree(found, compare(inv_depth.double(), view_of(), sources)[1], torch.float32)
+
+
+@pytest.mark.needs_cuda
+def test_every_run_gives_the_same_bytes_on_a_gpu() -> None:
+    inv_depth, sources = problem((3, 540, 960, 1), torch.uint8)
+    given, view = converted(sources, torch.float32), converted(view_of(960, 540), torch.float64)
+    view = replace(view, K=given.cameras.K[0])
+    first, *others = (
+        sample_backward(inv_depth.float().to(DEVICE), view, sources=given, backend="triton") for _ in range(20)
+    )
+    assert (first.source >= 0).any()
+    assert all(torch.equal(o.picture, first.picture) and torch.equal(o.source, first.source) for o in others)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 7, 3), (1, 9, 1, 1), (5, 13, 11, 1)])
 @pytest.mark.parametrize("size", [(1, 1), (17, 1), (7, 13)])
 def test_awkward_sizes(shape: tuple[int, int, int, int], size: tuple[int, int]) -> None:

@@ -129,7 +129,7 @@ def test_what_moves_is_found_and_left_out() -> None:
     shape = found.shape[:0:-1]
     moving = [cv2.resize(view.moving.astype(np.float32), shape, interpolation=cv2.INTER_AREA) for view in true.views]
     truth = np.stack(moving[:WINDOW]) > 0.5
-    # 0.51; the cues alone 0.40.
+    # 0.46; what stands out alone, 12 frames: 0.37.
     assert (found & truth).sum() / (found | truth).sum() > 0.4
     (kept,) = true.kept
     assert 0.5 < float(kept.mean()) < 0.9

@@ -16,7 +16,7 @@ from vs3r.config import PairsConfig
 from vs3r.engine.cli import run
 from vs3r.engine.pairs import load_pair, make_pairs, pair_header, piece_starts
 from vs3r.engine.track_file import load_track
-from vs3r.errors import InputError, MediaError
+from vs3r.errors import BackendError, InputError, MediaError
 from vs3r.refine.training.pairs import Pair, pack, unpack
 from vs3r.refine.training.recipe import Recipe, draw_recipe
 from vs3r.refine.wan.model import VideoCodec
@@ -99,6 +99,17 @@ def test_clips_that_cannot_be_used(wan_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mkv").write_text("no video")
     with pytest.raises(MediaError):
         make_pairs([tmp_path / "text.mkv"], tmp_path / "out", settings(wan_folder))
+
+
+def test_a_full_gpu_is_told_what_is_smaller(
+    video: Path, wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VideoCodec, "encode", full)
+    with pytest.raises(BackendError, match="to encode a pair; use fewer --pixels or --frames"):
+        make_pairs([video], tmp_path / "out", settings(wan_folder))
 
 
 def test_pieces_do_not_cross_a_cut(made: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from tests.refine.training.test_objective import TEXT, draw_pair, velocity
@@ -99,6 +100,20 @@ def test_one_clip_is_learnt(precision: str) -> None:
     assert all(value.dtype is torch.float32 for value in ours._names.values())
     now = {name.replace(".base_layer", ""): value for name, value in expert.state_dict().items()}
     assert all(torch.equal(now[name], value) and now[name].dtype == value.dtype for name, value in frozen.items())
+
+
+@pytest.mark.needs_cuda
+def test_a_step_on_the_gpu_is_that_on_the_processor() -> None:
+    values = []
+    for name in ("cuda", "cpu"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = settings(Path(), accumulation=1)
+        accelerator = make_accelerator(torch.device(name))
+        ours = ExpertTrainer(make_expert(0), "transformer_2", TEXT, config, accelerator)
+        values.append([ours.step([draw_pair(3)]) for _ in range(3)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # Products may use TF32 there.
+    assert values[0] == pytest.approx(values[1], rel=1e-2)
 
 
 def test_every_clip_is_seen_once_a_round() -> None:
@@ -210,6 +225,17 @@ def test_a_loss_that_is_no_number_ends_it(wan_folder: Path, pairs: Path, tmp_pat
     with pytest.raises(BackendError, match=r"went astray at step 1: the loss is nan; .* smaller --learning-rate"):
         train_dvdm(pairs, tmp_path / "out", settings(wan_folder))
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_a_full_gpu_is_told_what_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = trainer(make_expert(0))
+
+    def full(**_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ours.expert, "forward", full)
+    with pytest.raises(BackendError, match=r"to train transformer_2: .* 0 GB.* make pairs with fewer --pixels"):
+        ours.step([draw_pair(0)])
 
 
 def test_what_is_missing_or_does_not_fit_is_said(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vs3r.errors import BackendError
 from vs3r.refine.wan import attention
 from vs3r.refine.wan.attention import agreement_db, choose_attention
 from vs3r.refine.wan.checkpoint import HIGH, LOW
-from vs3r.refine.wan.model import compile_blocks, load_model
+from vs3r.refine.wan.model import Experts, compile_blocks, load_model
 from vs3r.refine.wan.precision import choose_precision, hold_as
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -61,6 +61,24 @@ def test_fp8_products_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     found = velocity(expert)
     # Of the velocity's spread; 0.012 seen.
     assert 0 < (found - exact).std() / exact.std() < 0.04
+
+
+@pytest.mark.needs_cuda
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["fp8", "fp8-weights", "fp8-storage"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_number_formats_on_the_gpu(precision: str, compiled: bool) -> None:
+    device = torch.device("cuda")
+    assert choose_precision(precision, device) == precision
+    exact = velocity(bfloat16_expert())
+    expert = bfloat16_expert()
+    hold_as(expert, precision)
+    if compiled:
+        compile_blocks(expert)
+    experts = Experts(None, expert, torch.ones(1, 16, TEXT_DIM), device=device, swap=False)
+    found = experts.velocity(model_input().to(device), 0.5).cpu()
+    assert (found - exact).std() / exact.std() < 0.08
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("precision", ["fp8-weights", "fp8-storage"])

@@ -29,7 +29,9 @@ _COLOUR_FLOOR = 0.06
 # Share of the views that must contradict a patch and its group, on average, beyond this multiple of what contradicts
 # patches that do not stand out: errors of depth and poses do so everywhere.
 CONTRADICTED = 0.1
-_STILL = 2.0
+_STILL = 1.5
+# Fewer of all cells than these are taken for errors.
+_FEWEST = 0.003
 
 
 def clusters(features: Tensor, count: int = CLUSTERS) -> Tensor:
@@ -254,5 +256,7 @@ def confirmed(found: Candidates, against: Tensor) -> Tensor:
     still = near.flatten()[~inside]
     limit = CONTRADICTED + _STILL * (float(still.median()) if len(still) else 0.0)
     inner = (torch.minimum((near + mean[group]) / 2, mean[group]) > limit) & (score[:, 0] >= 0)
+    if float(inner.float().mean()) < _FEWEST:
+        return torch.zeros_like(inner)
     beside = F.max_pool2d(inner[:, None].float(), 3, 1, 1)[:, 0] > 0
     return inner | (beside & (near > 2 * limit))

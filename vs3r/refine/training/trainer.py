@@ -27,6 +27,10 @@ _ORDER, _DRAWS, _CHECKS, _START = range(4)
 """Streams of random numbers."""
 
 
+def _weight_gb(expert: Any) -> float:
+    return float(sum(value.numel() * value.element_size() for value in expert.parameters())) / 1e9
+
+
 class Pairs(Protocol):
     """A list of pairs, or what reads them from files."""
 
@@ -83,8 +87,17 @@ class ExpertTrainer:
         Returns:
             The mean loss before the step.
         Raises:
-            BackendError: the loss is no number any more.
+            BackendError: the loss is no number any more, or the GPU is full.
         """
+        try:
+            return self._step(pairs)
+        except torch.OutOfMemoryError:
+            raise BackendError(
+                f"not enough memory on the GPU to train {self.part}: weights take {_weight_gb(self.expert):.0f} GB, "
+                "a clip comes on top; make pairs with fewer --pixels or --frames, and leave --experts at one-by-one"
+            ) from None
+
+    def _step(self, pairs: Pairs) -> float:
         config, accelerator = self._config, self._accelerator
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (self.steps + 1) / max(1, config.warmup_steps))
