@@ -100,14 +100,14 @@ def test_a_slider_that_is_drawn_finds_the_engine_at_every_step(engine_environmen
             assert ask(line, *opening_of(clip, smoothness=step / 100)) == "unanalysed\n"
 
 
-class OldEngine(grpc.GenericRpcHandler):  # type: ignore[misc]
+class OldEngine(grpc.GenericRpcHandler):
     """Says that it is older than the plugins, or does not know the question."""
 
     def __init__(self, version: str | None) -> None:
         """version: None to know no call at all."""
         self._version = version
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """Answers GetCapabilities only."""
         if self._version is None or not handler_call_details.method.endswith("/GetCapabilities"):
             return None
@@ -120,7 +120,7 @@ def test_an_engine_that_is_too_old_is_told_in_words(
     engine_environment: dict[str, str], clip: Path, tmp_path: Path, version: str | None, words: str
 ) -> None:
     address = f"unix:{tmp_path}/old.sock"
-    server = grpc.server(ThreadPoolExecutor(1), handlers=(OldEngine(version),))
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[OldEngine(version)])
     assert server.add_insecure_port(address)
     server.start()
     with bridge(engine_environment, address) as line:
