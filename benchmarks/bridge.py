@@ -40,7 +40,7 @@ def make_clip(path: Path) -> None:
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for _ in range(FRAMES):
             x, y = np.clip(rng.normal(100, 15, 2), 0, 199).astype(int)
-            picture = np.ascontiguousarray(texture[y : y + HEIGHT, x : x + WIDTH])
+            picture = np.ascontiguousarray(texture[y : y + HEIGHT, x : x + WIDTH], np.uint8)
             out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(video.encode(None))
 

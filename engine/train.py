@@ -210,9 +210,10 @@ class _Run:
         path = folder / f"{trainer.part}-{trainer.steps:06d}.safetensors"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
+            # The checkpoint last: once it is there, so is the LoRA.
+            trainer.save_lora(self.out / trainer.part)
             save_file(trainer.state(), temporary)
             os.replace(temporary, path)
-            trainer.save_lora(self.out / trainer.part)
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise OutputError(f"cannot write the checkpoint {path}: {error}; check that the disk has room") from None

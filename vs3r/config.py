@@ -123,7 +123,7 @@ class SmoothConfig:
         0.5, "how steady the virtual camera is: 0 keeps the shake, 1 is nearly a tripod", low=0, high=1
     )
     lookahead_frames: int = option(
-        30, "frames that are read ahead before a frame is output; 0 is fully causal", low=0, high=600
+        40, "frames that are read ahead before a frame is output; 0 is fully causal", low=0, high=600
     )
     min_own_share: float = option(
         0.7,

@@ -19,7 +19,7 @@ from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, V
 
 __all__ = ["PathSmoother", "SmoothedFrame", "reach_s", "smooth_path", "smooth_track"]
 
-REACH_AT_FULL_S = 1.8
+REACH_AT_FULL_S = 2.0
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the reach.
 ZOOM_REACH = 0.1
 # What smoothing over the whole reach would change a focal length by is taken for noise well below this share of it.
@@ -100,7 +100,7 @@ class _Path:
 
 
 def reach_s(smoothness: float) -> float:
-    """Time in seconds over which a path is smoothed, for a smoothness in [0, 1]: 0.45 s at 0.5, 1.8 s at 1."""
+    """Time in seconds over which a path is smoothed, for a smoothness in [0, 1]: 0.5 s at 0.5, 2 s at 1."""
     return REACH_AT_FULL_S * smoothness**2
 
 

@@ -22,7 +22,7 @@ constexpr int kCallS = 60;
 // A frame far from the last one: the file is decoded from its beginning.
 constexpr int kFrameS = 600;
 constexpr int kReachS = 5;
-constexpr int kStartS = 60;
+constexpr int kStartS = 180;
 constexpr std::size_t kChunk = 1 << 20;
 // What a pixel's shape may differ where a saved track and the host round it differently.
 constexpr double kShape = 0.02;
@@ -108,7 +108,7 @@ void Engine::connect() {
         if (channel_->WaitForConnected(in_seconds(1))) return;
         start_engine(own_socket());
         if (channel_->WaitForConnected(in_seconds(kStartS))) return;
-        throw std::runtime_error("the engine did not start within a minute; run `vs3r serve` in a terminal to see why");
+        throw std::runtime_error("the engine did not start within three minutes; run `vs3r serve` in a terminal to see why");
     }
     if (!channel_->WaitForConnected(in_seconds(kReachS)))
         throw std::runtime_error("cannot reach the engine at " + address_ + "; start `vs3r serve` there, or clear the "

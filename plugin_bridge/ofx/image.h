@@ -49,8 +49,8 @@ Depth depth_of(Channel channel);
 
 // The window of the output becomes the source, transparent black where there is none.
 void copy(const Image &source, const Image &output, const RectI &window);
-// A picture goes into the middle of the source's whole, as far as it lies in the window. `with_alpha`: it has its own, and
-// colour that fits it; else alpha is the source's.
+// A picture goes into the middle of the source's whole, as far as it lies in the window; the rest becomes the source.
+// `with_alpha`: it has its own, and colour that fits it; else alpha is the source's.
 void lay(const Picture &picture, const Image &source, const Image &output, const RectI &window, bool with_alpha);
 
 } // namespace vs3r::ofx

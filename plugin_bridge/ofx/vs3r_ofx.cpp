@@ -70,12 +70,13 @@ struct Rendering {
                std::to_string(static_cast<int>(wanted.depth));
     }
 
-    // Why the source passes through; empty where it does not.
-    std::string draw(Clip &clip, const Abort &abort) const {
+    // What is said beside the picture. `is_drawn`: the output's window is filled.
+    std::string draw(Clip &clip, const Abort &abort, bool *is_drawn) const {
         if (work.way == Way::single) {
             auto warp = clip.warp(place.index, abort);
             if (warp == nullptr) return clip.status();
             sample(*warp, source, output, window);
+            *is_drawn = true;
             return "only the frame itself is moved, beyond it its edge is repeated: no file is known, and the host gives no "
                    "other frames";
         }
@@ -93,6 +94,7 @@ struct Rendering {
         }
         if (picture == nullptr) return clip.status();
         lay(*picture, source, output, window, work.way == Way::frames);
+        *is_drawn = true;
         return "";
     }
 };
@@ -110,7 +112,7 @@ Status render(Effect effect, const Properties &arguments) {
     if (suites().effects->abort(effect) != 0) return kOk;
     if (!output || !source || output.channel() != source.channel()) return kErrImageFormat;
     RectI window = arguments.rectangle("OfxImageEffectPropRenderWindow").value_or(output.bounds());
-    copy(source, output, window);
+    bool is_drawn = false;
     Work work = work_of(effect, the_host);
     std::shared_ptr<Clip> clip;
     Abort abort = [effect] { return suites().effects->abort(effect) != 0; };
@@ -124,13 +126,14 @@ Status render(Effect effect, const Properties &arguments) {
             if (clip->state() == State::unknown || clip->state() == State::not_analysed) clip->analyse();
             clip->wait(kAll, abort);
         }
-        tell(effect, instance, rendering.draw(*clip, abort));
+        tell(effect, instance, rendering.draw(*clip, abort, &is_drawn));
     } catch (const Aborted &) {
-        return kOk;
+        // Nobody looks at it.
     } catch (const Error &error) {
         bool has_failed = clip != nullptr && clip->state() == State::failed;
         tell(effect, instance, has_failed ? clip->status() : std::string(error.what()));
     }
+    if (!is_drawn) copy(source, output, window);
     return kOk;
 }
 

@@ -59,7 +59,7 @@ private:
 
 void sample(const Warp &warp, const Image &source, const Image &output, const RectI &window) {
     Sampler sampler(source);
-    if (sampler.is_empty()) return;
+    if (sampler.is_empty()) return copy(source, output, window);
     const RectI &whole = source.whole();
     float scale_x = static_cast<float>(whole.x2 - whole.x1) / static_cast<float>(warp.width);
     float scale_y = static_cast<float>(whole.y2 - whole.y1) / static_cast<float>(warp.height);

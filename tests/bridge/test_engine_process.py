@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.bridge.conftest import BUILD, engines
+from tests.bridge.conftest import BUILD, engines, make_clip
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 
@@ -100,14 +100,14 @@ def test_a_slider_that_is_drawn_finds_the_engine_at_every_step(engine_environmen
             assert ask(line, *opening_of(clip, smoothness=step / 100)) == "unanalysed\n"
 
 
-class OldEngine(grpc.GenericRpcHandler):  # type: ignore[misc]
+class OldEngine(grpc.GenericRpcHandler):
     """Says that it is older than the plugins, or does not know the question."""
 
     def __init__(self, version: str | None) -> None:
         """version: None to know no call at all."""
         self._version = version
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """Answers GetCapabilities only."""
         if self._version is None or not handler_call_details.method.endswith("/GetCapabilities"):
             return None
@@ -120,7 +120,7 @@ def test_an_engine_that_is_too_old_is_told_in_words(
     engine_environment: dict[str, str], clip: Path, tmp_path: Path, version: str | None, words: str
 ) -> None:
     address = f"unix:{tmp_path}/old.sock"
-    server = grpc.server(ThreadPoolExecutor(1), handlers=(OldEngine(version),))
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[OldEngine(version)])
     assert server.add_insecure_port(address)
     server.start()
     with bridge(engine_environment, address) as line:
@@ -138,3 +138,35 @@ def test_a_session_that_has_expired_is_opened_again(engine_environment: dict[str
             for session in client.list_sessions():
                 client.delete_session(session.name)
         assert ask(line, "frame", "3", "4", "2", "1", "0") == "frame\t4\t2\t32\n"
+
+
+def test_analyses_at_once_do_not_mix(engine_environment: dict[str, str], tmp_path: Path) -> None:
+    clips = [make_clip(tmp_path / f"{seed}.mp4", seed=seed) for seed in (30, 31, 32)]
+
+    def tracks(together: bool, folder: str) -> list[bytes]:
+        cache = engine_environment | {
+            "XDG_RUNTIME_DIR": str(tmp_path / folder),
+            "XDG_CACHE_HOME": str(tmp_path / folder),
+        }
+        (tmp_path / folder).mkdir(mode=0o700)
+        with ThreadPoolExecutor(len(clips) if together else 1) as pool:
+            return list(pool.map(lambda clip: track_of(cache, clip), clips))
+
+    try:
+        assert tracks(True, "together") == tracks(False, "alone")
+    finally:
+        for engine in engines(tmp_path):
+            os.kill(engine, signal.SIGKILL)
+
+
+def track_of(environment: dict[str, str], clip: Path) -> bytes:
+    """What an analysis makes of a clip."""
+    with bridge(environment) as line:
+        line.sendall(("\t".join(opening_of(clip, analyse=True)) + "\n").encode())
+        while not (answer := read_line(line)).startswith("ready"):
+            assert answer.startswith("progress")
+        count = int(ask(line, "track").split("\t")[1])
+        data = b""
+        while len(data) < count:
+            data += line.recv(count - len(data))
+        return data

@@ -16,13 +16,13 @@ from vs3r.config import Config, ReconstructConfig, VggtConfig
 from vs3r.engine import cli
 from vs3r.engine.track_file import load_track
 from vs3r.errors import BackendError, InputError
-from vs3r.networks import Network
+from vs3r.networks import DTYPES, Network
 from vs3r.reconstruct import delay_frames, make_reconstructor
 from vs3r.reconstruct.observe import Grid
 from vs3r.reconstruct.vggt import window as module
 from vs3r.reconstruct.vggt.chain import FrameEstimate
 from vs3r.reconstruct.vggt.mask import clusters, otsu_thresholds, upper_threshold
-from vs3r.reconstruct.vggt.model import Vggt
+from vs3r.reconstruct.vggt.model import Vggt, lower_precision
 from vs3r.reconstruct.vggt.window import WindowNetwork, frames_that_fit, load_network, network_picture, network_size
 from vs3r.types import Frame, PictureFormat
 from vs3r.weights import weights_folder
@@ -72,6 +72,21 @@ def test_windows_of_any_length(count: int) -> None:
         assert bool((one.inv_depth > 0).all()) and bool(one.log_focal.isfinite())
         for part in ("cam_from_world", "log_focal", "inv_depth", "trust", "dynamic"):
             assert torch.equal(getattr(one, part), getattr(other, part)), part
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu(precision: str) -> None:
+    """The same cameras and depth as on the CPU, and the same bits each time."""
+    rgb = [np.asarray(255 * p.permute(1, 2, 0).numpy(), np.uint8) for p in pictures(5, 42, 84)]
+    on_gpu = small()
+    lower_precision(on_gpu, DTYPES[precision])
+    network = WindowNetwork(CPU, fmt(84, 42), on_gpu.cuda())
+    found, again, want = (network(rgb, Grid.of(120, 60)), network(rgb, Grid.of(120, 60)), estimates(5))
+    for one, other, cpu in zip(found, again, want, strict=True):
+        assert torch.equal(one.cam_from_world, other.cam_from_world) and torch.equal(one.inv_depth, other.inv_depth)
+        error = float((one.inv_depth - cpu.inv_depth).norm() / cpu.inv_depth.norm())
+        assert error < (1e-3 if precision == "fp32" else 0.05)
 
 
 def test_only_full_windows_are_prepared_and_once() -> None:

@@ -14,9 +14,11 @@ from tests.render.plane_world import make_format, pose, source
 from vs3r.config import WanConfig
 from vs3r.errors import BackendError
 from vs3r.refine.wan.denoise import Condition, denoise
+from vs3r.refine.wan.model import memory_errors
 from vs3r.refine.wan.pictures import planes_from_rgb, rgb_from_frame
 from vs3r.refine.wan.refiner import WanRefiner
 from vs3r.refine.wan.schedule import sigma_table
+from vs3r.refine.wan.windows import TI2V_5B
 from vs3r.types import Frame, PictureFormat, Plane, RenderedFrame
 
 FMT = make_format("yuv420p", 48, 32)
@@ -234,6 +236,15 @@ def test_a_full_gpu_is_told_what_is_smaller(values: dict[str, Any], advice: str)
 
     with pytest.raises(BackendError, match=advice):
         run(refiner(WanConfig(**values), Full()), [picture(FMT, 90, 4)])
+
+
+def test_a_full_gpu_with_the_small_model() -> None:
+    def full() -> None:
+        with memory_errors(WanConfig(), TI2V_5B):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(BackendError, match=r"the 5B model takes 10 GB with .*; try --wan-precision fp8"):
+        full()
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le", "gray", "gbrp"])

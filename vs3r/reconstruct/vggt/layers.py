@@ -87,7 +87,7 @@ class Attention(nn.Module):
             (q * self.scale).to(v.dtype),
             k.to(v.dtype),
             v,
-            attn_mask=None if how.bias is None else how.bias.to(v.dtype).expand(batch, 1, tokens, tokens),
+            attn_mask=None if how.bias is None else how.bias.to(v.dtype),
             scale=1.0,
         )
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]

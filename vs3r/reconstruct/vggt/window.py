@@ -186,20 +186,27 @@ def example_inputs(
     return (torch.zeros(frames, 3, *size, device=device),), (features, torch.zeros(frames, patches, device=device))
 
 
-def frames_that_fit(network: Vggt, size: tuple[int, int], memory: int) -> int:
-    """How many frames of size (H, W) a window may have in bytes of memory, estimated from what is alive at once."""
+def window_memory(network: Vggt, size: tuple[int, int]) -> tuple[int, int]:
+    """Bytes of GPU memory that a window of pictures of size (H, W) takes whatever its length, and for each frame: an
+    estimate from what is alive at once."""
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     width, patch = network.size.width, network.size.patch
     low = network.aggregator.get_parameter("global_blocks.0.mlp.fc1.weight").element_size()
     patches = (size[0] // patch) * (size[1] // patch)
-    tokens = patches + network.size.special
     # Of a token: four kept pairs of 2 widths, the running sum and what is added to it, and of a block the larger of
     # queries, keys and values with their float32 copies or the hidden layer and its activation.
     token = 4 * 2 * width * 4 + 4 * width * 4 + max(3 * width * low + 4 * width * 4, 8 * width * low)
-    frame = tokens * token + 3 * patches**2 * 4 + 8 * size[0] * size[1] * 4
+    # Of a frame also the products of its cues, its picture, depth and confidence.
+    frame = (patches + network.size.special) * token + 3 * patches**2 * 4 + 8 * size[0] * size[1] * 4
     # The depth head works on eight frames at a time: its last maps are the largest.
     head = 8 * size[0] * size[1] * 4 * 3 * network.size.depth_features // 2
-    return max(0, int((0.9 * memory - weights - head) // frame))
+    return weights + head, frame
+
+
+def frames_that_fit(network: Vggt, size: tuple[int, int], memory: int) -> int:
+    """How many frames of size (H, W) a window may have in some bytes of GPU memory, about."""
+    fixed, frame = window_memory(network, size)
+    return max(0, int((0.9 * memory - fixed) // frame))
 
 
 def _frames(world: Geometry, confidence: Tensor, moving: Tensor, grid: Grid) -> list[FrameEstimate]:

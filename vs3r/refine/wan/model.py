@@ -19,10 +19,10 @@ from vs3r.refine.wan.ask import predict
 from vs3r.refine.wan.attention import choose_attention, set_attention
 from vs3r.refine.wan.checkpoint import HIGH, LOW, Checkpoint, find_checkpoint, read_expert, read_vae
 from vs3r.refine.wan.lora import merge_lora
-from vs3r.refine.wan.precision import GIGABYTES, choose_precision, hold_as
+from vs3r.refine.wan.precision import BYTES, PARAMETERS, choose_precision, hold_as
 from vs3r.refine.wan.prompt import load_prompt
 from vs3r.refine.wan.schedule import BOUNDARY
-from vs3r.refine.wan.windows import Layout
+from vs3r.refine.wan.windows import A14B, Layout
 
 
 class Experts:
@@ -113,7 +113,7 @@ def load_model(config: WanConfig) -> WanModel:
     device = find_device(config.wan_device)
     precision = choose_precision(config.wan_precision, device)
     attention = choose_attention(config.wan_attention, device)
-    with memory_errors(config):
+    with memory_errors(config, checkpoint.layout):
         prompt = load_prompt(checkpoint, config.wan_prompt, form=config.wan_condition)
         read = {
             name: _prepare(read_expert(checkpoint, name, _dtype(precision)), name, config, precision, attention)
@@ -194,19 +194,20 @@ def require_packages() -> None:
 
 
 @contextmanager
-def memory_errors(config: WanConfig) -> Iterator[None]:
-    """Turns a full GPU into a BackendError that names the next smaller setting."""
+def memory_errors(config: WanConfig, layout: Layout) -> Iterator[None]:
+    """Turns a full GPU into a BackendError that says what is needed and names the next smaller setting."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise BackendError(
-            f"not enough memory on the GPU for refine wan: {_need(config)}; try {smaller_setting(config)}"
+            f"not enough memory on the GPU for refine wan: {_need(config, layout)}; "
+            f"try {smaller_setting(config, layout)}"
         ) from None
 
 
-def smaller_setting(config: WanConfig) -> str:
+def smaller_setting(config: WanConfig, layout: Layout) -> str:
     """What to change so that less memory is needed."""
-    if config.wan_experts == "both":
+    if config.wan_experts == "both" and layout == A14B:
         return "--wan-experts swap"
     if config.wan_precision in ("auto", "bf16", "fp32"):
         return "--wan-precision fp8-storage"
@@ -215,12 +216,15 @@ def smaller_setting(config: WanConfig) -> str:
     return f"--wan-pixels {config.wan_pixels // 2}"
 
 
-def _need(config: WanConfig) -> str:
-    per_expert = GIGABYTES["bf16" if config.wan_precision == "auto" else config.wan_precision]
-    resident = per_expert * (2 if config.wan_experts == "both" else 1)
+def _need(config: WanConfig, layout: Layout) -> str:
+    precision = "bf16" if config.wan_precision == "auto" else config.wan_precision
+    gigabytes = PARAMETERS[layout] * BYTES[precision] / 1e9
+    if layout != A14B:
+        return f"the 5B model takes {gigabytes:.0f} GB with --wan-precision {precision}, and a window comes on top"
+    resident = gigabytes * (2 if config.wan_experts == "both" else 1)
     return (
         f"the experts of the 14B model take {resident:.0f} GB with --wan-experts {config.wan_experts} "
-        f"--wan-precision {config.wan_precision}, and a window comes on top"
+        f"--wan-precision {precision}, and a window comes on top"
     )
 
 

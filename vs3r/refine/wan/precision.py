@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from vs3r.errors import BackendError
+from vs3r.refine.wan.windows import A14B, TI2V_5B
 
 log = logging.getLogger(__name__)
 
 LEAST_CAPABILITY = (8, 9)
 """CUDA compute capability from which a GPU multiplies in FP8."""
-GIGABYTES = {"fp32": 57.2, "bf16": 28.6, "fp8": 14.4, "fp8-weights": 14.4, "fp8-storage": 14.4}
-"""Of one 14B expert's weights, computed from their number."""
+PARAMETERS = {A14B: 14.3e9, TI2V_5B: 5.0e9}
+"""Of one network."""
+BYTES = {"fp32": 4, "bf16": 2, "fp8": 1, "fp8-weights": 1, "fp8-storage": 1}
+"""Of a weight, about: not all of them are held in 8 bits."""
 
 
 def choose_precision(asked: str, device: torch.device) -> str:

@@ -123,7 +123,7 @@ class WanRefiner:
         frames = padded_length(len(self._held))
         if self._config.wan_compile:
             frames = bucket_length(frames, self._config.wan_window_frames)
-        with memory_errors(self._config), torch.no_grad():
+        with memory_errors(self._config, self._layout), torch.no_grad():
             render = self._codec.encode(model_video([given.rgb for given in self._held], frames, self._layout))
             mask = model_mask(self._held, frames, self._layout).to(render.device)
             if self._config.wan_condition == "authors":
