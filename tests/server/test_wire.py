@@ -62,6 +62,16 @@ def test_fields_behind_the_pixels_are_kept() -> None:
         assert wire.whole(got) == message
 
 
+@pytest.mark.parametrize("kind", wire.WITH_PICTURE)
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_data_and_a_slot_the_last_one_counts(kind: Any, order: int) -> None:
+    parts = [frame_of(kind, sequence=1, data=b"abc"), frame_of(kind, slot=pb.SharedMemorySlot(region="r"))]
+    inner = b"".join(part.SerializeToString() for part in parts[::order])
+    data = bytes([kind.DESCRIPTOR.fields_by_name["frame"].number << 3 | 2, len(inner)]) + inner
+    assert read(kind, data) == kind.FromString(data)
+    assert read(kind, data).frame.WhichOneof("pixels") == ("slot" if order == 1 else "data")
+
+
 def test_whatever_the_bytes_protobuf_reads_the_same() -> None:
     """Frames with data, slots or both, fields twice, bytes changed, put in and cut off."""
     rng = random.Random(7)
