@@ -145,11 +145,9 @@ void store(std::uint8_t *out, std::size_t channel, float value, int bytes) {
     value = std::clamp(value, 0.0f, 1.0f);
     if (bytes == 1) {
         out[channel] = static_cast<std::uint8_t>(value * 255 + 0.5f);
-    } else if (bytes == 2) {
+    } else {
         auto word = static_cast<std::uint16_t>(value * 65535 + 0.5f);
         std::memcpy(out + 2 * channel, &word, 2);
-    } else {
-        std::memcpy(out + 4 * channel, &value, 4);
     }
 }
 

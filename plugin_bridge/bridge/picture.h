@@ -10,7 +10,7 @@
 
 namespace vs3r {
 
-// RGBA scaled to a size, with 1, 2 or 4 (float) bytes a channel; opaque where the format has no alpha.
+// RGBA scaled to a size, with 1 or 2 bytes a channel; opaque where the format has no alpha.
 // Throws std::runtime_error for formats that hosts cannot get: what they are, and what to do.
 std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height,
                                int bytes_per_channel);

@@ -39,7 +39,7 @@ struct Settings {
     }
 };
 
-enum class Depth { byte = 1, half_word = 2, single = 4 }; // Bytes a channel: uint8, uint16, float.
+enum class Depth { byte = 1, half_word = 2 }; // Bytes a channel.
 
 // What a host wants to fill.
 struct Shape {
@@ -58,7 +58,7 @@ struct Picture {
 // A frame that the host gives: RGBA, top row first, no gaps.
 struct HostFrame {
     int width = 0, height = 0;
-    Depth depth = Depth::byte; // Or half_word.
+    Depth depth = Depth::byte;
     double pixel_aspect = 1;
     bool is_premultiplied = false;
     std::uint64_t fingerprint = 0; // Of its pixels.

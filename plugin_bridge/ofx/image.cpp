@@ -46,18 +46,18 @@ template <> struct Sample<Channel::word> {
     static Kept scaled(Given value, float share) { return static_cast<Kept>(static_cast<float>(value) * share + 0.5f); }
 };
 template <> struct Sample<Channel::half> {
-    using Given = float;
+    using Given = std::uint16_t;
     using Kept = std::uint16_t;
-    static Kept kept(Given value) { return half_of(value); }
+    static Kept kept(Given value) { return half_of(static_cast<float>(value) / 65535); }
     static float share(Kept value) { return std::clamp(value_of(value), 0.0f, 1.0f); }
-    static Kept scaled(Given value, float share) { return half_of(value * share); }
+    static Kept scaled(Given value, float share) { return half_of(static_cast<float>(value) / 65535 * share); }
 };
 template <> struct Sample<Channel::single> {
-    using Given = float;
+    using Given = std::uint16_t;
     using Kept = float;
-    static Kept kept(Given value) { return value; }
+    static Kept kept(Given value) { return static_cast<float>(value) / 65535; }
     static float share(Kept value) { return std::clamp(value, 0.0f, 1.0f); }
-    static Kept scaled(Given value, float share) { return value * share; }
+    static Kept scaled(Given value, float share) { return static_cast<float>(value) / 65535 * share; }
 };
 
 RectI common(const RectI &a, const RectI &b) {
@@ -150,7 +150,7 @@ std::uint8_t *Image::pixel(int x, int y) const {
 }
 
 Depth depth_of(Channel channel) {
-    return channel == Channel::byte ? Depth::byte : channel == Channel::word ? Depth::half_word : Depth::single;
+    return channel == Channel::byte ? Depth::byte : Depth::half_word;
 }
 
 void copy(const Image &source, const Image &output, const RectI &window) {

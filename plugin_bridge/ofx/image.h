@@ -44,7 +44,7 @@ private:
 float value(Channel channel, const std::uint8_t *pixel, int at);
 void set_value(Channel channel, std::uint8_t *pixel, int at, float value);
 
-// How the core gives what becomes this.
+// How the core gives what becomes this: video has no more than 16 bits.
 Depth depth_of(Channel channel);
 
 // The window of the output becomes the source, transparent black where there is none.

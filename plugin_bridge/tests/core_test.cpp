@@ -70,8 +70,8 @@ void an_analysis_is_asked_for_and_then_frames_come() {
     clip.analyse();
     clip.wait(1 << 20, nullptr);
     EXPECT(clip.state() == State::ready && clip.frames() == 20 && clip.progress() == 1);
-    auto picture = clip.frame(3, {4, 2, Depth::single}, nullptr);
-    EXPECT(shows(picture, 3) && picture->bytes.size() == 4 * 4 * 4 * 2);
+    auto picture = clip.frame(3, {4, 2, Depth::half_word}, nullptr);
+    EXPECT(shows(picture, 3) && picture->bytes.size() == 2 * 4 * 4 * 2);
     EXPECT(shows(clip.frame(-5, {4, 2, Depth::byte}, nullptr), 0));
     EXPECT(shows(clip.frame(400, {4, 2, Depth::half_word}, nullptr), 19));
 }
@@ -94,7 +94,7 @@ void the_cache_is_bounded() {
     Clip clip(settings("cache"));
     int before = lines("drawn");
     // 64 MiB each: the first is gone when it is asked for again, the last is not.
-    for (int frame : {0, 1, 2, 3, 4, 0, 4}) EXPECT(clip.frame(frame, {4096, 1024, Depth::single}, nullptr) != nullptr);
+    for (int frame : {0, 1, 2, 3, 4, 0, 4}) EXPECT(clip.frame(frame, {4096, 2048, Depth::half_word}, nullptr) != nullptr);
     EXPECT(lines("drawn") == before + 6);
 }
 
