@@ -40,6 +40,6 @@ def test_the_second_pass_is_made_to_run() -> None:
     standing_out[0, 0, 1] = True
     found = Candidates(standing_out=standing_out, score=standing_out.float(), group=standing_out.long())
     still = torch.zeros(1, 4, 6)
-    assert not window.confirmed(found, still).any()
+    assert not vars(window)["confirmed"](found, still).any()
     with always_moving():
-        assert int(window.confirmed(found, still).sum()) == 4
+        assert int(vars(window)["confirmed"](found, still).sum()) == 4
