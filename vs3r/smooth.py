@@ -253,7 +253,7 @@ class _Planner:
         interval = float(np.median(np.diff(path.pts_s)))
         begin = self._times[-1] if len(self._times) else path.pts_s[0]
         count = int((begin + HORIZON_REACHES * self._reach - last.pts_s) / interval)
-        times = last.pts_s + interval * np.arange(1, count + 1)
+        times: DoubleArray = last.pts_s + interval * np.arange(1, count + 1, dtype=np.float64)
         led = _Path.from_values(times, _line(path.pts_s, path.values(), times, LINE_REACHES * self._reach))
         return [
             replace(last, pts_s=float(t), K=_scaled(last.K, float(np.exp(f)) / last.K[0, 0]), cam_from_world=T)

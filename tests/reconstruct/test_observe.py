@@ -158,7 +158,8 @@ def test_old_frames_are_forgotten() -> None:
 class LostFlow:
     """A flow that finds nothing but what it is told."""
 
-    def __call__(self, src: Picture, _dst: Picture, guess: FloatArray | None = None) -> FloatArray:
+    def __call__(self, src: Picture, dst: Picture, guess: FloatArray | None = None) -> FloatArray:
+        del dst
         noise = np.random.default_rng(int(src.sum()) + 1).normal(0, 20, (*src.shape, 2))
         return noise.astype(np.float32) if guess is None else guess
 

@@ -166,7 +166,8 @@ class FlowWindow:
         b_from_a = align(self._pictures[a], self._pictures[b])
         if b_from_a is None:
             return flows, found
-        guesses = [self._displacement(b_from_a), self._displacement(np.linalg.inv(b_from_a))]
+        a_from_b = np.asarray(np.linalg.inv(b_from_a), dtype=np.float64)
+        guesses = [self._displacement(b_from_a), self._displacement(a_from_b)]
         again = [
             self._flow(self._pictures[src], self._pictures[dst], guess)
             for src, dst, guess in ((a, b, guesses[0]), (b, a, guesses[1]))
