@@ -398,6 +398,26 @@ def test_the_virtual_camera_stays_near_the_real_one(minimum: float, lookahead: i
         assert_same_cameras([free[t].camera], [bound[t].camera])
 
 
+def test_near_things_do_not_move_far_against_far_ones() -> None:
+    """Swaying by 0.4 before things at distances from 1 to 5: 250 px of parallax, of which a little is left."""
+    times = uniform(120)
+    path = np.stack([camera(np.eye(3), np.array([0.4 * math.sin(2 * math.pi * t / 2), 0, 0])) for t in times])
+    depth = np.linspace(1.0, 0.2, 24, dtype=np.float32).reshape(4, 6)
+    near, flat = ([replace(g, inv_depth=d) for g in geometries(path, times)] for d in (depth, np.full_like(depth, 0.5)))
+    moved = []
+    for frames in (near, flat):
+        out = stream(FREE, frames)
+        moved.append(
+            max(
+                abs(float((centres(o.camera.cam_from_world[None]) - centres(f.cam_from_world[None]))[0, 0]))
+                for o, f in zip(out, frames, strict=True)
+            )
+        )
+    spread = float(np.diff(np.percentile(depth, (10, 90)))[0])
+    assert 500 * moved[0] * spread < 0.03 * 640 * 1.01
+    assert moved[1] > 4 * moved[0], "at one distance there is no parallax and no limit"
+
+
 def test_the_limit_does_not_begin_with_a_jolt() -> None:
     """Coming from a free stretch, the camera is drawn back over several frames."""
     times = uniform(120)

@@ -35,6 +35,9 @@ TRACK_CHUNK_FRAMES = 64
 # Where the virtual camera would leave the real one too far behind, nearness counts so many times more, again and again.
 LIMIT_FACTOR = 4.0
 LIMIT_ROUNDS = 16
+# How far near things may be moved against far ones, in units of the picture's longer side: a wrong depth bends them, the
+# more, the further.
+MAX_PARALLAX = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -189,6 +192,16 @@ def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) 
     return np.asarray(inside.mean(1), dtype=np.float64)
 
 
+def parallax(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) -> DoubleArray:
+    """(T,) how far near things are moved against far ones, in units of the picture's longer side."""
+    virtual_from_real = virtual.cam_from_world() @ np.linalg.inv(np.stack([g.cam_from_world for g in real]))
+    x, y, z = virtual_from_real[:, :3, 3].T
+    inv_depth = np.array([np.percentile(g.inv_depth, (10, 90)) for g in real])
+    focal = np.array([g.K[0, 0] for g in real]) / max(size)
+    # A step ahead moves what lies a quarter of the picture off its middle by a quarter of the share of its depth.
+    return np.asarray((focal * np.hypot(x, y) + 0.25 * np.abs(z)) * (inv_depth[:, 1] - inv_depth[:, 0]))
+
+
 class _Planner:
     """Plans the virtual cameras of a segment's frames, in order."""
 
@@ -198,7 +211,7 @@ class _Planner:
         self._times = np.zeros(0)
         self._values = np.zeros((0, 8))
         self._zoom = np.zeros((0, 1))
-        self._nearness = np.ones(0)
+        self._nearness = np.ones((0, 2))
 
     def plan(
         self, ahead: list[FrameGeometry], *, count: int, recent: list[FrameGeometry] | None = None
@@ -225,17 +238,26 @@ class _Planner:
             known=known,
         )
         values = np.concatenate([self._values, wanted])
-        nearness = np.append(self._nearness, np.ones(len(frames)))[: len(frames)]
+        # Of places, and of turns and focal lengths.
+        nearness = np.concatenate([self._nearness, np.ones((len(frames), 2))])[: len(frames)]
         for _ in range(LIMIT_ROUNDS):
-            calm = _least_acceleration(times, values, reach=self._reach, nearness=nearness, known=known)
+            calm = np.concatenate(
+                [
+                    _least_acceleration(times, part, reach=self._reach, nearness=weight, known=known)
+                    for part, weight in zip((values[:, :3], values[:, 3:]), nearness.T, strict=True)
+                ],
+                axis=1,
+            )
             # The noise of a lens that does not zoom is smoothed like shake; what is clearly more is a zoom.
             zooming = zoom[:, 0] - calm[:, 7]
             focal = calm[:, 7] + zooming**3 / (zooming**2 + ZOOM**2)
             planned = _Path.from_values(real.pts_s, np.column_stack([calm[:, :7], focal]))
-            far = np.flatnonzero(own_share(frames, planned, self._size) < self._min_own_share)
-            if not len(far):
+            far = own_share(frames, planned, self._size) < self._min_own_share
+            aside = parallax(frames, planned, self._size) > MAX_PARALLAX
+            if not (far | aside).any():
                 break
             nearness[far] *= LIMIT_FACTOR
+            nearness[aside & ~far, 0] *= LIMIT_FACTOR
         self._times = np.append(self._times, real.pts_s[:count])[-2:]
         self._values = np.concatenate([self._values, calm[:count]])[-2:]
         self._zoom = np.concatenate([self._zoom, zoom[:count]])[-2:]
