@@ -129,7 +129,8 @@ def test_an_engine_that_is_too_old_is_told_in_words(
     assert answer.startswith("error\t") and words in answer and "install a newer vs3r" in answer
 
 
-def test_a_session_that_has_expired_is_opened_again(engine_environment: dict[str, str], clip: Path) -> None:
+def test_a_session_that_has_expired_is_opened_again(engine_environment: dict[str, str], tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "expired.mp4", seed=33)
     with bridge(engine_environment) as line:
         line.sendall(("\t".join(opening_of(clip, analyse=True)) + "\n").encode())
         while not (answer := read_line(line)).startswith("ready"):
