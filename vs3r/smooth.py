@@ -35,8 +35,8 @@ TRACK_CHUNK_FRAMES = 64
 # Where the virtual camera would leave the real one too far behind, nearness counts so many times more, again and again.
 LIMIT_FACTOR = 4.0
 LIMIT_ROUNDS = 16
-# How far near things may be moved against far ones, in units of the picture's longer side: a wrong depth bends them, the
-# more, the further.
+# How far near things may be moved against far ones, in units of the picture's longer side: a wrong depth bends them as
+# they move.
 MAX_PARALLAX = 0.03
 
 
