@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton's interpreter runs the kernels; Triton decides when it is first imported, by whichever test.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A shell starts its background jobs with Ctrl-C ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,8 +26,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """The one place that decides whether a test marked needs_cuda runs."""
     if item.get_closest_marker("needs_cuda") is None:
         return
-    import torch
-
     if torch.cuda.is_available():
         return
     if item.config.getoption("--require-cuda"):
