@@ -121,7 +121,7 @@ def fill_wobble(row: Row, clip: Path, ours: Path, theirs: Path) -> None:
     row.shear_in, row.stretch_in = wobble(source, source)
     row.shear_ours, row.stretch_ours = wobble(frame_motions(ours), source)
     motions = frame_motions(theirs)
-    if len(motions) == len(source):  # where a frame rate changes, ffmpeg drops and repeats frames
+    if len(motions) == len(source):  # frames that ffmpeg cannot decode are missing
         row.shear_vidstab, row.stretch_vidstab = wobble(motions, source)
 
 

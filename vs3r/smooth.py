@@ -173,6 +173,11 @@ def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, reach: float
     return np.stack([camera.cam_from_world for camera in planner.plan(geometries, count=len(geometries))])
 
 
+def _inv_depths(frames: list[FrameGeometry]) -> DoubleArray:
+    """(T, cells) inverse depths of frames that are seen on one grid."""
+    return np.stack([g.inv_depth for g in frames]).reshape(len(frames), -1).astype(np.float64)
+
+
 def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) -> DoubleArray:
     """(T,) share of each virtual picture that its own frame covers, taking the scene as one distance."""
     width, height = size
@@ -184,7 +189,7 @@ def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) 
     virtual_K[:, 0, 0] *= scale
     virtual_K[:, 1, 1] *= scale
     real_from_virtual = np.stack([g.cam_from_world for g in real]) @ np.linalg.inv(virtual.cam_from_world())
-    inv_depth = np.array([float(np.median(g.inv_depth)) for g in real])
+    inv_depth = np.median(_inv_depths(real), axis=1)
     ray = np.linalg.inv(virtual_K) @ pixels
     seen = K @ (real_from_virtual[:, :3, :3] @ ray + inv_depth[:, None, None] * real_from_virtual[:, :3, 3:])
     x, y = seen[:, 0] / seen[:, 2], seen[:, 1] / seen[:, 2]
@@ -196,10 +201,10 @@ def parallax(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) -
     """(T,) how far near things are moved against far ones, in units of the picture's longer side."""
     virtual_from_real = virtual.cam_from_world() @ np.linalg.inv(np.stack([g.cam_from_world for g in real]))
     x, y, z = virtual_from_real[:, :3, 3].T
-    inv_depth = np.array([np.percentile(g.inv_depth, (10, 90)) for g in real])
+    far, near = np.percentile(_inv_depths(real), (10, 90), axis=1)
     focal = np.array([g.K[0, 0] for g in real]) / max(size)
     # A step ahead moves what lies a quarter of the picture off its middle by a quarter of the share of its depth.
-    return np.asarray((focal * np.hypot(x, y) + 0.25 * np.abs(z)) * (inv_depth[:, 1] - inv_depth[:, 0]))
+    return np.asarray((focal * np.hypot(x, y) + 0.25 * np.abs(z)) * (near - far))
 
 
 class _Planner:
