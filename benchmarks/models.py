@@ -100,6 +100,10 @@ class Forward(nn.Module):
         super().__init__()
         self.inner = FirstPass(network, height, width)
 
+    def compile_parts(self, on: bool, /) -> None:
+        """See vs3r.networks.Parts."""
+        self.inner.compile_parts(on)
+
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pose, depth, confidence, _, _ = self.inner(pictures)
         return pose, depth, confidence
@@ -302,7 +306,7 @@ def networks(options: argparse.Namespace, device: torch.device) -> Iterator[Row]
             for precision in options.precisions:
                 network = Raft().eval().to(device, DTYPES[precision])
                 task = Task(model="raft", network=network, example=example_inputs(width, height, device))
-                yield from measure(task, size, precision, options.ways, frames=1, work=0)
+                yield from measure(task, size, precision, options.ways, frames=2, work=0)
     precision = "bf16"
     rate = matrix_rate(precision, device)
     print(f"matrix rate in {precision}: {rate / 1e12:.2f} Tflop/s")

@@ -40,8 +40,11 @@ def check_tensor(
     Raises:
         ShapeError: shape, dtype or device is another.
     """
-    fits = value.dim() == len(shape) and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, value.shape, strict=True)
+    got = value.shape
+    # First what is fast: a call of an operator may take as long as its kernel.
+    fits = got == shape or (
+        len(got) == len(shape)
+        and all(isinstance(want, str) or want == length for want, length in zip(shape, got, strict=True))
     )
     if not fits:
         raise ShapeError(f"{name}: expected ({', '.join(map(str, shape))}); got {tuple(value.shape)}")

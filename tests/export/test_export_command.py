@@ -46,7 +46,7 @@ def test_export_then_run(fake: EagerFormat, tmp_path: Path, capsys: pytest.Captu
     assert cli.run(["export", "raft", "--format", "aoti", "--json", *SMALL]) == 0
     result = json.loads(capsys.readouterr().out)
     assert Path(result["output"]).parent.parent == engines_folder()
-    assert result["key"]["inputs"] == ["float32[1,3,128,160]", "float32[1,3,128,160]", "float32[1,2,16,20]"]
+    assert result["key"]["inputs"] == ["float32[2,3,128,160]", "float32[2,3,128,160]", "float32[2,2,16,20]"]
     assert result["error"] < 1e-6
     assert cli.run(["export", "raft", "--format", "aoti", *SMALL]) == 0
     assert fake.builds == 1

@@ -62,6 +62,7 @@ def test_raft(tmp_path: Path, size: tuple[int, int]) -> None:
     assert [(o.domain, o.version) for o in model.opset_import] == [("", onnx_file.OPSET)]
     assert [value.name for value in model.graph.input] == ["src", "dst", "start"]
     src, dst = (torch.nn.functional.interpolate(p, size[::-1]) for p in some_pictures())
+    src, dst = torch.cat([src, dst]), torch.cat([dst, src])
     start = torch.full_like(example[2], 0.5)
     with torch.inference_mode():
         want = network(src, dst, start)

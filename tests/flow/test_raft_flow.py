@@ -54,17 +54,21 @@ def test_padding_and_start(size: tuple[int, int], padded: tuple[int, int]) -> No
     flow = RaftFlow(Raft(iterations=1).eval(), seen.prepare)
     src, dst = picture(*size), picture(*size, seed=1)
     guess = np.full((size[1], size[0], 2), (4.0, -2.0), np.float32)
-    found = flow(src, dst, guess)
+    there, back = flow(src, dst, (guess, None))
     assert padded_size(*size) == padded
-    assert seen.prepared == [("raft", (1, 3, padded[1], padded[0]))]
-    assert seen.inputs[2].shape == (1, 2, padded[1] // 8, padded[0] // 8)
+    assert seen.prepared == [("raft", (2, 3, padded[1], padded[0]))]
+    first, second, starts = seen.inputs
+    assert starts.shape == (2, 2, padded[1] // 8, padded[0] // 8)
     # Pixels of an eighth of the size: the flow is an eighth as long; it comes back as it went in.
-    torch.testing.assert_close(seen.inputs[2], torch.tensor([0.5, -0.25]).view(1, 2, 1, 1).expand_as(seen.inputs[2]))
-    np.testing.assert_allclose(found, guess)
-    given = seen.inputs[0][0]
-    assert all(torch.equal(given[0], channel) for channel in given)
-    np.testing.assert_allclose((given[0, : size[1], : size[0]] + 1) * 127.5, src, atol=1e-4)
-    assert torch.equal(given[0, :, -1], given[0, :, size[0] - 1])
+    torch.testing.assert_close(starts[0], torch.tensor([0.5, -0.25]).view(2, 1, 1).expand_as(starts[0]))
+    assert not starts[1].any()
+    np.testing.assert_allclose(there, guess)
+    assert back.shape == there.shape and not back.any()
+    for given, shown in ((first[0], src), (first[1], dst)):
+        assert all(torch.equal(given[0], channel) for channel in given)
+        np.testing.assert_allclose((given[0, : size[1], : size[0]] + 1) * 127.5, shown, atol=1e-4)
+        assert torch.equal(given[0, :, -1], given[0, :, size[0] - 1])
+    assert torch.equal(second, first.flip(0))
     flow(dst, src)
     assert len(seen.prepared) == 1
     assert not seen.inputs[2].any()
@@ -75,7 +79,7 @@ def test_sizes_that_differ() -> None:
     with pytest.raises(ShapeError, match="expected two"):
         flow(picture(20, 16), picture(20, 17))
     with pytest.raises(ShapeError, match="guess"):
-        flow(picture(20, 16), picture(20, 16), np.zeros((16, 21, 2), np.float32))
+        flow(picture(20, 16), picture(20, 16), (None, np.zeros((16, 21, 2), np.float32)))
 
 
 def test_no_memory_is_one_line() -> None:
@@ -89,15 +93,12 @@ def test_no_memory_is_one_line() -> None:
 @pytest.mark.parametrize("agrees", [True, False])
 def test_confidence_is_the_agreement_of_flow_and_flow_back(agrees: bool) -> None:
     """Weights near 1 where the flow back undoes the flow, near 0 where it is 4 px off."""
-    calls: list[int] = []
 
     def shifts(*_: object) -> Network:
         def run(_src: Tensor, _dst: Tensor, start: Tensor) -> Tensor:
-            calls.append(1)
-            back = len(calls) % 2 == 0
-            x = (-3.0 if agrees else 1.0) if back else 3.0
             height, width = 8 * start.shape[2], 8 * start.shape[3]
-            return torch.tensor([x, 0.0]).view(1, 2, 1, 1).expand(1, 2, height, width)
+            flows = torch.tensor([[3.0, 0.0], [-3.0 if agrees else 1.0, 0.0]])
+            return flows.view(2, 2, 1, 1).expand(2, 2, height, width)
 
         return run
 
@@ -131,7 +132,7 @@ def test_settings_reach_the_network(weights_here: Path) -> None:
 
     def prepare(_name: str, network: nn.Module, example: tuple[Tensor, ...], /) -> Network:
         seen.append(network)
-        return lambda *_: torch.zeros(1, 2, *example[0].shape[2:])
+        return lambda *_: torch.zeros(2, 2, *example[0].shape[2:])
 
     small = FlowConfig(backend="raft", raft_iterations=5, raft_precision="bf16")
     large = FlowConfig(backend="raft", analysis_pixels=1920 * 1080)

@@ -48,7 +48,7 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     more = i % 2 == 1
     types = {"inv_depth": floats, "flow": floats}
     given: dict[str, Any] = {"PACKED": i < 2, "HAS_SEMANTIC": more, "WITH_FLOW": more}
-    yield rigid_flow.rigid_flow_kernel, types, {**given, "PARTS": rigid_flow.PARTS, "BLOCK": rigid_flow.BLOCK}
+    yield rigid_flow.rigid_flow_kernel, types, {**given, "PARTS": rigid_flow.MANY, "BLOCK": rigid_flow.BLOCK}
     given = {**(WORLD if more else SOURCES), "ROLLING": i == 2, "MODEL": i}
     tile, block = {"ROWS": splat.ROWS, "COLUMNS": splat.COLUMNS}, {"BLOCK": discs.BLOCK}
     types = {"places": floats, "attributes": "*bf16" if more else "*u8", "largest": "*fp32"}

@@ -10,6 +10,7 @@ import pytest
 
 from tests.metrics.scenes import similarity, view
 from tests.metrics.scenes import texture as some_texture
+from vs3r.flow import Guesses
 from vs3r.reconstruct.observe import ALIGNED_TRUST, FlowWindow, Grid, Observation, align, sample, texture
 from vs3r.types import FloatArray
 
@@ -76,7 +77,10 @@ class SteadyFlow:
         self.guesses: dict[tuple[int, int], FloatArray | None] = {}
         self._wrong = wrong
 
-    def __call__(self, src: Picture, dst: Picture, guess: FloatArray | None = None) -> FloatArray:
+    def __call__(self, a: Picture, b: Picture, guesses: Guesses = (None, None)) -> tuple[FloatArray, FloatArray]:
+        return self._flow(a, b, guesses[0]), self._flow(b, a, guesses[1])
+
+    def _flow(self, src: Picture, dst: Picture, guess: FloatArray | None) -> FloatArray:
         a, b = int(src[0, 0]), int(dst[0, 0])
         self.asked.append((a, b))
         self.guesses[a, b] = None if guess is None else guess.copy()
@@ -158,10 +162,14 @@ def test_old_frames_are_forgotten() -> None:
 class LostFlow:
     """A flow that finds nothing but what it is told."""
 
-    def __call__(self, src: Picture, dst: Picture, guess: FloatArray | None = None) -> FloatArray:
-        del dst
-        noise = np.random.default_rng(int(src.sum()) + 1).normal(0, 20, (*src.shape, 2))
-        return noise.astype(np.float32) if guess is None else guess
+    def __call__(self, a: Picture, b: Picture, guesses: Guesses = (None, None)) -> tuple[FloatArray, FloatArray]:
+        there, back = (
+            np.random.default_rng(int(src.sum()) + 1).normal(0, 20, (*src.shape, 2)).astype(np.float32)
+            if guess is None
+            else guess
+            for src, guess in zip((a, b), guesses, strict=True)
+        )
+        return there, back
 
 
 def leap(deg: float = 4.0, scale: float = 1.3) -> tuple[Picture, Picture, FloatArray]:

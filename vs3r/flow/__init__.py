@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -13,22 +13,26 @@ from vs3r.flow.dis import DisFlow
 from vs3r.networks import Prepare, eager
 from vs3r.types import FloatArray, Frame, PictureFormat
 
-__all__ = ["DisFlow", "FlowEstimator", "analysis_picture", "analysis_size", "make_flow"]
+__all__ = ["DisFlow", "FlowEstimator", "Guesses", "analysis_picture", "analysis_size", "make_flow"]
+
+
+Guesses: TypeAlias = tuple[FloatArray | None, FloatArray | None]
 
 
 class FlowEstimator(Protocol):
-    """Dense optical flow between two analysis pictures."""
+    """Dense optical flow between two analysis pictures, both ways."""
 
     def __call__(
-        self, src: npt.NDArray[np.uint8], dst: npt.NDArray[np.uint8], guess: FloatArray | None = None
-    ) -> FloatArray:
-        """Flow from src to dst.
+        self, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], guesses: Guesses = (None, None)
+    ) -> tuple[FloatArray, FloatArray]:
+        """Flow from a to b, and from b to a.
 
         Args:
-            src, dst: (H, W) grey pictures.
-            guess: (H, W, 2) flow to start from.
+            a, b: (H, W) grey pictures.
+            guesses: (H, W, 2) each, flow to start from; None for none.
         Returns:
-            (H, W, 2): the pixel (x, y) of src is seen at (x, y) + flow[y, x] in dst; x first, in pixels.
+            (H, W, 2) each: the pixel (x, y) of the first is seen at (x, y) + flow[y, x] in the other; x first, in
+            pixels.
         """
         ...
 

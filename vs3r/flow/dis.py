@@ -21,9 +21,15 @@ class DisFlow:
         self._dis.setVariationalRefinementIterations(2)
 
     def __call__(
-        self, src: npt.NDArray[np.uint8], dst: npt.NDArray[np.uint8], guess: FloatArray | None = None
-    ) -> FloatArray:
+        self,
+        a: npt.NDArray[np.uint8],
+        b: npt.NDArray[np.uint8],
+        guesses: tuple[FloatArray | None, FloatArray | None] = (None, None),
+    ) -> tuple[FloatArray, FloatArray]:
         """See FlowEstimator."""
+        return self._flow(a, b, guesses[0]), self._flow(b, a, guesses[1])
+
+    def _flow(self, src: npt.NDArray[np.uint8], dst: npt.NDArray[np.uint8], guess: FloatArray | None) -> FloatArray:
         # OpenCV writes into the guess.
         start = np.zeros((*src.shape, 2), np.float32) if guess is None else guess.copy()
         flow = self._dis.calc(src, dst, start)

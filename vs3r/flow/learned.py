@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vs3r.config import FlowConfig
 from vs3r.errors import BackendError, ShapeError
+from vs3r.flow import Guesses
 from vs3r.flow.raft import MIN_SIDE, STRIDE, Raft, load_raft
-from vs3r.networks import DTYPES, Network, Prepare, default_device, eager
+from vs3r.networks import DTYPES, Network, Prepare, default_device, eager, replayed
 from vs3r.types import FloatArray
 from vs3r.weights import load_checkpoint
 
@@ -42,42 +43,45 @@ class RaftFlow:
         self._ready: dict[tuple[int, int], Network] = {}
 
     def __call__(
-        self, src: npt.NDArray[np.uint8], dst: npt.NDArray[np.uint8], guess: FloatArray | None = None
-    ) -> FloatArray:
+        self, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], guesses: Guesses = (None, None)
+    ) -> tuple[FloatArray, FloatArray]:
         """See FlowEstimator.
 
         Raises:
-            ShapeError: src, dst and guess are not of one size.
+            ShapeError: pictures and guesses are not of one size.
             BackendError: the GPU's memory does not suffice.
         """
-        if src.shape != dst.shape or src.ndim != 2 or (guess is not None and guess.shape != (*src.shape, 2)):
-            got = f"{src.shape}, {dst.shape}" + ("" if guess is None else f", {guess.shape}")
-            raise ShapeError(f"expected two (H, W) pictures and a (H, W, 2) guess, got {got}")
-        height, width = src.shape
+        given = [guess for guess in guesses if guess is not None]
+        if a.shape != b.shape or a.ndim != 2 or any(guess.shape != (*a.shape, 2) for guess in given):
+            got = ", ".join(map(str, (a.shape, b.shape, *(guess.shape for guess in given))))
+            raise ShapeError(f"expected two (H, W) pictures and (H, W, 2) guesses, got {got}")
+        height, width = a.shape
         try:
-            start = np.zeros((height, width, 2), np.float32) if guess is None else guess
-            inputs = (self._colours(src), self._colours(dst), self._coarse(start))
+            pictures = self._colours(np.stack([a, b]))
+            nothing = np.zeros((height, width, 2), np.float32)
+            starts = self._coarse(np.stack([nothing if guess is None else guess for guess in guesses]))
+            inputs = (pictures, pictures.flip(0), starts)
             size = (height, width)
             if size not in self._ready:
                 # Outside inference mode, where compilers do not work.
-                self._ready[size] = self._prepare("raft", self._network, inputs)
+                self._ready[size] = replayed(self._prepare("raft", self._network, inputs), inputs)
             with torch.inference_mode():
                 flow: Tensor = self._ready[size](*inputs)
-                cropped = flow[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
+                there, back = flow[:, :, :height, :width].permute(0, 2, 3, 1).contiguous().cpu().numpy()
         except torch.cuda.OutOfMemoryError:
             raise BackendError(
                 f"not enough GPU memory for RAFT at {width}x{height}; use fewer --analysis-pixels, or --flow dis"
             ) from None
-        return np.ascontiguousarray(cropped)
+        return there, back
 
-    def _colours(self, picture: npt.NDArray[np.uint8]) -> Tensor:
-        """(1, 3, H', W') in [-1, 1], padded to the size that the network takes."""
-        grey = torch.from_numpy(picture).to(self._device)[None, None].float() / 127.5 - 1
+    def _colours(self, pictures: npt.NDArray[np.uint8]) -> Tensor:
+        """(2, H, W) to (2, 3, H', W') in [-1, 1], padded to the size that the network takes."""
+        grey = torch.from_numpy(pictures).to(self._device)[:, None].float() / 127.5 - 1
         return _padded(grey).expand(-1, 3, -1, -1).contiguous()
 
-    def _coarse(self, flow: FloatArray) -> Tensor:
-        """(1, 2, H'/8, W'/8) flow in pixels of that size."""
-        full = torch.from_numpy(flow).to(self._device).permute(2, 0, 1)[None]
+    def _coarse(self, flows: FloatArray) -> Tensor:
+        """(2, H, W, 2) to (2, 2, H'/8, W'/8) flow in pixels of that size."""
+        full = torch.from_numpy(flows).to(self._device).permute(0, 3, 1, 2)
         return F.avg_pool2d(_padded(full), STRIDE) / STRIDE
 
 
@@ -94,10 +98,10 @@ def _padded(picture: Tensor) -> Tensor:
 
 
 def example_inputs(width: int, height: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of the shapes that the network is given for pictures of a size, all zero."""
+    """Inputs of the shapes that the network is given for two pictures of a size, there and back, all zero."""
     wide, high = padded_size(width, height)
-    picture = torch.zeros(1, 3, high, wide, device=device)
-    return picture, picture.clone(), torch.zeros(1, 2, high // STRIDE, wide // STRIDE, device=device)
+    pictures = torch.zeros(2, 3, high, wide, device=device)
+    return pictures, pictures.clone(), torch.zeros(2, 2, high // STRIDE, wide // STRIDE, device=device)
 
 
 def load_network(config: FlowConfig, device: torch.device | None = None) -> Raft:

@@ -194,9 +194,9 @@ class AllPairs:
         N, h, w, _ = at.shape
         found = []
         for level, volume in enumerate(self._levels):
-            xy = at.reshape(N * h * w, 1, 1, 2) / 2**level + self._window
-            size = torch.tensor([volume.shape[3] - 1, volume.shape[2] - 1], device=at.device)
-            sampled = F.grid_sample(volume, 2 * xy / size - 1, align_corners=True)
+            x, y = (at.reshape(N * h * w, 1, 1, 2) / 2**level + self._window).unbind(-1)
+            places = torch.stack([2 * x / (volume.shape[3] - 1) - 1, 2 * y / (volume.shape[2] - 1) - 1], -1)
+            sampled = F.grid_sample(volume, places, align_corners=True)
             found.append(sampled.view(N, h, w, -1))
         return torch.cat(found, -1).permute(0, 3, 1, 2)
 
@@ -223,11 +223,11 @@ class OnDemand:
         padded = F.pad(features, (1, 1, 1, 1)).flatten(2).mT
         base = at.floor()
         side = torch.arange(2 * RADIUS + 2, device=at.device) - RADIUS
-        limit = torch.tensor([W, H], device=at.device)
         rows = []
         for part in range(0, at.shape[1], _QUERIES_AT_ONCE):
             cut = slice(part, part + _QUERIES_AT_ONCE)
-            x, y = torch.minimum((base[:, cut, None].long() + side[:, None]).clamp_min(-1) + 1, limit + 1).unbind(-1)
+            x, y = (base[:, cut, None].long() + side[:, None]).unbind(-1)
+            x, y = x.clamp(-1, W) + 1, y.clamp(-1, H) + 1
             window = []
             for k in range(len(side)):
                 index = (y[..., k, None] * (W + 2) + x).flatten(1)

@@ -144,14 +144,7 @@ class FlowWindow:
         return found
 
     def _pair(self, a: int, b: int, gap: int) -> list[Observation]:
-        flows = []
-        for src, dst in ((a, b), (b, a)):
-            guess = None
-            middle = (src + dst) // 2
-            if gap > 1 and (src, middle) in self._dense:
-                first = self._dense[src, middle]
-                guess = first + sample(self._dense[middle, dst], self._pixels + first)
-            flows.append(self._flow(self._pictures[src], self._pictures[dst], guess))
+        flows = self._flow(self._pictures[a], self._pictures[b], (self._guess(a, b), self._guess(b, a)))
         found = self._both(a, b, flows)
         if gap == 1 and agreement(found) < LOST:
             flows, found = self._again(a, b, flows, found)
@@ -159,19 +152,24 @@ class FlowWindow:
             self._dense[a, b], self._dense[b, a] = flows
         return found
 
+    def _guess(self, src: int, dst: int) -> FloatArray | None:
+        """Two flows half as far, one after the other; None where they are not known."""
+        middle = (src + dst) // 2
+        if (src, middle) not in self._dense:
+            return None
+        first = self._dense[src, middle]
+        return first + sample(self._dense[middle, dst], self._pixels + first)
+
     def _again(
-        self, a: int, b: int, flows: list[FloatArray], found: list[Observation]
-    ) -> tuple[list[FloatArray], list[Observation]]:
+        self, a: int, b: int, flows: tuple[FloatArray, FloatArray], found: list[Observation]
+    ) -> tuple[tuple[FloatArray, FloatArray], list[Observation]]:
         """Flow that was lost: a whipped camera or a zoom moves further than the flow's coarsest patches reach."""
         b_from_a = align(self._pictures[a], self._pictures[b])
         if b_from_a is None:
             return flows, found
         a_from_b = np.asarray(np.linalg.inv(b_from_a), dtype=np.float64)
-        guesses = [self._displacement(b_from_a), self._displacement(a_from_b)]
-        again = [
-            self._flow(self._pictures[src], self._pictures[dst], guess)
-            for src, dst, guess in ((a, b, guesses[0]), (b, a, guesses[1]))
-        ]
+        guesses = self._displacement(b_from_a), self._displacement(a_from_b)
+        again = self._flow(self._pictures[a], self._pictures[b], guesses)
         other = self._both(a, b, again)
         if agreement(other) > agreement(found):
             flows, found = again, other
@@ -186,7 +184,7 @@ class FlowWindow:
         moved = self._pixels @ b_from_a[:2, :2].T + b_from_a[:2, 2]
         return np.asarray(moved - self._pixels, dtype=np.float32)
 
-    def _both(self, a: int, b: int, flows: list[FloatArray]) -> list[Observation]:
+    def _both(self, a: int, b: int, flows: tuple[FloatArray, FloatArray]) -> list[Observation]:
         return [self._observe(a, b, flows[0], flows[1]), self._observe(b, a, flows[1], flows[0])]
 
     def _observe(self, src: int, dst: int, forward: FloatArray, backward: FloatArray) -> Observation:

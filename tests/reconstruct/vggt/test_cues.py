@@ -22,7 +22,7 @@ def recorded(network: Vggt, window: Tensor) -> tuple[Tensor, list[tuple[Tensor, 
     seen: list[tuple[Tensor, Tensor]] = []
 
     def watch(block: Block) -> Callable[[Tensor, Attending], Tensor]:
-        inner = block.attn.forward
+        inner = block.forward
 
         def forward(x: Tensor, how: Attending) -> Tensor:
             def tap(q: Tensor, k: Tensor) -> None:
@@ -39,7 +39,7 @@ def recorded(network: Vggt, window: Tensor) -> tuple[Tensor, list[tuple[Tensor, 
 
     for block in network.aggregator.global_blocks:
         assert isinstance(block, Block)
-        block.attn.forward = watch(block)  # type: ignore[assignment,method-assign]
+        block.forward = watch(block)  # type: ignore[assignment,method-assign]
     with torch.no_grad():
         _, _, _, dynamic, _ = FirstPass(network, *window.shape[-2:], cues=True)(window)
     return dynamic, seen
@@ -118,7 +118,9 @@ def test_the_second_pass_leaves_keys_out(frames: int) -> None:
         pose, depth = second(features, keep.float())
         want = taken_out(network, features, keep)
         everything, all_depth = second(features, torch.ones(frames, 24))
-    torch.testing.assert_close(pose, want, atol=1e-5, rtol=1e-5)
+    # The worst of several processors: 2.9e-5.
+    torch.testing.assert_close(pose, want, atol=1e-4, rtol=0)
+    assert float((pose - everything).abs().max()) > 10 * 1e-4
     plain = network(window)
     assert depth.shape[0] == len(depth_frames(frames))
     torch.testing.assert_close(everything, plain.pose)

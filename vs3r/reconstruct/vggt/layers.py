@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,8 @@ PLAINLY = Attending()
 
 
 class Attention(nn.Module):
+    """The attention of a block in two parts, with the product of queries, keys and values between them."""
+
     def __init__(self, width: int, heads: int, *, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
@@ -74,23 +78,20 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, how: Attending) -> Tensor:
+    def asked(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Queries times the scale, keys and values, (B, heads, T, head) in the weights' precision; queries and keys
+        in float32."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q.float()), self.k_norm(k.float())
-        if how.rope is not None:
-            q, k = how.rope(q), how.rope(k)
-        if how.tap is not None:
-            how.tap(q, k)
+        if rope is not None:
+            q, k = rope(q), rope(k)
         # The scale before the product, so that compilers see the attention as one.
-        mixed = F.scaled_dot_product_attention(
-            (q * self.scale).to(v.dtype),
-            k.to(v.dtype),
-            v,
-            attn_mask=None if how.bias is None else how.bias.to(v.dtype),
-            scale=1.0,
-        )
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+        return (q * self.scale).to(v.dtype), k.to(v.dtype), v, q, k
+
+    def answered(self, mixed: Tensor) -> Tensor:
+        """(B, heads, T, head) of the product to (B, T, width)."""
+        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
@@ -115,6 +116,9 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """The sum that runs through all blocks stays in float32."""
 
+    compiled = False
+    """Whether torch.compile fuses what surrounds the attention's product."""
+
     def __init__(self, width: int, heads: int, *, eps: float = 1e-5, qk_norm: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
@@ -125,5 +129,24 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, how: Attending = PLAINLY) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), how))
+        before, after = _compiled_parts() if self.compiled else (Block.before, Block.after)
+        scaled, k, v, *exact = before(self, x, how.rope)
+        if how.tap is not None:
+            how.tap(*exact)
+        bias = None if how.bias is None else how.bias.to(v.dtype)
+        return after(self, x, F.scaled_dot_product_attention(scaled, k, v, attn_mask=bias, scale=1.0))
+
+    def before(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What is multiplied, see Attention.asked."""
+        return self.attn.asked(self.norm1(x), rope)
+
+    def after(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output, from its input and the product."""
+        x = x + self.ls1(self.attn.answered(mixed))
         return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _compiled_parts() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Block.before and Block.after as torch.compile makes them: one of each for all blocks that are alike."""
+    return torch.compile(Block.before, dynamic=False), torch.compile(Block.after, dynamic=False)

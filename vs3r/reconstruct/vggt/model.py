@@ -223,7 +223,19 @@ class Vggt(nn.Module):
         return VggtOutput(pose=pose, depth=depth, confidence=confidence)
 
 
-class FirstPass(nn.Module):
+class Pass(nn.Module):
+    """A way through the network, for pictures of one size."""
+
+    network: Vggt
+
+    def compile_parts(self, on: bool, /) -> None:
+        """See vs3r.networks.Parts."""
+        for module in self.network.aggregator.modules():
+            if isinstance(module, Block):
+                module.compiled = on
+
+
+class FirstPass(Pass):
     """Everything of a window, for pictures of one size."""
 
     def __init__(self, network: Vggt, height: int, width: int, *, cues: bool = False) -> None:
@@ -255,7 +267,7 @@ def depth_frames(frames: int) -> list[int]:
     return sorted({0, frames // 2, frames - 1})
 
 
-class SecondPass(nn.Module):
+class SecondPass(Pass):
     """Poses from what stands still, for pictures of one size."""
 
     def __init__(self, network: Vggt, height: int, width: int) -> None:
