@@ -1,11 +1,12 @@
 """Speed and memory of the learned networks: python -m benchmarks.models --out docs/benchmarks/models_gpu.csv
 
-With random weights at full size: speed does not depend on the values. RAFT on pairs of pictures; VGGT on windows of
-518x294, one forward pass; VGGT4D on the same, with cues, masks and the second pass (which random weights would leave
-out: it is made to run). Each as PyTorch has it, compiled, by AOTInductor, and by TensorRT where its libraries are;
-median, 20th and 80th percentile, peak memory, the difference from PyTorch in float32, and for VGGT the share of the
-rate of a large product of matrices, measured in the same run. Then a 1080p video from file to file with VGGT4D, RAFT
-and rendering. The bars are told at the end. Engines are built into a temporary folder.
+With random weights at full size: speed does not depend on the values. RAFT on a pair of pictures, both ways at once,
+as called and replayed as a CUDA graph; VGGT on windows of 518x294, one forward pass; VGGT4D on the same, with cues,
+masks and the second pass (which random weights would leave out: it is made to run). Each as PyTorch has it, compiled,
+by AOTInductor, and by TensorRT where its libraries are; median, 20th and 80th percentile, peak memory, the difference
+from PyTorch in float32, and for VGGT the share of the rate of a large product of matrices, measured in the same run.
+Then a 1080p video from file to file with VGGT4D, RAFT and rendering. The bars are told at the end. Engines are built
+into a temporary folder.
 
 On a CPU (processor time, one thread) it takes long; this tries the program out:
     python -m benchmarks.models --small --sizes 128x128 --windows 3 --side 84 --ways torch --video 128x72 --frames 12
@@ -41,7 +42,7 @@ from vs3r.export.build import Task, errors_of, random_like, reference_of
 from vs3r.export.runtime import prepare_with
 from vs3r.flow.learned import example_inputs
 from vs3r.flow.raft import Raft
-from vs3r.networks import DTYPES, default_device
+from vs3r.networks import DTYPES, default_device, replayed
 from vs3r.reconstruct.observe import Grid
 from vs3r.reconstruct.vggt import reconstructor as vggt_reconstructor
 from vs3r.reconstruct.vggt import window as vggt_window
@@ -82,7 +83,7 @@ class Row:
     p80_ms: float
     """80th percentile."""
     frames_per_s: float
-    """From the median: pairs of pictures for RAFT."""
+    """From the median: flows for RAFT."""
     faster_than_torch: float | None
     """The median of `torch` over this one's; None where `torch` was not measured."""
     peak_mib: float | None
@@ -148,8 +149,11 @@ def operations(small: bool, frames: int, size: tuple[int, int]) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(task: Task, size: str, precision: str, ways: Sequence[str], *, frames: int, work: float) -> Iterator[Row]:
-    """Every way to run a network; `work` in operations a call and per operation a second of the matrix rate, or 0."""
+def measure(
+    task: Task, size: str, precision: str, ways: Sequence[str], *, frames: int, work: float, replay: bool = False
+) -> Iterator[Row]:
+    """Every way to run a network, where asked for as a replayed CUDA graph, too; `work` in operations a call and per
+    operation a second of the matrix rate, or 0."""
     inputs = random_like(task.example)
     reference = reference_of(task.network, inputs)
     base: float | None = None
@@ -164,6 +168,9 @@ def measure(task: Task, size: str, precision: str, ways: Sequence[str], *, frame
             continue
         base = times[0] if way == "torch" else base
         yield row(task.model, size, precision, way, times, frames, base, peak, error, work)
+        if replay and task.device.type == "cuda":
+            times, peak = timed(functools.partial(replayed(run, inputs), *inputs), task.device)
+            yield row(task.model, size, precision, f"{way} graph", times, frames, base, peak, error, work)
 
 
 def row(
@@ -276,7 +283,7 @@ def tell_bars(rows: Sequence[Row], fps: dict[str, float]) -> None:
         print(f"bar: {what} at least {bar:g}: {state}")
 
     whole = f"VGGT4D + RAFT + render at 1080p, windows of {END_TO_END_WINDOW}, frames a second"
-    engines = [r.faster_than_torch for r in rows if r.model == "raft" and r.way in ("aoti", "tensorrt")]
+    engines = [r.faster_than_torch for r in rows if r.model == "raft" and r.way.split()[0] in ("aoti", "tensorrt")]
     tell(whole, list(fps.values()), FPS_BAR)
     tell("RAFT's engine over PyTorch", [gain for gain in engines if gain is not None], ENGINE_BAR)
     tell("VGGT's share of the matrix rate", [r.share_of_matrix_rate for r in rows if r.share_of_matrix_rate], RATE_BAR)
@@ -292,6 +299,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--video", default="1920x1080", metavar="WxH", help="of the run from file to file; none: 0x0")
     parser.add_argument("--frames", type=int, default=240, help="of the same")
+    parser.add_argument("--file-ways", nargs="+", choices=WAYS, help="of the same; all of --ways if not given")
     parser.add_argument("--small", action="store_true", help="VGGT at reduced width, to try the program out")
     parser.add_argument("--out", type=Path, help="write a CSV here")
     return parser.parse_args()
@@ -306,7 +314,7 @@ def networks(options: argparse.Namespace, device: torch.device) -> Iterator[Row]
             for precision in options.precisions:
                 network = Raft().eval().to(device, DTYPES[precision])
                 task = Task(model="raft", network=network, example=example_inputs(width, height, device))
-                yield from measure(task, size, precision, options.ways, frames=2, work=0)
+                yield from measure(task, size, precision, options.ways, frames=2, work=0, replay=True)
     precision = "bf16"
     rate = matrix_rate(precision, device)
     print(f"matrix rate in {precision}: {rate / 1e12:.2f} Tflop/s")
@@ -332,7 +340,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         rows, fps = list(networks(options, device)), {}
-        for way in options.ways if options.video != "0x0" else ():
+        for way in (options.file_ways or options.ways) if options.video != "0x0" else ():
             try:
                 fps[way] = end_to_end(options.small, options.video, options.frames, way, device, Path(folder))
             except BackendError as reason:

@@ -46,6 +46,14 @@ TI2V_VAE = {
 }  # fmt: skip
 
 
+WAYS = {
+    "bf16": ("bf16", False, "sdpa"), "bf16-compiled": ("bf16", True, "sdpa"), "fp8-compiled": ("fp8", True, "sdpa"),
+    "fp8-weights-compiled": ("fp8-weights", True, "sdpa"), "fp8-storage": ("fp8-storage", False, "sdpa"),
+    "flash3-compiled": ("bf16", True, "flash3"), "sage-compiled": ("bf16", True, "sage"),
+}  # fmt: skip
+"""Number format, whether compiled, attention."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One measurement."""
@@ -86,19 +94,22 @@ class Plan:
     """Settings of WanTransformer3DModel other than those of 14B and TI2V-5B."""
     vae: dict[str, Any] | None = None
     """Settings of AutoencoderKLWan likewise."""
+    ways: tuple[str, ...] = tuple(WAYS)
+    """Of WAYS, those that a step of 14B is measured in."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--sizes", default=",".join(f"{w}x{h}" for w, h in SIZES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of a step of 14B")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/refine_gpu.csv"))
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.refine needs an NVIDIA GPU and PyTorch with CUDA, and finds none")
     sizes = tuple((int(w), int(h)) for w, h in (size.split("x") for size in args.sizes.split(",")))
     require_packages()
-    plan = Plan(device=torch.device("cuda"), sizes=sizes)
+    plan = Plan(device=torch.device("cuda"), sizes=sizes, ways=tuple(args.ways))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
@@ -112,21 +123,14 @@ def main() -> None:
 
 def steps(plan: Plan) -> Iterator[Row]:
     """One expert of 14B in every way that can run here, and TI2V-5B."""
-    ways = [("bf16", False), ("bf16", True), ("fp8", True), ("fp8-weights", True), ("fp8-storage", False)]
-    for precision, compiled in ways:
+    for precision, compiled, attention in map(WAYS.__getitem__, plan.ways):
         try:
             choose_precision(precision, plan.device)
-        except BackendError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        yield from _timed_steps("step 14B", plan, A14B, precision=precision, compiled=compiled, attention="sdpa")
-    for attention in ("flash3", "sage"):
-        try:
             choose_attention(attention, plan.device)
         except BackendError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        yield from _timed_steps("step 14B", plan, A14B, precision="bf16", compiled=True, attention=attention)
+        yield from _timed_steps("step 14B", plan, A14B, precision=precision, compiled=compiled, attention=attention)
     yield from _timed_steps("step TI2V-5B", plan, TI2V_5B, precision="bf16", compiled=True, attention="sdpa")
 
 
