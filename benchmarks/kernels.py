@@ -25,6 +25,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,16 @@ import torch
 
 from vs3r.geometry import rigid, so3_exp
 from vs3r.kernels.camera import SourceCameras, View
+from vs3r.kernels.compose import Layers, PlaneLayout, compose_layers
 from vs3r.kernels.rigid_flow import rigid_flow_residual
 from vs3r.kernels.rigid_flow.reference import rigid_flow_residual_reference
-from vs3r.kernels.sample import SamplePictures, sample_backward
 from vs3r.kernels.splat import Alpha, DepthPoints, Nearest, splat_points
+from vs3r.render.device import DeviceDrawer
+from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px
+from vs3r.render.nodes import make_grid
+from vs3r.render.planes import CpuDrawer, PlaneDrawer
+from vs3r.render.warp import BackwardMap, SourceFrame
+from vs3r.types import FloatArray, Frame, FrameGeometry, PictureFormat
 
 GIB = 2**30
 
@@ -203,14 +210,15 @@ def measure_gpu(width: int, height: int, device: Device) -> Iterator[Row]:
     }
     for name, splat in splats.items():
         yield from by_triton(name, splat, bytes_of(scene.depth, splat(backend="triton")))
-    for pixels in (torch.uint8, torch.uint16, torch.float16):
-        sources = sample_sources(scene, pixels)
-        sample = functools.partial(sample_backward, scene.depth.inv_depth[0], scene.view, sources=sources)
+    nodes = make_nodes(width, height)
+    for pixels, chroma in ((torch.uint8, 0), (torch.uint16, 0), (torch.float16, 0), (torch.uint8, 2)):
+        layers, planes = on_device(nodes, pixels, chroma, device.name)
+        compose = functools.partial(compose_layers, layers, planes, feather_px=feather_px((width, height)), peak=255)
         # The frame itself is read whole, of its neighbours only what fills.
-        moved = bytes_of(scene.depth.inv_depth[0], sources.pictures[0], sources.inv_depth[0], sample(backend="triton"))
-        name = f"sample_backward {str(pixels).removeprefix('torch.')}"
-        yield from by_triton(name, sample, moved)
-        yield measured(name, "reference", functools.partial(sample, backend="reference"), moved)
+        moved = bytes_of(layers.pictures[0], compose(backend="triton"), layers.x, layers.y, layers.opacity, layers.keep)
+        name = f"compose_layers {str(pixels).removeprefix('torch.')}{' 4:2:0' * bool(chroma)}"
+        yield from by_triton(name, compose, moved)
+        yield measured(name, "reference", functools.partial(compose, backend="reference"), moved)
     # Last, because it needs most memory and time.
     name, splat = next(iter(splats.items()))
     moved = bytes_of(scene.depth, splat(backend="triton"))
@@ -246,7 +254,7 @@ def bars(rows: Sequence[Row]) -> list[str]:
 
     for operator, least in [
         *((f"rigid_flow_residual, {pairs}", 0.8) for pairs in ("1 pair", "8 pairs")),
-        *((f"sample_backward {pixels}", 0.6) for pixels in ("uint8", "uint16", "float16")),
+        *((f"compose_layers {pixels}", 0.6) for pixels in ("uint8", "uint16", "float16")),
     ]:
         if (operator, "triton graph") not in found:
             continue
@@ -264,11 +272,73 @@ def bars(rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def sample_sources(scene: Scene, dtype: torch.dtype) -> SamplePictures:
-    """The scene's frames as pictures of one plane."""
-    assert scene.depth.attributes is not None
-    pictures = scene.depth.attributes[..., :1].to(torch.int32).to(dtype).contiguous()
-    return SamplePictures(pictures=pictures, cameras=scene.depth.cameras, inv_depth=scene.depth.inv_depth)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Nodes:
+    """A frame that turned by two degrees and moved, and three neighbours that fill what it does not show."""
+
+    format: PictureFormat
+    """Of the pictures: 8 bits, 4:2:0."""
+    x: FloatArray
+    """(4, R, C) where to look, per layer and node."""
+    y: FloatArray
+    """(4, R, C) likewise, down."""
+    opacity: FloatArray
+    """(4, R, C) all 1."""
+    keep: FloatArray
+    """(R, C) see Canvas."""
+
+
+def make_nodes(width: int, height: int) -> Nodes:
+    fmt = PictureFormat(
+        pix_fmt="yuv420p", width=width, height=height, bit_depth=8, chroma_shift=(1, 1), num_planes=3, is_rgb=False
+    )
+    at = make_grid(fmt).points() - (width / 2, height / 2)
+    x, y = (np.empty((4, *at.shape[:2]), np.float32) for _ in range(2))
+    for number, (turn, right, down) in enumerate(((2, 0.02, 0.01), (-1, -0.03, 0), (0, 0.01, -0.04), (3, 0, 0.05))):
+        c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+        x[number] = c * at[..., 0] - s * at[..., 1] + (0.5 + right) * width
+        y[number] = s * at[..., 0] + c * at[..., 1] + (0.5 + down) * height
+    keep = np.clip(inside_px(x[0], y[0], (width, height)) / feather_px((width, height)) - 1, 0, 1)
+    return Nodes(format=fmt, x=x, y=y, opacity=np.ones_like(x), keep=keep)
+
+
+def on_device(nodes: Nodes, dtype: torch.dtype, chroma: int, device: str) -> tuple[Layers, list[PlaneLayout]]:
+    """Layers of noise, of luma and a number of planes at half its size."""
+    fmt = nodes.format
+    cell = make_grid(fmt).cell_px
+    luma = PlaneLayout(rows=fmt.height, columns=fmt.width, step_y=cell, step_x=cell)
+    rows, columns = fmt.plane_shape(1)
+    half = PlaneLayout(rows=rows, columns=columns, step_y=cell // 2, step_x=cell // 2, scale_y=2, scale_x=2, empty=128)
+    planes = [luma, *[half] * chroma]
+    random, size = torch.Generator().manual_seed(0), sum(plane.size for plane in planes)
+    pictures = (torch.randint(0, 256, (size,), generator=random).to(dtype).to(device) for _ in nodes.x)
+    x, y, opacity, keep = (torch.from_numpy(f).to(device) for f in (nodes.x, nodes.y, nodes.opacity, nodes.keep))
+    margin_px = torch.tensor([OWN_MARGIN_PX, *[FILL_MARGIN_PX] * 3], device=device)
+    layers = Layers(pictures=tuple(pictures), x=x, y=y, opacity=opacity, margin_px=margin_px, keep=keep)
+    return layers, planes
+
+
+def in_renderer(nodes: Nodes) -> list[Layer]:
+    """The same as the renderer has it."""
+    rng = np.random.default_rng(0)
+    layers = []
+    for number in range(4):
+        planes = tuple(rng.integers(0, 256, nodes.format.plane_shape(n), np.uint8) for n in range(3))
+        geometry = FrameGeometry(
+            index=number, pts_s=0.0, segment=0, K=np.eye(3), cam_from_world=np.eye(4),
+            inv_depth=np.ones((1, 1), np.float32), dynamic=np.zeros((1, 1), np.float32),
+        )  # fmt: skip
+        frame = Frame(format=nodes.format, planes=planes, pts=number, time_base=Fraction(1, 30))
+        opacity = nodes.opacity[number]
+        at = BackwardMap(x=nodes.x[number], y=nodes.y[number], front=opacity, settled=opacity)
+        offsets = tuple(np.zeros((3, *opacity.shape), np.float32)) if number else ()
+        layers.append(
+            Layer(
+                source=SourceFrame(frame=frame, geometry=geometry), map=at, opacity=opacity, offsets=offsets,
+                margin_px=FILL_MARGIN_PX if number else OWN_MARGIN_PX,
+            )
+        )  # fmt: skip
+    return layers
 
 
 def pytorch3d(scene: Scene) -> Callable[[], Any]:
@@ -309,23 +379,16 @@ def measure_cpu() -> Iterator[Row]:
     yield row("rigid_flow_residual", "reference", "480x270", cpu_times(whole), bytes_of(small.flow[:1], whole()))
     splat = functools.partial(splat_points, small.depth, small.view)
     yield row("splat_points nearest, 8 frames", "reference", "480x270", cpu_times(splat), bytes_of(small.depth))
-    large = make_scene(1920, 1080, frames=2, device="cpu")
-    pictures = sample_sources(large, torch.uint8)
-    sources = SamplePictures(
-        pictures=pictures.pictures, cameras=pictures.cameras, inv_depth=pictures.inv_depth[:, ::27, ::27].contiguous()
-    )
-    sample = functools.partial(sample_backward, sources.inv_depth[0], large.view, sources=sources)
-    size = bytes_of(sources.pictures[0], sample().picture)
-    yield row("sample_backward uint8, 2 sources", "reference", "1920x1080", cpu_times(sample), size)
-    picture = pictures.pictures[0, ..., 0].numpy()
-    x, y = np.meshgrid(np.arange(122, dtype=np.float32), np.arange(70, dtype=np.float32))
-
-    def warp() -> None:
-        """What the renderer does: a map of a node per 16 x 16 pixels, expanded, and OpenCV's bicubic of 8 bits."""
-        map_x, map_y = (cv2.resize(nodes, None, fx=16, fy=16)[:1080, :1920] for nodes in (16 * x + 3.3, 16 * y - 2.4))
-        cv2.remap(picture, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-
-    yield row("backward map and sampling uint8", "vs3r.render", "1920x1080", cpu_times(warp), size)
+    nodes = make_nodes(1920, 1080)
+    layers = in_renderer(nodes)
+    size = 2 * sum(plane.nbytes for plane in layers[0].source.frame.planes)
+    drawers: dict[str, PlaneDrawer] = {
+        "reference": DeviceDrawer(nodes.format, torch.device("cpu"), backend="reference"),
+        "vs3r.render": CpuDrawer(nodes.format),
+    }
+    for by, drawer in drawers.items():
+        draw = functools.partial(drawer.draw, layers, nodes.keep)
+        yield row("compose_layers uint8 4:2:0, 4 layers", by, "1920x1080", cpu_times(draw), size)
 
 
 def machine() -> dict[str, str]:

@@ -25,7 +25,7 @@ STAGES = {
     "own map": "_own_layer",
     "choose": "__init__",
     "fit": "fit",
-    "planes": "_plane",
+    "planes": "draw",
     "coverage": "_share",
 }
 """Name to the function whose cumulative time it is, in vs3r/render."""

@@ -150,6 +150,11 @@ class RenderConfig:
     fill_window_frames: int = option(
         30, "how many frames to each side may fill what the frame itself does not see", low=0, high=300
     )
+    render_device: str = option(
+        "auto",
+        "what draws the pictures: cuda is an NVIDIA GPU; auto is that where it can be used, else cpu",
+        choices=("auto", "cpu", "cuda"),
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -20,9 +20,8 @@ from vs3r.engine.server.problems import Problem
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.track_file import check_frame
 from vs3r.render import SourceFrame
-from vs3r.render.layers import inside_px
+from vs3r.render.layers import feather_px, inside_px
 from vs3r.render.nodes import make_grid, tiles
-from vs3r.render.renderer import FEATHER
 from vs3r.render.warp import backward_map, calm_inv_depth
 from vs3r.smooth import SmoothedFrame
 from vs3r.types import CameraTrack, Frame, Plane
@@ -100,7 +99,7 @@ def warp_grid(session: Session, index: int) -> tuple[pb.WarpGrid, Mask]:
     size = track.width, track.height
     at = backward_map(rays, camera.cam_from_world, geometry, calm_inv_depth(geometry), size)
     # As far from the border as the renderer blends, and a bit.
-    margin = 2 * max(4.0, FEATHER * max(size)) + 2 * grid.cell_px
+    margin = 2 * feather_px(size) + 2 * grid.cell_px
     inside = (inside_px(at.x, at.y, size) > margin) & visible & (at.front > 0)
     rows, columns = at.x.shape
     message = pb.WarpGrid(

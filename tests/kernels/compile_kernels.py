@@ -16,25 +16,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vs3r.kernels.camera import triton_impl as camera
+from vs3r.kernels.compose import triton_impl as compose
 from vs3r.kernels.rigid_flow import triton_impl as rigid_flow
-from vs3r.kernels.sample import triton_impl as sample
 from vs3r.kernels.splat import triton_discs as discs
 from vs3r.kernels.splat import triton_impl as splat
 
 CAPABILITIES = (80, 89, 90, 100)
 POINTERS = {
     **dict.fromkeys(("best", "last", "sums"), "*i64"),
-    **dict.fromkeys(("source_of", "source_out"), "*i32"),
+    **dict.fromkeys(("source_of", "source_out", "table"), "*i32"),
     **dict.fromkeys(("valid", "dynamic", "semantic", "mask_out", "status_out", "valid_out"), "*u8"),
     **dict.fromkeys(
         ("K_src", "K_dst", "K_source", "K", "dst_from_src", "view_from_source", "source_from_view"), "*fp32"
     ),
     **dict.fromkeys(("tau", "residual_out", "flow_out", "through", "attributes_out", "depth_out"), "*fp32"),
+    **dict.fromkeys(("opacity", "margin", "keep", "offsets"), "*fp32"),
 }
 """Arguments whose type is the same in every case."""
-FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "per_tolerance", "margin", "least", "peak"} | {
-    f"{name}_per_{axis}" for name in ("depth", "cells") for axis in "xy"
-}
+FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "per_tolerance", "per_feather", "peak"}
 SOURCES = {"HAS_DEPTH": True, "HAS_VALID": True, "HAS_DYNAMIC": True, "HAS_SOURCE": False}
 WORLD = {"HAS_DEPTH": False, "HAS_VALID": False, "HAS_DYNAMIC": True, "HAS_SOURCE": True}
 
@@ -58,21 +57,15 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     yield discs.shade_kernel, types, {**given, **block, "CHANNELS": i}
     yield splat.largest_kernel, {"values": types["attributes"], "largest": "*i32"}, {"BLOCK": 4 * splat.BLOCK}
     yield splat.mean_kernel, {"largest": "*fp32"}, {"HAS_SOURCE": more, "CHANNELS": i, "BLOCK": splat.BLOCK}
-    types = {"inv_depth": "*fp32", "source_depth": "*fp16", "pictures": pixels, "picture_out": pixels}
-    constants = {
-        "HAS_DYNAMIC": more,
-        "ROLLING": i > 1,
-        "INTEGER": pixels != "*fp16",
-        "CHANNELS": 1 + 2 * more,
-        "MODEL": i,
-    }
-    yield sample.sample_kernel, types, {**constants, "ROWS": sample.ROWS, "COLUMNS": sample.COLUMNS}
+    types = {**dict.fromkeys(("p0", "p1", "p2", "p3", "p4", "p5", "p6", "out"), pixels), "x": "*fp32", "y": "*fp32"}
+    given = {"HAS_OFFSETS": more, "INTEGER": pixels != "*fp16", "ALIGNED": (16, 1)[i % 2], "COLUMNS": compose.COLUMNS}
+    yield compose.compose_kernel, types, given
 
 
 def main() -> None:
     for i, capability in enumerate(CAPABILITIES):
         for kernel, types, constants in cases(i):
-            known = {**POINTERS, **types, **dict.fromkeys(FLOATS, "fp32"), **dict.fromkeys(constants, "constexpr")}
+            known = {**POINTERS, **dict.fromkeys(FLOATS, "fp32"), **types, **dict.fromkeys(constants, "constexpr")}
             signature = {name: known.get(name, "i32") for name in inspect.signature(kernel.fn).parameters}
             source = ASTSource(kernel, signature, {(list(signature).index(n),): v for n, v in constants.items()})
             compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))

@@ -13,10 +13,10 @@ from tests.kernels.common import DEVICE, LENSES, VIEW_K, poses
 from vs3r.cameras import DoubleSphere, KannalaBrandt, OutputCamera, Pinhole, Unified
 from vs3r.errors import InputError, ShapeError
 from vs3r.kernels.camera import SourceCameras, View
-from vs3r.kernels.camera.reference import project, unproject
+from vs3r.kernels.camera.reference import project
 
-# Worst seen: 2e-13 px and 1e-10 of positions far out; rays 4e-15.
-PIXELS, RAYS = 1e-10, 1e-12
+PIXELS = 1e-10
+"""Worst seen: 2e-13 px and 1e-10 of positions far out."""
 
 
 def pair(model: str, parameters: tuple[float, ...]) -> tuple[OutputCamera, View]:
@@ -43,20 +43,6 @@ def test_points_land_where_the_renderer_puts_them(model: str, parameters: tuple[
     np.testing.assert_allclose(np.stack([u, v], -1)[seen], pixels[seen], rtol=1e-8, atol=PIXELS)
     true = points[:, 2] if model == "pinhole" else np.linalg.norm(points, axis=1)
     np.testing.assert_allclose(depth.numpy()[seen], true[seen], rtol=1e-12)
-
-
-@pytest.mark.parametrize(("model", "parameters"), LENSES)
-def test_rays_are_the_renderers_and_lead_back(model: str, parameters: tuple[float, ...]) -> None:
-    peer, view = pair(model, parameters)
-    pixels = np.random.default_rng(1).uniform(-60, 120, size=(2000, 2))
-    rays, seen = peer.unproject(pixels)
-    ours, ok = unproject(torch.from_numpy(pixels[:, 0]), torch.from_numpy(pixels[:, 1]), view)
-    assert np.array_equal(ok.numpy(), seen)
-    unit = (ours / ours.norm(dim=-1, keepdim=True)).numpy()
-    assert np.abs(unit - rays).max() < RAYS
-    u, v, depth, _ = project(7 * ours[ok], view)
-    assert np.abs(np.stack([u, v], -1) - pixels[seen]).max() < 1e-6
-    torch.testing.assert_close(depth, torch.full_like(depth, 7.0))
 
 
 @pytest.mark.parametrize("far", [1e-300, 1e-30, 1e30, 1e300])

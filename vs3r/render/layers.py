@@ -8,15 +8,16 @@ from typing import cast
 import cv2
 import numpy as np
 
+from vs3r.kernels.compose.layers import FAINT
 from vs3r.render.nodes import CellRect, NodeGrid, expand
 from vs3r.render.pullpush import f32
 from vs3r.render.warp import BackwardMap, SourceFrame
 from vs3r.types import FloatArray, PictureFormat, Plane
 
+FEATHER = 0.015
+"""Width of the blend at seams, of the longer side."""
 OWN_MARGIN_PX = -1.0
 """The frame itself may be stretched over its border by this much, rather than call neighbours for a hair's breadth."""
-FAINT = 1e-3
-"""Least opacity of a layer within its border."""
 FILL_MARGIN_PX = 1.25
 """A neighbour is not used nearer to its border: bicubic footprint, and the ragged edges that encoders leave."""
 
@@ -35,6 +36,11 @@ class Layer:
     """Distance from the source's border at which it begins to show, luma pixels."""
     offsets: tuple[FloatArray, ...] = ()
     """Per plane, (rows + 2, cols + 2) added to its values; empty adds nothing."""
+
+
+def feather_px(size: tuple[int, int]) -> float:
+    """Width of the blend at seams, luma pixels, in a picture of size (width, height)."""
+    return max(4.0, FEATHER * max(size))
 
 
 def inside_px(x: FloatArray, y: FloatArray, size: tuple[float, float]) -> FloatArray:

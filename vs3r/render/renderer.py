@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import cv2
@@ -13,29 +13,16 @@ from vs3r.config import RenderConfig
 from vs3r.errors import InputError
 from vs3r.render.fuse import Fusion
 from vs3r.render.ghosts import ghost_share
-from vs3r.render.layers import (
-    FILL_MARGIN_PX,
-    OWN_MARGIN_PX,
-    Canvas,
-    Layer,
-    PlaneView,
-    inside_px,
-    plane_views,
-    sample,
-    smoothstep,
-)
-from vs3r.render.nodes import CellRect, make_grid, tiles
+from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px, smoothstep
+from vs3r.render.nodes import make_grid
+from vs3r.render.planes import PlaneDrawer, make_drawer
 from vs3r.render.pullpush import f32
 from vs3r.render.select import MAX_POINTS, WORTH, Chooser, fill_opacity
 from vs3r.render.warp import SourceFrame, backward_map, sample_cells
-from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
+from vs3r.types import DoubleArray, FloatArray, PictureFormat, RenderedFrame, VirtualCamera
 
-FEATHER = 0.015
-"""Width of the blend at seams, of the longer side."""
 STILL_PX = 0.02
 """A picture that moves nowhere by more than this is passed on as it is: no resampling, no loss."""
-TILE_CELLS = 4
-BAND_CELLS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,21 +42,24 @@ class Target:
 class WarpRenderer:
     """Renders frames from virtual cameras. Holds no state: a result depends on the arguments of render alone."""
 
-    def __init__(self, fmt: PictureFormat, config: RenderConfig) -> None:
+    def __init__(self, fmt: PictureFormat, config: RenderConfig, *, drawer: PlaneDrawer | None = None) -> None:
         """
         Args:
             fmt: the format of every source and of the output.
-            config: output camera and fill window.
+            config: output camera, fill window and device.
+            drawer: what draws the planes; None for what the config asks for.
+        Raises:
+            BackendError: the device that the config names cannot be used here.
         """
         self._format = fmt
         self._config = config
         self._size = fmt.width, fmt.height
         self._grid = make_grid(fmt)
-        self._views = plane_views(fmt, self._grid)
         self._nodes = self._grid.points()
-        self._feather_px = max(4.0, FEATHER * max(self._size))
+        self._feather_px = feather_px(self._size)
         half = self._grid.cell_px // 2
         self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
+        self._drawer = make_drawer(config, fmt) if drawer is None else drawer
 
     def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame]) -> RenderedFrame:
         """Render frame `index` as the camera sees it.
@@ -95,13 +85,8 @@ class WarpRenderer:
             keep = self._keep(own_share)
             layers += self._fillers(index, target, sources, base, own_share, keep)
         share = np.maximum.reduce([own_share, *(self._share(layer) for layer in layers[1:])])
-        # Elsewhere the frame itself is opaque, and stays as it is.
-        ramped = inside_px(base.map.x, base.map.y, self._size) < self._feather_px + 2 * self._grid.cell_px
-        mixed = (keep < 1.0) & (ramped | (base.opacity < 1.0))
-        rects = tiles(mixed[1:-1, 1:-1], TILE_CELLS)
-        planes = tuple(self._plane(view, layers, rects, keep) for view in self._views)
         return RenderedFrame(
-            frame=replace(own.frame, planes=planes),
+            frame=replace(own.frame, planes=self._drawer.draw(layers, keep)),
             valid=np.rint(share * 255.0).astype(np.uint8),
             own_share=float(own_share.mean()),
             valid_share=float(share.mean()),
@@ -193,34 +178,3 @@ class WarpRenderer:
         at = backward_map(target.rays, target.cam_from_world, source.geometry, source.inv_depth, self._size)
         opacity = target.visible * fill_opacity(source, at, distance) * (1.0 - smoothstep(2.0 * ghost))
         return Layer(source=source, map=at, opacity=f32(opacity), margin_px=FILL_MARGIN_PX)
-
-    def _plane(self, view: PlaneView, layers: Sequence[Layer], rects: Sequence[CellRect], keep: FloatArray) -> Plane:
-        """One plane: the frame itself everywhere, in bands whose maps stay in the cache, then the composed parts."""
-        base = layers[0]
-        source = base.source.frame.planes[view.number]
-        out = np.empty_like(source)
-        rows, cols = self._grid.shape
-        for top in range(0, rows, BAND_CELLS):
-            band = CellRect(top, min(top + BAND_CELLS, rows), 0, cols)
-            out[band.pixels(view.step_y, view.step_x, view.shape)] = sample(source, *view.positions(base, band))
-        peak = (1 << self._format.bit_depth) - 1
-        if peak < np.iinfo(out.dtype).max:
-            np.minimum(out, out.dtype.type(peak), out=out)
-        for rect in rects:
-            canvas = Canvas(view, rect, keep=keep, feather_px=self._feather_px)
-            part = rect.pixels(view.step_y, view.step_x, view.shape)
-            canvas.add(base, source, sampled=out[part])
-            for layer in layers[1:]:
-                canvas.add(layer, layer.source.frame.planes[view.number])
-            mixed = canvas.picture(empty_value(self._format, view.number))
-            out[part] = np.clip(np.rint(mixed), 0, peak)
-        return out
-
-
-def empty_value(fmt: PictureFormat, plane: int) -> float:
-    """Black: what a plane holds where no source shows anything. Alpha is opaque."""
-    if fmt.num_planes in (2, 4) and plane == fmt.num_planes - 1:
-        return float((1 << fmt.bit_depth) - 1)
-    if plane in (1, 2) and not fmt.is_rgb:
-        return float(1 << (fmt.bit_depth - 1))
-    return 0.0 if fmt.full_range or fmt.is_rgb else float(16 << (fmt.bit_depth - 8))

@@ -1,0 +1,108 @@
+"""From layers by nodes to the planes of a picture: what is done per pixel, on the CPU by OpenCV."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from vs3r.config import RenderConfig
+from vs3r.errors import BackendError
+from vs3r.networks import default_device
+from vs3r.render.layers import Canvas, Layer, PlaneView, feather_px, inside_px, plane_views, sample
+from vs3r.render.nodes import CellRect, make_grid, tiles
+from vs3r.types import FloatArray, PictureFormat, Plane
+
+TILE_CELLS = 4
+BAND_CELLS = 8
+
+
+class PlaneDrawer(Protocol):
+    """Draws all planes of a picture."""
+
+    def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
+        """
+        Args:
+            layers: front to back; the first is the frame itself.
+            keep: (rows + 2, cols + 2) see Canvas.
+        """
+
+
+def make_drawer(config: RenderConfig, fmt: PictureFormat) -> PlaneDrawer:
+    """What draws planes where the config says.
+
+    Raises:
+        BackendError: a GPU was asked for and cannot be used.
+    """
+    if config.render_device == "cpu":
+        return CpuDrawer(fmt)
+    obstacle = gpu_obstacle()
+    if obstacle is None:
+        from vs3r.render.device import DeviceDrawer
+
+        return DeviceDrawer(fmt, default_device())
+    if config.render_device == "cuda":
+        raise BackendError(f"render_device cuda: {obstacle}; or ask for auto or cpu")
+    return CpuDrawer(fmt)
+
+
+def gpu_obstacle() -> str | None:
+    """Why planes cannot be drawn on a GPU here; None when they can."""
+    if not torch.cuda.is_available():
+        return "expected an NVIDIA GPU; PyTorch finds none"
+    if importlib.util.find_spec("triton") is None:
+        return "expected the package triton; it is not installed: pip install 'vs3r[gpu]'"
+    return None
+
+
+class CpuDrawer:
+    """The frame itself everywhere, in bands whose maps stay in the cache, then the parts that are composed."""
+
+    def __init__(self, fmt: PictureFormat) -> None:
+        self._format = fmt
+        self._grid = make_grid(fmt)
+        self._views = plane_views(fmt, self._grid)
+        self._size = fmt.width, fmt.height
+        self._feather_px = feather_px(self._size)
+
+    def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
+        """See PlaneDrawer."""
+        base = layers[0]
+        # Elsewhere the frame itself is opaque, and stays as it is.
+        ramped = inside_px(base.map.x, base.map.y, self._size) < self._feather_px + 2 * self._grid.cell_px
+        mixed = (keep < 1.0) & (ramped | (base.opacity < 1.0))
+        rects = tiles(mixed[1:-1, 1:-1], TILE_CELLS)
+        return tuple(self._plane(view, layers, rects, keep) for view in self._views)
+
+    def _plane(self, view: PlaneView, layers: Sequence[Layer], rects: Sequence[CellRect], keep: FloatArray) -> Plane:
+        base = layers[0]
+        source = base.source.frame.planes[view.number]
+        out = np.empty_like(source)
+        rows, cols = self._grid.shape
+        for top in range(0, rows, BAND_CELLS):
+            band = CellRect(top, min(top + BAND_CELLS, rows), 0, cols)
+            out[band.pixels(view.step_y, view.step_x, view.shape)] = sample(source, *view.positions(base, band))
+        peak = (1 << self._format.bit_depth) - 1
+        if peak < np.iinfo(out.dtype).max:
+            np.minimum(out, out.dtype.type(peak), out=out)
+        for rect in rects:
+            canvas = Canvas(view, rect, keep=keep, feather_px=self._feather_px)
+            part = rect.pixels(view.step_y, view.step_x, view.shape)
+            canvas.add(base, source, sampled=out[part])
+            for layer in layers[1:]:
+                canvas.add(layer, layer.source.frame.planes[view.number])
+            mixed = canvas.picture(empty_value(self._format, view.number))
+            out[part] = np.clip(np.rint(mixed), 0, peak)
+        return out
+
+
+def empty_value(fmt: PictureFormat, plane: int) -> int:
+    """Black: what a plane holds where no source shows anything. Alpha is opaque."""
+    if fmt.num_planes in (2, 4) and plane == fmt.num_planes - 1:
+        return (1 << fmt.bit_depth) - 1
+    if plane in (1, 2) and not fmt.is_rgb:
+        return 1 << (fmt.bit_depth - 1)
+    return 0 if fmt.full_range or fmt.is_rgb else 16 << (fmt.bit_depth - 8)
