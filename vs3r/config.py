@@ -80,6 +80,11 @@ class ReconstructConfig:
         low=-100,
         high=100,
     )
+    adjust_device: str = option(
+        "auto",
+        "what adjusts cameras and depth: cuda is an NVIDIA GPU; auto is that where there is one, else cpu",
+        choices=("auto", "cpu", "cuda"),
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from vs3r.errors import BackendError
+
 Network: TypeAlias = Callable[..., Any]
 """A network that is called with tensors of the shapes, dtypes and device of its example inputs."""
 
@@ -84,3 +86,14 @@ def replayed(network: Network, example: tuple[Tensor, ...]) -> Network:
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def chosen_device(asked: str, option: str) -> torch.device:
+    """The device of an option that takes auto, cpu and cuda; auto is the GPU where there is one.
+
+    Raises:
+        BackendError: cuda was asked for and there is no GPU.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"{option} cuda: expected an NVIDIA GPU; PyTorch finds none; or ask for auto or cpu")
+    return default_device() if asked == "auto" else torch.device(asked)

@@ -402,3 +402,18 @@ def test_reprojection_error() -> None:
     passed = replace(true, cam_from_world=torch.stack([torch.eye(4).double(), ahead, ahead, ahead]))
     behind = reprojection_error(passed, problem)[(problem.edges.src == 0)]
     assert (behind == 1e3).all()
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("rolling", [False, True])
+def test_a_gpu_finds_the_same(rolling: bool) -> None:
+    true, problem = scene(6, (9, 16), gaps=(1, 2, 4), rotation_only=False, rolling=rolling)
+    begin = perturbed(true, 0.01)
+    cpu, gpu, again = (
+        adjust(begin, problem, width_px=1.5, iterations=12, device=torch.device(name))
+        for name in ("cpu", "cuda", "cuda")
+    )
+    for name in ("cam_from_world", "log_focal", "inv_depth", "readout"):
+        torch.testing.assert_close(getattr(gpu, name), getattr(cpu, name), atol=1e-6, rtol=0)
+        assert torch.equal(getattr(gpu, name), getattr(again, name)), "the same bits every time"
+    assert float((gpu.cam_from_world - begin.cam_from_world).abs().max()) > 1e-3

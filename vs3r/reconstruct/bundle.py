@@ -8,7 +8,8 @@ Levenberg-Marquardt damping; the inverse depths, whose block is diagonal, are el
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ INV_DEPTH_STD = 0.5
 POINT_PX2 = 0.25
 
 MIN_INV_DEPTH, MAX_INV_DEPTH = 1e-3, 20.0
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,6 +70,10 @@ class Edges:
             slope=None if self.slope is None else self.slope[keep],
         )
 
+    def to(self, device: torch.device) -> Edges:
+        """The same on a device."""
+        return _moved(self, device)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class State:
@@ -82,6 +89,19 @@ class State:
     """() time from the picture's first row to its last in seconds; negative where the last is read first."""
     readout_info: Tensor
     """() what is known of it: PRIOR_PX2 over its variance, 1/s^2."""
+
+    def to(self, device: torch.device) -> State:
+        """The same on a device."""
+        return _moved(self, device)
+
+
+_Tensors = TypeVar("_Tensors", Edges, State)
+
+
+def _moved(tensors: _Tensors, device: torch.device) -> _Tensors:
+    values = ((spec.name, getattr(tensors, spec.name)) for spec in fields(tensors))
+    moved: dict[str, Any] = {name: value.to(device) for name, value in values if isinstance(value, Tensor)}
+    return replace(tensors, **moved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -312,9 +332,8 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     cols = torch.cat(
         [e.src[:, None] * 7 + columns, e.dst[:, None] * 7 + columns, torch.full((len(e.src), 1), N - 1)], 1
     )
-    H = torch.zeros(N * N).double()
-    H.index_add_(0, (cols[:, :, None] * N + cols[:, None, :]).reshape(-1), H15.reshape(-1))
-    g = torch.zeros(N).double().index_add_(0, cols.reshape(-1), g15.reshape(-1))
+    H = _summed(N * N, (cols[:, :, None] * N + cols[:, None, :]).reshape(-1), H15.reshape(-1))
+    g = _summed(N, cols.reshape(-1), g15.reshape(-1))
     info = grad = coupling = torch.zeros(0, dtype=dtype)
     if problem.free_depth and not problem.rotation_only:
         first = problem.first_free_structure
@@ -323,13 +342,21 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
         # How the picture moves with the inverse depth.
         D = s[own, None] * (t[:, :2, None] - seen.slope[own] * t[:, 2:, None])
         wJ = wJ[own]
-        info = torch.zeros(n - first, P, dtype=dtype).index_add_(0, src, (w[own, None] * D * D).sum(1))
-        grad = torch.zeros(n - first, P, dtype=dtype).index_add_(0, src, (wJ[:, L] * D).sum(1))
+        info = _summed(n - first, src, (w[own, None] * D * D).sum(1))
+        grad = _summed(n - first, src, (wJ[:, L] * D).sum(1))
         C = Mt[own] @ (wJ[:, :L] * D[:, None]).sum(2)
-        coupling = torch.zeros((n - first) * N, P, dtype=dtype)
-        coupling.index_add_(0, (src[:, None] * N + cols[own]).reshape(-1), C.reshape(-1, P))
+        coupling = _summed((n - first) * N, (src[:, None] * N + cols[own]).reshape(-1), C.reshape(-1, P))
         coupling = coupling.reshape(n - first, N, P)
     return _Linear(total, H.reshape(N, N), g, info, grad, coupling)
+
+
+def _summed(size: int, rows: Tensor, values: Tensor) -> Tensor:
+    """(size, ...) the sums of the values (k, ...) of each row, the same to the last bit every time."""
+    found = torch.zeros(size, *values.shape[1:], dtype=values.dtype, device=values.device)
+    if values.is_cuda:
+        # A GPU adds in the order of the moment, but for this function.
+        return found.index_put_((rows,), values, accumulate=True)
+    return found.index_add_(0, rows, values)
 
 
 def _free(problem: Problem, n: int) -> Tensor:
@@ -349,17 +376,26 @@ def _eliminated(H: Tensor, E: Tensor, c: Tensor) -> Tensor:
     return H - ((E / c[:, None]) @ E.transpose(1, 2)).sum(0).double()
 
 
-def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) -> State:
+def adjust(state: State, problem: Problem, *, width_px: float, iterations: int, device: torch.device = CPU) -> State:
     """Minimise the robust reprojection error plus the priors.
 
     Args:
-        state: where to start.
-        problem: observations and what may change.
+        state: where to start, on the CPU.
+        problem: observations and what may change, on the CPU.
         width_px: width of the Geman-McClure loss in pixels.
         iterations: at most this many linearisations.
+        device: where to compute.
     Returns:
-        The adjusted state; never one of higher cost than the given.
+        The adjusted state, on the CPU; never one of higher cost than the given.
     """
+    if device.type == "cpu":
+        return _adjusted(state, problem, width_px, iterations)
+    with device:
+        found = _adjusted(state.to(device), replace(problem, edges=problem.edges.to(device)), width_px, iterations)
+    return found.to(CPU)
+
+
+def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) -> State:
     n, _ = state.inv_depth.shape
     free = _free(problem, n)
     move_depth = problem.free_depth and not problem.rotation_only

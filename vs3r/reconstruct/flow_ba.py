@@ -7,6 +7,7 @@ depend on how the frames arrived.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from vs3r.config import Config
 from vs3r.flow import analysis_picture, analysis_size, make_flow
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import dynamic_probability
-from vs3r.networks import Prepare, eager
+from vs3r.networks import Prepare, chosen_device, eager
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
 from vs3r.reconstruct.rolling import Shutter, rectify
@@ -106,6 +107,8 @@ class FlowBundleAdjustment:
         self._size = analysis_size(fmt, config.flow.analysis_pixels)
         self._grid = Grid.of(*self._size)
         self._window = FlowWindow(make_flow(config.flow, prepare), self._grid)
+        device = chosen_device(config.reconstruct.adjust_device, "adjust_device")
+        self._adjust = functools.partial(adjust, device=device)
         hfov = config.reconstruct.hfov_deg
         self._focal_known = hfov is not None
         long_side = self._size[0] if hfov is not None else max(self._size)
@@ -261,7 +264,7 @@ class FlowBundleAdjustment:
             return state
         steps = self._problem(edges.select((edges.src - edges.dst).abs() == 1), len(old), rotation_only=True)
         for width in (16.0, 4.0, 1.5):
-            state = adjust(state, steps, width_px=width, iterations=4)
+            state = self._adjust(state, steps, width_px=width, iterations=4)
         return state
 
     def _turning(self, state: State, edges: Edges, known: int) -> State:
@@ -269,7 +272,7 @@ class FlowBundleAdjustment:
         problem = self._problem(edges, known, rotation_only=True)
         for width in (3.0, 1.0):
             seen = rectify(edges, state, self._shutter, free=self._readout_unsettled)
-            state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=6)
+            state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=6)
         return state
 
     def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
@@ -308,7 +311,7 @@ class FlowBundleAdjustment:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
         for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
             seen = rectify(problem.edges, state, self._shutter, free=self._readout_unsettled)
-            state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
+            state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
         return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
 
     @property
@@ -344,7 +347,7 @@ class FlowBundleAdjustment:
             posed = replace(problem, free_depth=False, free_focal=False)
             for width in (12.0, 4.0):
                 seen = rectify(problem.edges, state, self._shutter)
-                state = adjust(state, replace(posed, edges=seen), width_px=width, iterations=8)
+                state = self._adjust(state, replace(posed, edges=seen), width_px=width, iterations=8)
             left = _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
             log.debug("outlier share believed %.3f turning %.3f", left, unexplained)
             if left < unexplained:
@@ -364,7 +367,7 @@ class FlowBundleAdjustment:
             problem = replace(problem, free_rotation=False, free_focal=False)
         for width in (12.0, 4.0):
             seen = rectify(problem.edges, state, self._shutter)
-            state = adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
+            state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
         return state
 
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:

@@ -81,14 +81,16 @@ class FlowConfig(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., analysis_pixels: _Optional[int] = ..., raft_iterations: _Optional[int] = ..., raft_precision: _Optional[str] = ...) -> None: ...
 
 class ReconstructConfig(_message.Message):
-    __slots__ = ("backend", "hfov_deg", "readout_ms")
+    __slots__ = ("backend", "hfov_deg", "readout_ms", "adjust_device")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     HFOV_DEG_FIELD_NUMBER: _ClassVar[int]
     READOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    ADJUST_DEVICE_FIELD_NUMBER: _ClassVar[int]
     backend: str
     hfov_deg: float
     readout_ms: float
-    def __init__(self, backend: _Optional[str] = ..., hfov_deg: _Optional[float] = ..., readout_ms: _Optional[float] = ...) -> None: ...
+    adjust_device: str
+    def __init__(self, backend: _Optional[str] = ..., hfov_deg: _Optional[float] = ..., readout_ms: _Optional[float] = ..., adjust_device: _Optional[str] = ...) -> None: ...
 
 class SmoothConfig(_message.Message):
     __slots__ = ("smoothness", "lookahead_frames", "min_own_share")
