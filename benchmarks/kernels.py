@@ -196,6 +196,10 @@ def measure_gpu(width: int, height: int, device: Device) -> Iterator[Row]:
 
     def by_triton(operator: str, call: Callable[..., Any], moved: int) -> Iterator[Row]:
         kernel = functools.partial(call, backend="triton")
+        # What the machine can do for as few bytes: launch and start-up count, too.
+        block = torch.empty(moved // 2, dtype=torch.uint8, device=device.name)
+        same = functools.partial(torch.empty_like(block).copy_, block)
+        yield measured(operator, "copy of as many bytes, graph", device.capture(same), moved)
         yield measured(operator, "triton graph", device.capture(kernel), moved)
         yield measured(operator, "triton", kernel, moved)
 
@@ -258,8 +262,10 @@ def bars(rows: Sequence[Row]) -> list[str]:
     ]:
         if (operator, "triton graph") not in found:
             continue
-        share = found[operator, "triton graph"].share_of_copy or 0.0
-        tell(f"{operator}, at least {least:.0%} of copy bandwidth", f"{share:.0%}", share >= least)
+        ours, same = found[operator, "triton graph"], found[operator, "copy of as many bytes, graph"]
+        share = ours.share_of_copy or 0.0
+        reached = f"{share:.0%}; {same.median_ms / ours.median_ms:.0%} of that of a copy of as many bytes"
+        tell(f"{operator}, at least {least:.0%} of copy bandwidth", reached, share >= least)
     for pairs, how in itertools.product(("1 pair", "8 pairs"), ("", " graph")):
         operator = f"rigid_flow_residual, {pairs}"
         if (operator, f"torch.compile{how}") in found:
@@ -411,7 +417,7 @@ def machine() -> dict[str, str]:
 def show(r: Row) -> None:
     share = "" if r.share_of_copy is None else f"  {100 * r.share_of_copy:5.1f} % of copy"
     spread = f"{r.median_ms:9.3f} ms ({r.p20_ms:.3f} to {r.p80_ms:.3f})"
-    print(f"{r.operator:34s} {r.by:19s} {r.size:10s} {spread}  {r.mib:8.1f} MiB{share}", flush=True)
+    print(f"{r.operator:34s} {r.by:28s} {r.size:10s} {spread}  {r.mib:8.1f} MiB{share}", flush=True)
 
 
 def save(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
