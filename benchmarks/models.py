@@ -337,22 +337,35 @@ def main() -> None:
         torch.set_num_threads(1)
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+    rows: list[Row] = []
+    fps: dict[str, float] = {}
+
+    def add(found: Row) -> None:
+        rows.append(found)
+        if options.out is not None:
+            save(options.out, rows, about)
+
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        rows, fps = list(networks(options, device)), {}
+        for found in networks(options, device):
+            add(found)
         for way in (options.file_ways or options.ways) if options.video != "0x0" else ():
             try:
                 fps[way] = end_to_end(options.small, options.video, options.frames, way, device, Path(folder))
             except BackendError as reason:
                 print(f"file to file {options.video} {way}: not measured: {reason}")
+                continue
+            add(row("file", options.video, "bf16", way, [1e3 / fps[way]] * 3, 1, None, None, None, 0))
     tell_bars(rows, fps)
-    rows += [row("file", options.video, "bf16", w, [1e3 / f] * 3, 1, None, None, None, 0) for w, f in fps.items()]
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*(spec.name for spec in fields(Row)), *about])
-            writer.writeheader()
-            writer.writerows({**asdict(r), **about} for r in rows)
+
+
+def save(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
+    """Write the table, so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*(spec.name for spec in fields(Row)), *about])
+        writer.writeheader()
+        writer.writerows({**asdict(r), **about} for r in rows)
 
 
 if __name__ == "__main__":
