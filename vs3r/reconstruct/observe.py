@@ -76,8 +76,9 @@ class Observation:
 
 def sample(image: FloatArray, xy: FloatArray) -> FloatArray:
     """Bilinear samples of image (H, W[, C]) at positions xy (..., 2) in pixels, border replicated."""
-    x, y = np.moveaxis(xy.astype(np.float32) - 0.5, -1, 0)
-    return np.asarray(cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32)
+    at = xy.astype(np.float32) - np.float32(0.5)
+    found = cv2.remap(image, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+    return np.asarray(found, dtype=np.float32)
 
 
 def texture(picture: npt.NDArray[np.uint8]) -> FloatArray:
