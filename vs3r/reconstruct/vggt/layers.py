@@ -78,16 +78,17 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
 
-    def asked(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Queries times the scale, keys and values, (B, heads, T, head) in the weights' precision; queries and keys
-        in float32."""
+    def asked(self, x: Tensor, rope: Rope | None, exact: bool) -> tuple[Tensor, ...]:
+        """Queries times the scale, keys and values, (B, heads, T, head) in the weights' precision; where exact is true
+        also queries and keys in float32."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q.float()), self.k_norm(k.float())
         if rope is not None:
             q, k = rope(q), rope(k)
         # The scale before the product, so that compilers see the attention as one.
-        return (q * self.scale).to(v.dtype), k.to(v.dtype), v, q, k
+        product = (q * self.scale).to(v.dtype), k.to(v.dtype), v
+        return (*product, q, k) if exact else product
 
     def answered(self, mixed: Tensor) -> Tensor:
         """(B, heads, T, head) of the product to (B, T, width)."""
@@ -130,15 +131,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, how: Attending = PLAINLY) -> Tensor:
         before, after = _compiled_parts() if self.compiled else (Block.before, Block.after)
-        scaled, k, v, *exact = before(self, x, how.rope)
+        scaled, k, v, *exact = before(self, x, how.rope, how.tap is not None)
         if how.tap is not None:
             how.tap(*exact)
         bias = None if how.bias is None else how.bias.to(v.dtype)
         return after(self, x, F.scaled_dot_product_attention(scaled, k, v, attn_mask=bias, scale=1.0))
 
-    def before(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def before(self, x: Tensor, rope: Rope | None, exact: bool) -> tuple[Tensor, ...]:
         """What is multiplied, see Attention.asked."""
-        return self.attn.asked(self.norm1(x), rope)
+        return self.attn.asked(self.norm1(x), rope, exact)
 
     def after(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output, from its input and the product."""
