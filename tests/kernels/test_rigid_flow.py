@@ -219,6 +219,11 @@ def test_the_semantic_mask_is_joined_and_tau_is_per_pair(backend: Backend) -> No
     assert (semantic & ~moves).any() and (moves & ~semantic).any()
 
 
+def test_many_pixels_take_several_blocks_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vs3r.kernels.rigid_flow.triton_impl.LARGE", 1)
+    check(problem((2, 3, 1100)), "triton", torch.float32)
+
+
 @pytest.mark.needs_cuda
 def test_every_run_gives_the_same_bytes_on_a_gpu() -> None:
     given = {name: value.float() for name, value in problem((4, 270, 480)).items()}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.reconstruct.vggt.common import SMALL, pictures, seeded_state, small
 from vs3r.errors import InputError, ShapeError
-from vs3r.reconstruct.vggt.model import Vggt, load_state
+from vs3r.reconstruct.vggt import layers
+from vs3r.reconstruct.vggt.model import FirstPass, SecondPass, Vggt, load_state
 
 
 def summary(pose: Tensor, depth: Tensor, confidence: Tensor) -> list[float]:
@@ -165,3 +168,34 @@ def test_another_checkpoint_is_refused(change: dict[str, Tensor | None], told: s
 def test_pictures_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match="multiples of 14"):
         Vggt(SMALL)(torch.zeros(1, 3, 28, 30))
+
+
+def test_alike_blocks_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part, **given: compiler(part, backend=backend, **given))
+    layers._compiled_parts.cache_clear()
+    network, window = small(), pictures(3, 56, 84)
+    first, second = FirstPass(network, 56, 84, cues=True), SecondPass(network, 56, 84)
+
+    def found() -> list[Tensor]:
+        with torch.inference_mode():
+            values = first(window)
+            return [*values, *second(values[4], torch.ones(3, 24))]
+
+    try:
+        want = found()
+        first.compile_parts(True)
+        torch.testing.assert_close(found(), want, atol=1e-5, rtol=0)
+        # Blocks of the encoder, within a frame and over frames; of the last also those that cues look at.
+        assert len(graphs) == 7
+        first.compile_parts(False)
+        assert all(torch.equal(one, other) for one, other in zip(found(), want, strict=True))
+    finally:
+        layers._compiled_parts.cache_clear()
+        torch._dynamo.reset()
