@@ -151,10 +151,11 @@ class AsyncClient:
             number = 0
             async for frame in frames:
                 if number == 0:
-                    config = pb.AnalyzeConfig(session=session, frames=messages.source(frame))
+                    config = pb.AnalyzeConfig(session=session, frames=messages.source(frame), explicit_end=True)
                     yield pb.AnalyzeRequest(config=config)
                 yield messages.request(pb.AnalyzeRequest(), number, frame)
                 number += 1
+            yield pb.AnalyzeRequest(end=pb.EndOfClip())
 
         return await self._analyze(requests(), progress)
 
@@ -301,6 +302,7 @@ class _Source:
                 time_base=rational(first[1].time_base),
                 first_sequence=first[0],
                 output_from_sequence=self.unfinished.returned_below,
+                explicit_end=True,
             )
         )
 
@@ -314,6 +316,7 @@ class _Source:
         while await credit.acquire():
             item = await self.next(last)
             if item is None:
+                yield pb.StreamRequest(end=pb.EndOfClip())
                 return
             last, frame = item
             message = pb.Frame(sequence=last, pts=frame.pts, duration=frame.duration)

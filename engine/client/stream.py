@@ -82,7 +82,6 @@ class Streaming:
             held.callback(sender.stop)
             requests = sender.requests(self._opening(layout, first, session, transient=own is not None))
             responses = held.enter_context(self._client.open_call("Stream", requests))
-            # An end would make the server take what it has for the whole clip.
             self._source.when_failing(responses.cancel)
             for response in responses:
                 match kind_of(response):
@@ -111,6 +110,7 @@ class Streaming:
             first_sequence=unfinished.first,
             output_from_sequence=unfinished.returned_below,
             transient=transient,
+            explicit_end=True,
         )
         return pb.StreamRequest(config=config)
 
@@ -139,6 +139,8 @@ class _Source:
         """Frames kept. Changed with the lock held."""
         self.error: BaseException | None = None
         """What reading the clip raised."""
+        self.is_whole = False
+        """The clip has been read to its end."""
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._ended = threading.Event()
@@ -172,6 +174,7 @@ class _Source:
                 self.error, frame = error, None
                 self._cancel()
             if frame is None:
+                self.is_whole = self.error is None
                 self._frames = iter(())
                 return None
             with self._lock:
@@ -233,11 +236,13 @@ class _Sender:
         while self._take_credit():
             item = self._source.next(last)
             if item is None:
-                if self._source.error is not None:
-                    self._wait_for_stop()
-                return
+                break
             last, frame = item
             yield self._message(last, frame)
+        if self._source.is_whole:
+            yield pb.StreamRequest(end=pb.EndOfClip())
+        else:
+            self._wait_for_stop()
 
     def _take_credit(self) -> bool:
         with self._changed:

@@ -136,9 +136,10 @@ class Client:
             messages = Messages()
             for number, frame in enumerate(frames):
                 if number == 0:
-                    config = pb.AnalyzeConfig(session=session, frames=messages.source(frame))
+                    config = pb.AnalyzeConfig(session=session, frames=messages.source(frame), explicit_end=True)
                     yield pb.AnalyzeRequest(config=config)
                 yield messages.request(pb.AnalyzeRequest(), number, frame)
+            yield pb.AnalyzeRequest(end=pb.EndOfClip())
 
         return self._analyze(requests(), progress)
 

@@ -15,11 +15,11 @@ from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, resolve
 from vs3r.engine.server.guard import guarded_stages
-from vs3r.engine.server.intake import Intake, first_config, frame_error, next_frame
-from vs3r.engine.server.problems import Malformed, Problem
+from vs3r.engine.server.intake import Intake, clip_frames, first_config, frame_error
+from vs3r.engine.server.problems import Malformed, Problem, client_gone, draining
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.state import State, frame_bytes
-from vs3r.engine.server.stream_run import CREDITS, StreamRun, client_gone, draining, result_message
+from vs3r.engine.server.stream_run import CREDITS, StreamRun, result_message
 from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
 from vs3r.engine.track_file import check_source
 from vs3r.errors import Vs3rError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PROGRESS_EVERY = 8
 _BROKEN_S = 0.25
-"""How long after the last request a broken connection is heard of, at most."""
+"""How long after the last request of an older client a broken connection is heard of, at most."""
 
 
 class FrameCalls:
@@ -76,9 +76,10 @@ class FrameCalls:
             held.enter_context(self._state.running(run, context, session))
             try:
                 yield pb.StreamResponse(started=pb.StreamStarted(credits=CREDITS, latency_frames=latency))
-                yield from run.responses(requests)
+                yield from run.responses(clip_frames(requests, explicit_end=config.explicit_end))
                 if recorder is not None:
-                    _check_whole(context)
+                    if not config.explicit_end:
+                        _check_whole(context)
                     recorder.finish(stages.failed, self._state.store)
                 finished = True
             finally:
@@ -97,7 +98,7 @@ class FrameCalls:
                 case "path":
                     yield from self._analyze_file(session, config.path)
                 case "frames":
-                    yield from self._analyze_frames(session, config.frames, requests, context)
+                    yield from self._analyze_frames(session, config, requests, context)
                 case _:
                     raise field_error("config.source", "expected path or frames, got neither")
 
@@ -135,11 +136,11 @@ class FrameCalls:
     def _analyze_frames(
         self,
         session: Session,
-        source: pb.FrameSource,
+        config: pb.AnalyzeConfig,
         requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed],
         context: grpc.ServicerContext,
     ) -> Iterator[pb.AnalyzeResponse]:
-        layout, intake, recorder = self._frames_of(session, source, context)
+        layout, intake, recorder = self._frames_of(session, config.frames, context)
         if session.track is not None:
             check_source(session.track, layout.format)
             yield _reused(session)
@@ -147,9 +148,8 @@ class FrameCalls:
         analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
         yield pb.AnalyzeResponse(credit=pb.Credit(frames=CREDITS))
         with closing(intake):
-            for request in requests:
+            for sent in clip_frames(requests, explicit_end=config.explicit_end):
                 self._check_open()
-                sent = next_frame(request)
                 try:
                     arrival = intake.take(sent)
                 except Vs3rError as error:
@@ -160,7 +160,8 @@ class FrameCalls:
                 yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
                 if analysis.frames % _PROGRESS_EVERY == 0:
                     yield _progress(analysis.frames, 0)
-        _check_whole(context)
+        if not config.explicit_end:
+            _check_whole(context)
         yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
 
     def set_smoothing(self, request: pb.SetSmoothingRequest, _context: grpc.ServicerContext) -> pb.SetSmoothingResponse:
@@ -180,9 +181,8 @@ class FrameCalls:
         with self._state.slot(), self._sessions.call(session, context.cancel):
             _, intake, _ = self._frames_of(session, config.frames, context)
             with closing(intake):
-                for request in requests:
+                for sent in clip_frames(requests, explicit_end=False):
                     self._check_open()
-                    sent = next_frame(request)
                     try:
                         arrival = intake.take(sent)
                     except Vs3rError as error:
@@ -240,9 +240,9 @@ class FrameCalls:
 
 
 def _check_whole(context: grpc.ServicerContext) -> None:
-    """A connection that breaks can look like the end of the requests: half a clip must not become the clip's track.
+    """For clients that do not say where the clip ends: a connection that breaks can look like the end of the requests.
 
-    gRPC tells a moment later that it broke.
+    Half a clip must not become the clip's track. gRPC tells a moment later that it broke, as a rule.
     """
     gone = threading.Event()
     if not context.add_callback(gone.set) or gone.wait(_BROKEN_S):

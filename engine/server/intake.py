@@ -12,7 +12,7 @@ from vs3r.engine.proto.buffers import Buffers
 from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, kind_of, pictured
-from vs3r.engine.server.problems import Malformed, Problem, code_number, malformed, problem_of
+from vs3r.engine.server.problems import Malformed, Problem, client_gone, code_number, malformed, problem_of
 from vs3r.engine.server.shm import Regions
 from vs3r.types import Frame
 
@@ -115,17 +115,27 @@ def first_config(requests: Iterator[Any]) -> Any:
     return first.config
 
 
-def next_frame(request: Any) -> Pictured:
-    """The frame of a message after the first.
+def clip_frames(requests: Iterator[Any], *, explicit_end: bool) -> Iterator[Pictured]:
+    """The frames of the messages after the first, up to the clip's end.
 
+    Args:
+        requests: what the client sends.
+        explicit_end: it says where the clip ends; otherwise the end of the requests is taken for it.
     Raises:
-        Problem: it has none.
+        Problem: a message is none of a frame, or the requests end where the clip does not.
     """
-    if isinstance(request, Malformed):
-        raise malformed()
-    if kind_of(request) != "frame":
-        raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then only frames")
-    return pictured(request)
+    for request in requests:
+        if isinstance(request, Malformed):
+            raise malformed()
+        match kind_of(request):
+            case "frame":
+                yield pictured(request)
+            case "end":
+                return
+            case _:
+                raise Problem("INVALID_ARGUMENT", "MESSAGE_ORDER", "expected one config, then frames, then the end")
+    if explicit_end:
+        raise client_gone("expected the clip's end before the end of the call")
 
 
 def frame_error(sequence: int, error: Exception) -> pb.FrameError:

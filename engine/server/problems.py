@@ -171,6 +171,16 @@ def edge(call: Call, *, admit: Callable[[Any], None], told: Callable[[str], None
     return answers if streams else answer
 
 
+def client_gone(how: str = "it broke off") -> Problem:
+    """For calls that end before the client has ended them."""
+    return Problem("CANCELLED", "CLIENT_GONE", f"the call has ended: {how}")
+
+
+def draining() -> Problem:
+    """For calls while the server ends."""
+    return Problem("UNAVAILABLE", "DRAINING", "the server is ending; go on with another or a new one", retry_s=1.0)
+
+
 def malformed() -> Problem:
     """For bytes that are no message."""
     return Problem("INVALID_ARGUMENT", "MALFORMED", "expected a message of engine.proto, got bytes that are none")

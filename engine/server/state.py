@@ -16,12 +16,12 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Problem
+from vs3r.engine.server.problems import Problem, client_gone, draining
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.store import TrackStore, default_folder
-from vs3r.engine.server.stream_run import StreamRun, client_gone, draining
+from vs3r.engine.server.stream_run import StreamRun
 from vs3r.types import PictureFormat
 
 if TYPE_CHECKING:

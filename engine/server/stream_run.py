@@ -1,6 +1,6 @@
 """One call of Stream: frames by credit in, pictures out, memory bounded.
 
-    read (requests) ──► analyse ──► render ──► responses (the call's own thread)
+    read (frames) ──► analyse ──► render ──► responses (the call's own thread)
 
 Reading never waits for room: credit bounds what can arrive, and a frame without credit ends the call. So a client that
 writes and never reads is told so instead of being blocked for ever. Credit counts from when its message is sent.
@@ -18,9 +18,9 @@ from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server.guard import GuardedStages
-from vs3r.engine.server.intake import Arrival, Intake, frame_error, next_frame
+from vs3r.engine.server.intake import Arrival, Intake, frame_error
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Malformed, Problem
+from vs3r.engine.server.problems import Problem, client_gone, draining
 from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.track_run import TrackRecorder
 from vs3r.engine.threads import Channel, Stages, Stopped
@@ -107,16 +107,16 @@ class StreamRun:
         self.active_s = time.monotonic()
         """When a frame last came or went."""
 
-    def responses(
-        self, requests: Iterator[pb.StreamRequest | Pictured | Malformed]
-    ) -> Iterator[pb.StreamResponse | Pictured]:
+    def responses(self, sent: Iterator[Pictured]) -> Iterator[pb.StreamResponse | Pictured]:
         """Run the stream.
 
+        Args:
+            sent: the frames up to the clip's end; raises a Problem where there is none.
         Raises:
             Problem: what ended it early.
         """
-        # Ends with the call, when gRPC ends `requests`; waiting for it here would wait for the client.
-        threading.Thread(target=self._read, args=(requests,), name="vs3r-stream-read", daemon=True).start()
+        # Ends with the call, when gRPC ends `sent`; waiting for it here would wait for the client.
+        threading.Thread(target=self._read, args=(sent,), name="vs3r-stream-read", daemon=True).start()
         try:
             with Stages([self._frames, self._observed, self._items, self._outbox]) as stages:
                 stages.start("observe", self._observe)
@@ -151,13 +151,13 @@ class StreamRun:
         self._draining = True
         self._frames.end()
 
-    def _read(self, requests: Iterator[pb.StreamRequest | Pictured | Malformed]) -> None:
+    def _read(self, sent: Iterator[Pictured]) -> None:
         try:
-            for request in requests:
+            for frame in sent:
                 if self._draining:
                     return
                 self.active_s = time.monotonic()
-                self._receive(request)
+                self._receive(frame)
         except Stopped:
             return
         except Problem as problem:
@@ -167,8 +167,7 @@ class StreamRun:
         else:
             self._frames.end()
 
-    def _receive(self, request: pb.StreamRequest | Pictured | Malformed) -> None:
-        sent = next_frame(request)
+    def _receive(self, sent: Pictured) -> None:
         with self._lock:
             if self._credits == 0:
                 raise Problem(
@@ -283,16 +282,6 @@ def result_message(picture: StabilizedFrame, *, sequence: int, passed_through: b
         valid_share=picture.valid_share,
         passed_through=passed_through,
     )
-
-
-def client_gone(how: str = "it broke off") -> Problem:
-    """For calls that end before the client has ended them."""
-    return Problem("CANCELLED", "CLIENT_GONE", f"the call has ended: {how}")
-
-
-def draining() -> Problem:
-    """For calls while the server ends."""
-    return Problem("UNAVAILABLE", "DRAINING", "the server is ending; go on with another or a new one", retry_s=1.0)
 
 
 def _us(seconds: float) -> int:

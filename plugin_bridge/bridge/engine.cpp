@@ -346,6 +346,7 @@ void Engine::push_analysis(HostPicture picture) {
     bool is_open = true;
     if (picture.index == 0) {
         message.mutable_config()->set_session(session_);
+        message.mutable_config()->set_explicit_end(true);
         pb::FrameSource *source = message.mutable_config()->mutable_frames();
         *source->mutable_format() = format_of(picture, rational(std::llround(analysis_->pixel_aspect * 10000), 10000));
         *source->mutable_time_base() = analysis_->time_base;
@@ -368,6 +369,9 @@ void Engine::push_analysis(HostPicture picture) {
 
 std::uint64_t Engine::finish_analysis() {
     if (analysis_ == nullptr) throw std::runtime_error("the plugin's request makes no sense; install both anew");
+    pb::AnalyzeRequest message;
+    message.mutable_end();
+    analysis_->stream->Write(message);
     analysis_->stream->WritesDone();
     while (read_analysis()) {}
     grpc::Status status = analysis_->stream->Finish();

@@ -14,6 +14,7 @@ import pytest
 from tests.engine.clips import Clip, make_frames
 from tests.engine.fakes import BatchReconstructor, RecordingRenderer
 from vs3r.config import Config, RenderConfig, SmoothConfig
+from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -127,3 +128,20 @@ def message(sequence: int, frame: Frame) -> pb.StreamRequest:
 def pixels(frame: Frame) -> bytes:
     """All planes of a frame."""
     return b"".join(plane.tobytes() for plane in frame.planes)
+
+
+def refusal(client: Client, name: str, request: object) -> ServerError:
+    """How a call is refused."""
+    with pytest.raises(ServerError) as caught:
+        client.call(name, request)
+    return caught.value
+
+
+def wait_until(condition: object, limit: int = 600) -> None:
+    """For what the server does on its own time after a connection broke."""
+    pause = threading.Event()
+    for _ in range(limit):
+        if condition():  # type: ignore[operator]
+            return
+        pause.wait(0.05)
+    raise AssertionError("it did not come about")

@@ -21,6 +21,7 @@ class BreakingRelay:
         self._limits = iter(limits)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
+        self._near: list[socket.socket] = []
         self.broken = 0
         """Connections broken so far."""
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -40,6 +41,11 @@ class BreakingRelay:
         for thread in self._threads:
             thread.join(10)
 
+    def reset(self) -> None:
+        """Break all connections now."""
+        for end in self._near:
+            _break(end)
+
     def _start(self, work: object, *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
@@ -49,6 +55,7 @@ class BreakingRelay:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self._near.append(near)
                 far = socket.create_connection(self._target)
                 self._start(self._pass, near, far, next(self._limits, None))
                 self._start(self._pass, far, near, None)
@@ -64,8 +71,12 @@ class BreakingRelay:
                 target.sendall(data)
                 passed += len(data)
         for end in (source, target):
-            with contextlib.suppress(OSError):
-                # No FIN, no GOAWAY: the connection is just gone.
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                end.shutdown(socket.SHUT_RDWR)
+            _break(end)
             end.close()
+
+
+def _break(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # No FIN, no GOAWAY: the connection is just gone.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RDWR)

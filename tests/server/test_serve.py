@@ -27,9 +27,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.engine.clips import Clip, make_frames
-from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models, wait_until
 from tests.server.relay import BreakingRelay
-from tests.server.test_stream import wait_until
 from vs3r.engine.cli import run
 from vs3r.engine.client.connection import Access
 from vs3r.engine.client.errors import ServerError

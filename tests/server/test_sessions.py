@@ -1,12 +1,9 @@
-"""Sessions: found again, tracks on disk, random access, warps, limits, shared memory."""
+"""Sessions: found again, tracks on disk, random access, warps, limits."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import cv2
@@ -14,13 +11,21 @@ import numpy as np
 import pytest
 
 from tests.engine.clips import Clip, make_frames, write_clip
-from tests.server.conftest import CONFIG, FRAMES, Serve, connected, opening, pixels, shaky_models, still_models
-from tests.server.test_stream import wait_until
+from tests.server.conftest import (
+    CONFIG,
+    FRAMES,
+    Serve,
+    connected,
+    pixels,
+    refusal,
+    shaky_models,
+    still_models,
+    wait_until,
+)
 from vs3r.config import SmoothConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.pipeline import Rendering, SourceWindow, TrackAnalysis
-from vs3r.engine.proto import wire
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
@@ -47,12 +52,6 @@ def analysed(client: Client, tmp_path: Path) -> tuple[Client, str, CameraTrack]:
     path = tmp_path / "got.vs3r"
     path.write_bytes(client.download_track(session))
     return client, session, load_track(path)
-
-
-def refusal(client: Client, name: str, request: object) -> ServerError:
-    with pytest.raises(ServerError) as caught:
-        client.call(name, request)
-    return caught.value
 
 
 def test_a_session_is_found_again(client: Client) -> None:
@@ -350,100 +349,6 @@ def test_warps_and_patches_make_the_frame(client: Client) -> None:
     assert not client.get_warp(session, index, map_only=True).patches
 
 
-# ---- shared memory
-
-
-@pytest.fixture
-def segment() -> Iterator[SharedMemory]:
-    memory = SharedMemory(create=True, size=4096)
-    yield memory
-    memory.close()
-    memory.unlink()
-
-
-def register(session: str, segment: SharedMemory, **more: object) -> pb.RegisterSharedMemoryRequest:
-    given = {"region": "r", "key": segment.name, "byte_size": 4096} | more
-    return pb.RegisterSharedMemoryRequest(session=session, **given)  # type: ignore[arg-type]
-
-
-def test_shared_memory_is_off(client: Client, segment: SharedMemory) -> None:
-    session = client.create_session("clip", CONFIG).name
-    assert not client.capabilities().shared_memory
-    assert refusal(client, "RegisterSharedMemory", register(session, segment)).code == "PERMISSION_DENIED"
-
-
-@pytest.mark.parametrize(
-    ("more", "reason"),
-    [
-        ({"byte_size": 4097}, "SLOT_TOO_SMALL"),
-        ({"byte_size": 0}, "SLOT_TOO_SMALL"),
-        ({"offset": 1}, "SLOT_TOO_SMALL"),
-        ({"offset": (1 << 64) - 1}, "SLOT_TOO_SMALL"),
-        ({"key": "../../etc/passwd"}, "SEGMENT_NAME"),
-        ({"key": "none-such"}, "SEGMENT_UNKNOWN"),
-        ({"key": ""}, "SEGMENT_NAME"),
-        ({"region": ""}, "REGION_NAME"),
-    ],
-)
-def test_regions_are_checked(serve: Serve, segment: SharedMemory, more: dict[str, object], reason: str) -> None:
-    with connected(serve(allow_shm=True)) as client:
-        session = client.create_session("clip", CONFIG).name
-        assert refusal(client, "RegisterSharedMemory", register(session, segment, **more)).reason == reason
-        assert client.status().shared_memory_regions == 0
-
-
-def test_bad_slots_and_shrunken_segments_cost_a_frame(serve: Serve, segment: SharedMemory) -> None:
-    """Also a segment cut short by its owner: an error, where a mapping would have killed the server."""
-    shape = pb.FrameFormat(pixel_format=pb.PIXEL_FORMAT_PLANAR, planar_name="gray", width=32, height=32)
-    with connected(serve(still_models(), allow_shm=True)) as client:
-        session = client.create_session("clip", CONFIG).name
-        client.call("RegisterSharedMemory", register(session, segment))
-        slots = [
-            pb.SharedMemorySlot(region="r", byte_size=1024),
-            pb.SharedMemorySlot(region="x", byte_size=1024),
-            pb.SharedMemorySlot(region="r", byte_size=1023),
-            pb.SharedMemorySlot(region="r", offset=4000, byte_size=1024),
-            pb.SharedMemorySlot(region="r", offset=(1 << 64) - 512, byte_size=1024),
-            pb.SharedMemorySlot(region="r", offset=2048, byte_size=1024),
-        ]
-
-        def sending() -> Iterator[pb.StreamRequest]:
-            yield pb.StreamRequest(
-                config=pb.StreamConfig(session=session, format=shape, time_base=pb.Rational(numerator=1, denominator=9))
-            )
-            for i, slot in enumerate(slots):
-                if i == 5:
-                    os.truncate(f"/dev/shm/{segment.name}", 2048)
-                yield pb.StreamRequest(frame=pb.Frame(sequence=i, pts=i, slot=slot))
-
-        with client.open_call("Stream", sending()) as responses:
-            found = [wire.whole(response) for response in responses]
-        errors = [(r.frame_error.sequence, r.frame_error.reason) for r in found if r.HasField("frame_error")]
-        assert errors == [(1, "REGION_UNKNOWN"), *((i, "SLOT_TOO_SMALL") for i in (2, 3, 4, 5))]
-        assert [r.frame.sequence for r in found if r.HasField("frame")] == [0]
-        client.delete_session(session)
-        assert client.status().shared_memory_regions == 0
-
-
-def test_regions_go_with_a_vanished_client(serve: Serve, segment: SharedMemory) -> None:
-    def held() -> int:
-        links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
-        return sum(segment.name in os.readlink(link) for link in links if link.is_symlink())
-
-    before = held()
-    server = serve(still_models(), allow_shm=True)
-    with connected(server) as client:
-        session = client.create_session("clip", CONFIG).name
-        client.call("RegisterSharedMemory", register(session, segment))
-        with client.open_call("Stream", iter([opening(session=session)])) as responses:
-            next(responses)
-            assert held() > before
-    with connected(server) as client:
-        client.delete_session(session)
-        assert client.status().shared_memory_regions == 0
-        assert held() == before
-
-
 def test_real_models_analyse_too(serve: Serve) -> None:
     """The stand-ins above have the real ones' shape."""
     with connected(serve(Models())) as client:
@@ -454,80 +359,3 @@ def test_real_models_analyse_too(serve: Serve) -> None:
         assert source.format.width == 64
         assert client.analyze_frames(session, FRAMES[:8]).frame_count == 8
         assert client.get_frame(session, 4).valid_share > 0.5
-
-
-# ---- clips that end early
-
-
-@pytest.mark.parametrize("call", ["stream", "analyze"])
-@pytest.mark.parametrize("how", ["vanish", "raise"])
-def test_half_a_clip_does_not_become_its_track(serve: Serve, tmp_path: Path, call: str, how: str) -> None:
-    """Neither where the client vanishes nor where it cannot read on; the error reaches the caller."""
-    server = serve(still_models(batch=1))
-    with connected(server) as watcher:
-        session = watcher.create_session("clip", CONFIG).name
-        client = Client(server.address)
-
-        def frames() -> Iterator[Frame]:
-            yield from FRAMES[:12]
-            wait_until(lambda: watcher.status().frames_received >= 12 or call == "analyze")
-            if how == "vanish":
-                client.close()
-            raise OSError("the disk is gone")
-
-        def run() -> object:
-            if call == "stream":
-                return list(client.stabilize(frames(), session=session, patience_s=0))
-            return client.analyze_frames(session, frames())
-
-        # A client that is closed may hear of that first.
-        with pytest.raises(OSError if how == "raise" else (OSError, ServerError)):
-            run()
-        client.close()
-        wait_until(lambda: watcher.status().streams == 0)
-        assert watcher.get_session(session).frame_count == 0
-    assert not list((tmp_path / "cache").iterdir())
-
-
-def test_frames_that_cannot_be_read_end_an_upload(client: Client) -> None:
-    def frames() -> Iterator[tuple[int, Frame]]:
-        yield 0, FRAMES[0]
-        raise OSError("the disk is gone")
-
-    session = client.create_session("clip", CONFIG).name
-    with pytest.raises(OSError, match="the disk is gone"):
-        client.upload_frames(session, frames())
-    assert client.get_session(session).held_frames == 1
-
-
-@pytest.mark.parametrize("name", ["Analyze", "UploadFrames", "UploadTrack"])
-def test_clients_that_send_nothing_are_cut_off(serve: Serve, name: str) -> None:
-    server = serve(stream_idle_s=1)
-    waiting = threading.Event()
-    with connected(server) as client:
-        session = client.create_session("clip", CONFIG).name
-        source = pb.FrameSource(
-            format=layout_message(planar_layout(FRAMES[0].format)), time_base=rational(FRAMES[0].time_base)
-        )
-        first = {
-            "Analyze": pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source)),
-            "UploadFrames": pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source)),
-            "UploadTrack": pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session)),
-        }[name]
-
-        def requests() -> Iterator[object]:
-            yield first
-            waiting.wait(30)
-
-        def run() -> object:
-            if name != "Analyze":
-                return client.call(name, requests(), timeout_s=None)
-            with client.open_call(name, requests()) as responses:
-                return list(responses)
-
-        with pytest.raises(ServerError) as caught:
-            run()
-        waiting.set()
-        assert caught.value.code == "CANCELLED"
-        wait_until(lambda: client.status().streams == 0)
-        assert client.get_session(session).frame_count == 0

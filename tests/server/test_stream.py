@@ -26,6 +26,7 @@ from tests.server.conftest import (
     pixels,
     shaky_models,
     still_models,
+    wait_until,
 )
 from vs3r.config import Config, EncodeConfig
 from vs3r.engine.cli import run
@@ -258,16 +259,6 @@ def test_a_client_that_vanishes_leaves_nothing(serve: Serve) -> None:
             client.close()  # with frames on their way
     with connected(server) as client:
         wait_until(lambda: client.status().streams == 0 and client.status().reserved_bytes == 0)
-
-
-def wait_until(condition: object, limit: int = 600) -> None:
-    """For what the server does on its own time after a connection broke."""
-    pause = threading.Event()
-    for _ in range(limit):
-        if condition():  # type: ignore[operator]
-            return
-        pause.wait(0.05)
-    raise AssertionError("it did not come about")
 
 
 def test_fuzzed_bytes_are_refused(serve: Serve) -> None:

@@ -315,15 +315,21 @@ class DeleteSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("config", "frame")
+    __slots__ = ("config", "frame", "end")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     config: StreamConfig
     frame: Frame
-    def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    end: EndOfClip
+    def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., end: _Optional[_Union[EndOfClip, _Mapping]] = ...) -> None: ...
+
+class EndOfClip(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class StreamConfig(_message.Message):
-    __slots__ = ("session", "config", "format", "time_base", "first_sequence", "output_from_sequence", "transient")
+    __slots__ = ("session", "config", "format", "time_base", "first_sequence", "output_from_sequence", "transient", "explicit_end")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +337,7 @@ class StreamConfig(_message.Message):
     FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FROM_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TRANSIENT_FIELD_NUMBER: _ClassVar[int]
+    EXPLICIT_END_FIELD_NUMBER: _ClassVar[int]
     session: str
     config: Config
     format: FrameFormat
@@ -338,7 +345,8 @@ class StreamConfig(_message.Message):
     first_sequence: int
     output_from_sequence: int
     transient: bool
-    def __init__(self, session: _Optional[str] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., format: _Optional[_Union[FrameFormat, _Mapping]] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., first_sequence: _Optional[int] = ..., output_from_sequence: _Optional[int] = ..., transient: _Optional[bool] = ...) -> None: ...
+    explicit_end: bool
+    def __init__(self, session: _Optional[str] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., format: _Optional[_Union[FrameFormat, _Mapping]] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., first_sequence: _Optional[int] = ..., output_from_sequence: _Optional[int] = ..., transient: _Optional[bool] = ..., explicit_end: _Optional[bool] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("started", "credit", "frame", "frame_error")
@@ -369,22 +377,26 @@ class Credit(_message.Message):
     def __init__(self, frames: _Optional[int] = ..., acknowledged_sequence: _Optional[int] = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
-    __slots__ = ("config", "frame")
+    __slots__ = ("config", "frame", "end")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     config: AnalyzeConfig
     frame: Frame
-    def __init__(self, config: _Optional[_Union[AnalyzeConfig, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    end: EndOfClip
+    def __init__(self, config: _Optional[_Union[AnalyzeConfig, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., end: _Optional[_Union[EndOfClip, _Mapping]] = ...) -> None: ...
 
 class AnalyzeConfig(_message.Message):
-    __slots__ = ("session", "path", "frames")
+    __slots__ = ("session", "path", "frames", "explicit_end")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    EXPLICIT_END_FIELD_NUMBER: _ClassVar[int]
     session: str
     path: str
     frames: FrameSource
-    def __init__(self, session: _Optional[str] = ..., path: _Optional[str] = ..., frames: _Optional[_Union[FrameSource, _Mapping]] = ...) -> None: ...
+    explicit_end: bool
+    def __init__(self, session: _Optional[str] = ..., path: _Optional[str] = ..., frames: _Optional[_Union[FrameSource, _Mapping]] = ..., explicit_end: _Optional[bool] = ...) -> None: ...
 
 class FrameSource(_message.Message):
     __slots__ = ("format", "time_base")

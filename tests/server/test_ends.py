@@ -1,0 +1,184 @@
+"""Calls that end before their clip does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, message, opening, still_models, wait_until
+from tests.server.relay import BreakingRelay
+from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.sync import Client
+from vs3r.engine.proto import wire
+from vs3r.engine.proto.layout import layout_message, planar_layout, rational
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.types import Frame
+
+Request = pb.StreamRequest | pb.AnalyzeRequest
+
+
+def clip(call: str, session: str, *, explicit_end: bool) -> list[Request]:
+    """A whole clip, few enough frames to be sent at once, without its end."""
+    frames = [message(i, frame) for i, frame in enumerate(FRAMES[:8])]
+    config = opening(session=session, explicit_end=explicit_end).config
+    if call == "Stream":
+        return [pb.StreamRequest(config=config), *frames]
+    source = pb.FrameSource(format=config.format, time_base=config.time_base)
+    first = pb.AnalyzeConfig(session=session, frames=source, explicit_end=explicit_end)
+    return [pb.AnalyzeRequest(config=first), *(pb.AnalyzeRequest(frame=request.frame) for request in frames)]
+
+
+def end(call: str) -> Request:
+    """The last message."""
+    kind = pb.StreamRequest if call == "Stream" else pb.AnalyzeRequest
+    return kind(end=pb.EndOfClip())
+
+
+@pytest.mark.parametrize("call", ["Stream", "Analyze"])
+def test_only_a_clip_that_was_ended_becomes_a_track(serve: Serve, call: str) -> None:
+    """All frames have come and the connection stands, yet nobody said that these are all."""
+    with connected(serve(still_models(batch=1))) as client:
+        session = client.create_session("clip", CONFIG).name
+        requests = clip(call, session, explicit_end=True)
+        with pytest.raises(ServerError, match="expected the clip's end") as caught:
+            exchanged(client, call, requests)
+        assert (caught.value.code, caught.value.reason) == ("CANCELLED", "CLIENT_GONE")
+        assert client.get_session(session).frame_count == 0
+        exchanged(client, call, [*requests, end(call)])
+        assert client.get_session(session).frame_count == 8
+
+
+@pytest.mark.parametrize("call", ["Stream", "Analyze"])
+def test_older_clients_just_end(serve: Serve, call: str) -> None:
+    with connected(serve(still_models(batch=1))) as client:
+        session = client.create_session("clip", CONFIG).name
+        exchanged(client, call, clip(call, session, explicit_end=False))
+        assert client.get_session(session).frame_count == 8
+
+
+def exchanged(client: Client, call: str, requests: list[Request]) -> None:
+    with client.open_call(call, iter(requests)) as responses:
+        list(responses)
+
+
+@pytest.mark.parametrize("call", ["Stream", "Analyze"])
+def test_nothing_comes_behind_the_end(serve: Serve, call: str) -> None:
+    """The call is over by it: the client need not close its side."""
+    waiting = threading.Event()
+    with connected(serve(still_models(batch=1))) as client:
+        session = client.create_session("clip", CONFIG).name
+
+        def requests() -> Iterator[Request]:
+            yield from [*clip(call, session, explicit_end=True), end(call)]
+            waiting.wait(30)
+
+        with client.open_call(call, requests()) as responses:
+            list(responses)
+        assert not waiting.is_set()
+        waiting.set()
+        assert client.get_session(session).frame_count == 8
+
+
+@pytest.mark.parametrize("call", ["Stream", "Analyze"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_connection_that_breaks_at_the_end(serve: Serve, call: str, when: str) -> None:
+    """Before the end is sent there is never a track, however whole the clip looks; behind it there is one or none."""
+    server = serve(still_models(batch=1))
+    with connected(server) as watcher:
+        for number in range(8):
+            session = watcher.create_session(f"{call} {number}", CONFIG).name
+            taken = threading.Semaphore(0)
+            with BreakingRelay(server.address, []) as relay, Client(relay.address) as client:
+
+                def requests(session: str = session, taken: threading.Semaphore = taken) -> Iterator[Request]:
+                    yield from clip(call, session, explicit_end=True)
+                    for _ in range(8):
+                        taken.acquire()
+                    if when == "after":
+                        yield end(call)
+                    relay.reset()
+
+                with suppress(ServerError), client.open_call(call, requests()) as responses:
+                    for response in responses:
+                        if wire.kind_of(response) == "credit" and response.credit.HasField("acknowledged_sequence"):
+                            taken.release()
+            wait_until(lambda: watcher.status().streams == 0)
+            assert watcher.get_session(session).frame_count in ((0,) if when == "before" else (0, 8))
+
+
+@pytest.mark.parametrize("call", ["stream", "analyze"])
+@pytest.mark.parametrize("how", ["vanish", "raise"])
+def test_half_a_clip_does_not_become_its_track(serve: Serve, tmp_path: Path, call: str, how: str) -> None:
+    """Neither where the client vanishes nor where it cannot read on; the error reaches the caller."""
+    server = serve(still_models(batch=1))
+    with connected(server) as watcher:
+        session = watcher.create_session("clip", CONFIG).name
+        client = Client(server.address)
+
+        def frames() -> Iterator[Frame]:
+            yield from FRAMES[:12]
+            wait_until(lambda: watcher.status().frames_received >= 12 or call == "analyze")
+            if how == "vanish":
+                client.close()
+            raise OSError("the disk is gone")
+
+        def run() -> object:
+            if call == "stream":
+                return list(client.stabilize(frames(), session=session, patience_s=0))
+            return client.analyze_frames(session, frames())
+
+        # A client that is closed may hear of that first.
+        with pytest.raises(OSError if how == "raise" else (OSError, ServerError)):
+            run()
+        client.close()
+        wait_until(lambda: watcher.status().streams == 0)
+        assert watcher.get_session(session).frame_count == 0
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_frames_that_cannot_be_read_end_an_upload(client: Client) -> None:
+    def frames() -> Iterator[tuple[int, Frame]]:
+        yield 0, FRAMES[0]
+        raise OSError("the disk is gone")
+
+    session = client.create_session("clip", CONFIG).name
+    with pytest.raises(OSError, match="the disk is gone"):
+        client.upload_frames(session, frames())
+    assert client.get_session(session).held_frames == 1
+
+
+@pytest.mark.parametrize("name", ["Analyze", "UploadFrames", "UploadTrack"])
+def test_clients_that_send_nothing_are_cut_off(serve: Serve, name: str) -> None:
+    server = serve(stream_idle_s=1)
+    waiting = threading.Event()
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        source = pb.FrameSource(
+            format=layout_message(planar_layout(FRAMES[0].format)), time_base=rational(FRAMES[0].time_base)
+        )
+        first = {
+            "Analyze": pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, frames=source)),
+            "UploadFrames": pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source)),
+            "UploadTrack": pb.UploadTrackRequest(config=pb.UploadTrackConfig(session=session)),
+        }[name]
+
+        def requests() -> Iterator[object]:
+            yield first
+            waiting.wait(30)
+
+        def run() -> object:
+            if name != "Analyze":
+                return client.call(name, requests(), timeout_s=None)
+            with client.open_call(name, requests()) as responses:
+                return list(responses)
+
+        with pytest.raises(ServerError) as caught:
+            run()
+        waiting.set()
+        assert caught.value.code == "CANCELLED"
+        wait_until(lambda: client.status().streams == 0)
+        assert client.get_session(session).frame_count == 0
