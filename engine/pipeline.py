@@ -14,7 +14,7 @@ Analysis turns frames into sources and virtual cameras, in two halves, Rendering
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -24,9 +24,9 @@ from vs3r.engine.track_file import check_frame, check_length
 from vs3r.errors import ShapeError
 from vs3r.reconstruct import Reconstructor
 from vs3r.refine import ClipRefiner, make_clip_refiner, make_refiner
-from vs3r.render import SourceFrame, WarpRenderer
+from vs3r.render import Renderer, SourceFrame, make_renderer
 from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track
-from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
+from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, RenderedFrame
 
 AnalysisItem: TypeAlias = SourceFrame | SmoothedFrame
 """What Analysis hands to Rendering: a frame whose geometry is final, or a frame's smoothed camera."""
@@ -62,12 +62,6 @@ class Smoother(Protocol):
     def push(self, geometry: FrameGeometry) -> list[SmoothedFrame]: ...
     def flush(self) -> list[SmoothedFrame]: ...
     def reset(self) -> None: ...
-
-
-class Renderer(Protocol):
-    """Draws a frame from a virtual camera; see vs3r.render.WarpRenderer."""
-
-    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame], /) -> RenderedFrame: ...
 
 
 Refiner = Callable[[RenderedFrame], Frame]
@@ -307,7 +301,7 @@ def make_rendering(
         InputError: weights that the config names are missing or wrong.
         BackendError: a backend that the config names cannot run here.
     """
-    renderer = WarpRenderer(fmt, config.render)
+    renderer = make_renderer(config.render, fmt)
     if config.refine.backend == "wan":
         return ClipRendering(renderer, make_clip_refiner(config.wan, check), window)
     return Rendering(renderer, make_refiner(config.refine), window)

@@ -155,6 +155,12 @@ class RenderConfig:
     fill_window_frames: int = option(
         30, "how many frames to each side may fill what the frame itself does not see", low=0, high=300
     )
+    renderer: str = option(
+        "warp",
+        "how pictures are drawn: warp samples the frame itself and fills from neighbours; splat draws points of many "
+        "frames, as the paper does, and is for comparison: less sharp, and slow without a GPU",
+        choices=("warp", "splat"),
+    )
     render_device: str = option(
         "auto",
         "what draws the pictures: cuda is an NVIDIA GPU; auto is that where it can be used, else cpu",

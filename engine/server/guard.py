@@ -16,10 +16,10 @@ import numpy as np
 
 from vs3r.config import Config
 from vs3r.engine.networks import make_reconstructor
-from vs3r.engine.pipeline import Analysis, Refiner, Renderer, Rendering, Smoother, SourceWindow
+from vs3r.engine.pipeline import Analysis, Refiner, Rendering, Smoother, SourceWindow
 from vs3r.reconstruct import Reconstructor
 from vs3r.refine import make_refiner
-from vs3r.render import SourceFrame, WarpRenderer
+from vs3r.render import Renderer, SourceFrame, make_renderer
 from vs3r.smooth import PathSmoother, SmoothedFrame
 from vs3r.types import Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
 
@@ -32,7 +32,7 @@ class Models:
 
     reconstructor: Callable[[Config, PictureFormat], Reconstructor] = make_reconstructor
     """For pictures of a format."""
-    renderer: Callable[[Config, PictureFormat], Renderer] = lambda config, fmt: WarpRenderer(fmt, config.render)
+    renderer: Callable[[Config, PictureFormat], Renderer] = lambda config, fmt: make_renderer(config.render, fmt)
     """For pictures of a format."""
     refiner: Callable[[Config], Refiner] = lambda config: make_refiner(config.refine)
     """Repairs what no frame saw."""

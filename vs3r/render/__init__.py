@@ -1,6 +1,32 @@
 """Rendering: full-size frames as the smoothed camera sees them."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from vs3r.config import RenderConfig
 from vs3r.render.renderer import WarpRenderer
 from vs3r.render.warp import SourceFrame
+from vs3r.types import PictureFormat, RenderedFrame, VirtualCamera
 
-__all__ = ["SourceFrame", "WarpRenderer"]
+__all__ = ["Renderer", "SourceFrame", "WarpRenderer", "make_renderer"]
+
+
+class Renderer(Protocol):
+    """Draws a frame from a virtual camera; see WarpRenderer."""
+
+    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame], /) -> RenderedFrame: ...
+
+
+def make_renderer(config: RenderConfig, fmt: PictureFormat) -> Renderer:
+    """The renderer that the config names.
+
+    Raises:
+        BackendError: the device that the config names cannot be used here.
+    """
+    if config.renderer == "splat":
+        from vs3r.render.splat import SplatRenderer
+
+        return SplatRenderer(fmt, config)
+    return WarpRenderer(fmt, config)

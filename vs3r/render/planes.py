@@ -11,7 +11,6 @@ import torch
 
 from vs3r.config import RenderConfig
 from vs3r.errors import BackendError
-from vs3r.networks import default_device
 from vs3r.render.layers import Canvas, Layer, PlaneView, feather_px, inside_px, plane_views, sample
 from vs3r.render.nodes import CellRect, make_grid, tiles
 from vs3r.types import FloatArray, PictureFormat, Plane
@@ -37,25 +36,30 @@ def make_drawer(config: RenderConfig, fmt: PictureFormat) -> PlaneDrawer:
     Raises:
         BackendError: a GPU was asked for and cannot be used.
     """
-    if config.render_device == "cpu":
+    device = choose_device(config.render_device)
+    if device.type == "cpu":
         return CpuDrawer(fmt)
-    obstacle = gpu_obstacle()
-    if obstacle is None:
-        from vs3r.render.device import DeviceDrawer
+    from vs3r.render.device import DeviceDrawer
 
-        return DeviceDrawer(fmt, default_device())
-    if config.render_device == "cuda":
-        raise BackendError(f"render_device cuda: {obstacle}; or ask for auto or cpu")
-    return CpuDrawer(fmt)
+    return DeviceDrawer(fmt, device)
 
 
-def gpu_obstacle() -> str | None:
-    """Why planes cannot be drawn on a GPU here; None when they can."""
+def choose_device(name: str) -> torch.device:
+    """The device that RenderConfig.render_device names.
+
+    Raises:
+        BackendError: a GPU was asked for and cannot be used.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    obstacle = None
     if not torch.cuda.is_available():
-        return "expected an NVIDIA GPU; PyTorch finds none"
-    if importlib.util.find_spec("triton") is None:
-        return "expected the package triton; it is not installed: pip install 'vs3r[gpu]'"
-    return None
+        obstacle = "expected an NVIDIA GPU; PyTorch finds none"
+    elif importlib.util.find_spec("triton") is None:
+        obstacle = "expected the package triton; it is not installed: pip install 'vs3r[gpu]'"
+    if obstacle is not None and name == "cuda":
+        raise BackendError(f"render_device cuda: {obstacle}; or ask for auto or cpu")
+    return torch.device("cpu" if obstacle else "cuda")
 
 
 class CpuDrawer:

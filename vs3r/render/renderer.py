@@ -10,7 +10,6 @@ import numpy as np
 
 from vs3r.cameras import OutputCamera, make_output_camera
 from vs3r.config import RenderConfig
-from vs3r.errors import InputError
 from vs3r.render.fuse import Fusion
 from vs3r.render.ghosts import ghost_share
 from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px, smoothstep
@@ -18,7 +17,7 @@ from vs3r.render.nodes import make_grid
 from vs3r.render.planes import PlaneDrawer, make_drawer
 from vs3r.render.pullpush import f32
 from vs3r.render.select import MAX_POINTS, WORTH, Chooser, fill_opacity
-from vs3r.render.warp import SourceFrame, backward_map, sample_cells
+from vs3r.render.warp import SourceFrame, backward_map, check_sources, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, RenderedFrame, VirtualCamera
 
 STILL_PX = 0.02
@@ -72,7 +71,8 @@ class WarpRenderer:
         Raises:
             InputError: the frame itself is missing, or a frame has another format.
         """
-        own = self._check(index, sources)
+        check_sources(index, sources, self._format)
+        own = sources[index]
         target = self._target(camera)
         base = self._own_layer(target, own)
         if self._is_still(base):
@@ -91,14 +91,6 @@ class WarpRenderer:
             own_share=float(own_share.mean()),
             valid_share=float(share.mean()),
         )
-
-    def _check(self, index: int, sources: Mapping[int, SourceFrame]) -> SourceFrame:
-        if index not in sources:
-            raise InputError(f"render: expected frame {index} among the sources; got frames {sorted(sources)}")
-        for number, source in sources.items():
-            if source.frame.format != self._format:
-                raise InputError(f"render: expected frames of {self._format}; frame {number} is {source.frame.format}")
-        return sources[index]
 
     def _target(self, camera: VirtualCamera) -> Target:
         model = make_output_camera(self._config.camera, camera.K)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
 import numpy as np
 
+from vs3r.errors import InputError
 from vs3r.render.nodes import make_grid, shrink
 from vs3r.render.pullpush import f32, pull_push
-from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, Plane
+from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, Plane
 
 ITERATIONS = 4
 """Each step of the fixed point shrinks the error by the map's stretch through parallax, well below 0.3 in practice."""
@@ -37,6 +39,15 @@ class SourceFrame:
         """Its planes, all shrunk to the size of make_grid's small pictures."""
         shape = make_grid(self.frame.format).small_plane_shape
         return tuple(shrink(plane, shape) for plane in self.frame.planes)
+
+
+def check_sources(index: int, sources: Mapping[int, SourceFrame], fmt: PictureFormat) -> None:
+    """Raise InputError unless frame `index` is among the sources and all have the format."""
+    if index not in sources:
+        raise InputError(f"render: expected frame {index} among the sources; got frames {sorted(sources)}")
+    for number, source in sources.items():
+        if source.frame.format != fmt:
+            raise InputError(f"render: expected frames of {fmt}; frame {number} is {source.frame.format}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

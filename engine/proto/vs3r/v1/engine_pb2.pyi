@@ -103,14 +103,16 @@ class SmoothConfig(_message.Message):
     def __init__(self, smoothness: _Optional[float] = ..., lookahead_frames: _Optional[int] = ..., min_own_share: _Optional[float] = ...) -> None: ...
 
 class RenderConfig(_message.Message):
-    __slots__ = ("camera", "fill_window_frames", "render_device")
+    __slots__ = ("camera", "fill_window_frames", "renderer", "render_device")
     CAMERA_FIELD_NUMBER: _ClassVar[int]
     FILL_WINDOW_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    RENDERER_FIELD_NUMBER: _ClassVar[int]
     RENDER_DEVICE_FIELD_NUMBER: _ClassVar[int]
     camera: str
     fill_window_frames: int
+    renderer: str
     render_device: str
-    def __init__(self, camera: _Optional[str] = ..., fill_window_frames: _Optional[int] = ..., render_device: _Optional[str] = ...) -> None: ...
+    def __init__(self, camera: _Optional[str] = ..., fill_window_frames: _Optional[int] = ..., renderer: _Optional[str] = ..., render_device: _Optional[str] = ...) -> None: ...
 
 class RefineConfig(_message.Message):
     __slots__ = ("backend",)
