@@ -257,6 +257,11 @@ class WanConfig:
                 "wan_stride_frames: expected a multiple of 4 below wan_window_frames "
                 f"({self.wan_window_frames}); got {self.wan_stride_frames}"
             )
+        if self.wan_compile and self.wan_precision == "fp8-storage":
+            raise InputError(
+                "wan_compile: expected a number format that PyTorch can compile; got wan_precision fp8-storage, whose "
+                "weights change on the way; use fp8-weights, or leave wan_compile out"
+            )
         if self.wan_experts == "low" and self.wan_steps < 2:
             raise InputError("wan_steps: expected at least 2 with wan_experts low, which leaves out the first; got 1")
 

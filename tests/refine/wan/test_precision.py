@@ -65,8 +65,10 @@ def test_fp8_products_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.needs_cuda
 @torch.no_grad()
-@pytest.mark.parametrize("precision", ["fp8", "fp8-weights", "fp8-storage"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "compiled"),
+    [("fp8", False), ("fp8-weights", False), ("fp8-storage", False), ("fp8", True), ("fp8-weights", True)],
+)
 def test_number_formats_on_the_gpu(precision: str, compiled: bool) -> None:
     device = torch.device("cuda")
     assert choose_precision(precision, device) == precision

@@ -82,6 +82,7 @@ def test_noise_belongs_to_the_latent_frame() -> None:
         ({"wan_stride_frames": 62}, r"a multiple of 4 below wan_window_frames \(81\); got 62"),
         ({"wan_window_frames": 17, "wan_stride_frames": 20}, r"below wan_window_frames \(17\); got 20"),
         ({"wan_experts": "low", "wan_steps": 1}, "at least 2 with wan_experts low"),
+        ({"wan_compile": True, "wan_precision": "fp8-storage"}, "got wan_precision fp8-storage.*use fp8-weights"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(values: dict[str, int | str], message: str) -> None:
