@@ -27,8 +27,9 @@ PEAK = {torch.uint8: 255.0, torch.uint16: 1023.0, torch.float16: 1.0}
 # Against the reference in double precision. Worst seen: float16 5e-4, integers one step, where a value lies on the edge
 # between two; of those 0.2 %.
 TOLERANCE = {torch.uint8: 1.0, torch.uint16: 1.0, torch.float16: 1e-3}
-OFF = 0.01
-"""Share of integers that may be off by a step."""
+OFF = 0.02
+"""Share of integers that may be off by a step. Positions up to 1920 have 1e-4 px in single precision: the reference in
+that is off in 0.8 % of a picture of noise in 10 bits."""
 EDGE = 0.003
 """Share of pixels that may be anything: on the hard edge where a layer begins to show. Worst seen: 0.0008."""
 BACKENDS: tuple[Backend, ...] = ("reference", "triton")

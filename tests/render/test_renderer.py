@@ -80,6 +80,16 @@ def test_tiny_pictures(size: tuple[int, int]) -> None:
     assert 0.0 < rendered.own_share <= rendered.valid_share <= 1.0
 
 
+def test_a_low_strip_of_a_small_picture_is_filled() -> None:
+    """A hole at the lower border, of 12 small pixels with what is around it: OpenCV's flow crashes on it."""
+    fmt = make_format("yuv420p", 128, 96)
+    frames = {10: source(fmt, pose(0, 2), 10), 11: source(fmt, pose(0, -3), 11)}
+    rendered = WarpRenderer(fmt, RenderConfig()).render(10, virtual(fmt), frames)
+    truth = picture(fmt, intrinsics(fmt), pose())[0]
+    assert rendered.own_share < 0.985 and rendered.valid_share > 0.999
+    assert psnr(rendered.frame.planes[0], truth, np.ones(truth.shape, np.bool_)) > 30
+
+
 def test_neighbours_fill_what_the_frame_does_not_see() -> None:
     renderer, camera = WarpRenderer(FMT, RenderConfig()), virtual(FMT)
     alone = renderer.render(10, camera, {10: source(FMT, SHAKEN, 10)})

@@ -33,6 +33,8 @@ REACH = 0.08
 """How far around the part to be filled shifts are measured, of the longer side."""
 MIN_SIDE = 48
 """Small pictures below this are not aligned: the flow needs room for its patches."""
+MIN_STRIP = 16
+"""Nor are parts of them below this, on which OpenCV's flow reads beyond its pictures: a patch at the finest scale."""
 
 
 class Fusion:
@@ -91,6 +93,8 @@ class Fusion:
         if rect is None:
             return layer
         x, y = view.positions(layer, rect)
+        if min(x.shape) < MIN_STRIP:
+            return layer
         part = rect.pixels(view.step_y, view.step_x, view.shape)
         known = self._shift_canvas.weight[part] > 0
         seen = view.alpha(layer, x, y, rect, self._feather_px) > 0
