@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from vs3r.config import Config
+from vs3r.engine.client.aio_stream import AsyncStreaming
 from vs3r.engine.client.connection import Access, open_channel, stubs
-from vs3r.engine.client.errors import ServerError, server_error
+from vs3r.engine.client.errors import server_error
 from vs3r.engine.client.messages import Messages, track_requests
-from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, steady_of
+from vs3r.engine.client.unfinished import Refused, Steady, steady_of
 from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
-from vs3r.engine.proto.wire import Pictured, kind_of, pictured, whole
+from vs3r.engine.proto.wire import Pictured, whole
 from vs3r.types import Frame
 
 _TIMEOUT_S = 60.0
-_PAUSE_S = 0.2
 
 
 class AsyncClient:
@@ -61,7 +59,7 @@ class AsyncClient:
             raise server_error(error, self.target) from None
 
     @asynccontextmanager
-    async def _opened(self, name: str, request: Any) -> AsyncIterator[Any]:
+    async def open_call(self, name: str, request: Any) -> AsyncIterator[Any]:
         """See Client.open_call."""
         import grpc
 
@@ -76,7 +74,7 @@ class AsyncClient:
     async def _analyze(self, requests: Any, progress: Callable[[pb.AnalyzeProgress], object] | None) -> pb.Analysis:
         analysis, source = pb.Analysis(), _Noted(requests)
         try:
-            async with self._opened("Analyze", source.items()) as call:
+            async with self.open_call("Analyze", source.items()) as call:
                 async for response in call:
                     kind = response.WhichOneof("message")
                     if kind == "progress" and progress is not None:
@@ -161,7 +159,7 @@ class AsyncClient:
 
     async def download_track(self, session: str) -> bytes:
         """See Client."""
-        async with self._opened("DownloadTrack", pb.DownloadTrackRequest(session=session)) as call:
+        async with self.open_call("DownloadTrack", pb.DownloadTrackRequest(session=session)) as call:
             return b"".join([message.chunk async for message in call])
 
     async def upload_track(self, session: str, track: bytes) -> pb.Analysis:
@@ -213,126 +211,14 @@ class AsyncClient:
         config: Config | None = None,
         *,
         session: str | None = None,
+        shared_memory: bool = False,
         patience_s: float = 30.0,
-    ) -> AsyncIterator[Steady | Refused]:
-        """See Client; frames travel as bytes."""
-        source = _Source(frames)
-        if await source.next(-1) is None:
-            return
-        last_s = time.monotonic()
-        started = False
-        while True:
-            opening = source.opening(config or Config(), session)
-            try:
-                async with self._call(source, opening) as responses:
-                    async for result in responses:
-                        started, last_s = True, time.monotonic()
-                        yield result
-                return
-            except ServerError as error:
-                if error.reason == "SESSION_UNKNOWN" and started:
-                    session = None  # the server was started anew
-                elif not error.is_passing or time.monotonic() - last_s > patience_s:
-                    raise
-                await asyncio.sleep(error.retry_s or _PAUSE_S)
-
-    @asynccontextmanager
-    async def _call(self, source: _Source, opening: pb.StreamRequest) -> AsyncIterator[AsyncIterator[Steady | Refused]]:
-        credit = asyncio.Semaphore(0)
-
-        async def results(call: Any) -> AsyncIterator[Steady | Refused]:
-            async for response in call:
-                match kind_of(response):
-                    case "started":
-                        _release(credit, response.started.credits)
-                    case "credit":
-                        _release(credit, response.credit.frames)
-                    case "frame":
-                        yield source.result(pictured(response))
-                    case "frame_error":
-                        source.unfinished.drop(response.frame_error.sequence)
-                        yield refused(response.frame_error)
-
-        try:
-            async with self._opened("Stream", source.requests(opening, credit)) as call:
-                yield results(call)
-        except asyncio.CancelledError:
-            if source.error is not None:
-                raise source.error from None
-            raise
-
-
-class _Source:
-    """The clip's frames, read when there is credit for them, and kept until their results have come."""
-
-    def __init__(self, frames: AsyncIterable[Frame]) -> None:
-        self.unfinished = Unfinished()
-        """Frames kept."""
-        self.error: Exception | None = None
-        """What reading the clip raised."""
-        self._frames = aiter(frames)
-        self._reading = asyncio.Lock()
-        self._layout: Layout | None = None
-
-    async def next(self, after: int) -> tuple[int, Frame] | None:
-        """The first frame beyond a number, kept or read; None at the end."""
-        async with self._reading:
-            kept = self.unfinished.after(after)
-            if kept is not None:
-                return kept
-            try:
-                frame = await anext(self._frames, None)
-            except Exception as error:
-                self.error = error
-                raise  # gRPC cancels the call
-            if frame is None:
-                return None
-            self._layout = self._layout or planar_layout(frame.format)
-            return self.unfinished.add(frame), frame
-
-    def opening(self, config: Config, session: str | None) -> pb.StreamRequest:
-        """The first message of a call."""
-        first = self.unfinished.after(-1)
-        assert first is not None and self._layout is not None, "a frame was read"
-        return pb.StreamRequest(
-            config=pb.StreamConfig(
-                session=session or "",
-                config=None if session else config_message(config),
-                format=layout_message(self._layout),
-                time_base=rational(first[1].time_base),
-                first_sequence=first[0],
-                output_from_sequence=self.unfinished.returned_below,
-                explicit_end=True,
-            )
-        )
-
-    async def requests(
-        self, opening: pb.StreamRequest, credit: asyncio.Semaphore
-    ) -> AsyncIterator[pb.StreamRequest | Pictured]:
-        """The requests of one call."""
-        assert self._layout is not None, "a frame was read"
-        yield opening
-        last = -1
-        while await credit.acquire():
-            item = await self.next(last)
-            if item is None:
-                yield pb.StreamRequest(end=pb.EndOfClip())
-                return
-            last, frame = item
-            message = pb.Frame(sequence=last, pts=frame.pts, duration=frame.duration)
-            yield Pictured(rest=pb.StreamRequest(), frame=message, pixels=self._layout.pack(frame.planes))
-
-    def result(self, response: Pictured) -> Steady:
-        """A result, whose frame need not be sent again."""
-        message = response.frame
-        source = self.unfinished.find(message.sequence)
-        if source is None or self._layout is None:
-            raise ServerError(f"the server sent a result for frame {message.sequence}, not sent", code="INTERNAL")
-        found = steady(
-            message, response.pixels[0], self._layout, time_base=source.time_base, key_frame=source.key_frame
-        )
-        self.unfinished.done(message.sequence)
-        return found
+    ) -> AsyncGenerator[Steady | Refused]:
+        """See Client."""
+        streaming = AsyncStreaming(self, config, session=session, shared_memory=shared_memory, patience_s=patience_s)
+        async with aclosing(streaming.run(frames)) as results:
+            async for result in results:
+                yield result
 
 
 class _Noted:
@@ -351,8 +237,3 @@ class _Noted:
         except Exception as error:
             self.error = error
             raise
-
-
-def _release(credit: asyncio.Semaphore, count: int) -> None:
-    for _ in range(count):
-        credit.release()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
-from vs3r.engine.client.shared import SlotPool
+from vs3r.engine.client.shared import SlotPool, frame_request, own_session, result_bytes
 from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady
 from vs3r.engine.proto.convert import config_message
 from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
@@ -76,7 +75,7 @@ class Streaming:
             session, own = self._session, None
             if session is None and self._shared:
                 # Shared memory belongs to a session.
-                session = own = self._client.create_session(f"stream-{uuid.uuid4()}", self._config).name
+                session = own = self._client.call("CreateSession", own_session(self._config)).session.name
                 held.callback(self._forget, own)
             sender = _Sender(self._source, layout)
             held.callback(sender.stop)
@@ -88,9 +87,8 @@ class Streaming:
                     case "started":
                         self._started = True
                         if self._shared and session is not None:
-                            slots = response.started.latency_frames + 2 * response.started.credits
-                            pool = held.enter_context(SlotPool.registered(self._client, session, layout, slots))
-                            sender.pool = pool
+                            sender.pool = SlotPool.of_stream(response.started, layout)
+                            self._client.call("RegisterSharedMemory", sender.pool.registration(session))
                         sender.add_credit(response.started.credits)
                     case "credit":
                         sender.add_credit(response.credit.frames)
@@ -99,6 +97,9 @@ class Streaming:
                     case "frame_error":
                         self._source.drop(response.frame_error.sequence)
                         yield refused(response.frame_error)
+            if sender.pool is not None and session is not None:
+                with suppress(ServerError):  # the session may have ended, and the region with it
+                    self._client.call("UnregisterSharedMemory", sender.pool.removal(session))
 
     def _opening(self, layout: Layout, first: Frame, session: str | None, *, transient: bool) -> pb.StreamRequest:
         unfinished = self._source.unfinished
@@ -116,11 +117,7 @@ class Streaming:
 
     def _result(self, response: Pictured, layout: Layout, sender: _Sender) -> Steady:
         message = response.frame
-        if message.HasField("slot"):
-            assert sender.pool is not None, "only slots that were given come back"
-            data: bytes | memoryview = sender.pool.take_back(message.slot)
-        else:
-            data = response.pixels[0]
+        data = result_bytes(response, sender.pool)
         source = self._source.find(message.sequence)
         result = steady(message, data, layout, time_base=source.time_base, key_frame=source.key_frame)
         self._source.done(message.sequence)
@@ -238,7 +235,7 @@ class _Sender:
             if item is None:
                 break
             last, frame = item
-            yield self._message(last, frame)
+            yield frame_request(last, frame, self._layout, self.pool)
         if self._source.is_whole:
             yield pb.StreamRequest(end=pb.EndOfClip())
         else:
@@ -253,13 +250,3 @@ class _Sender:
     def _wait_for_stop(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped)
-
-    def _message(self, sequence: int, frame: Frame) -> pb.StreamRequest | Pictured:
-        message = pb.Frame(sequence=sequence, pts=frame.pts, duration=frame.duration)
-        data = self._layout.pack(frame.planes)
-        slot = self.pool.put(data) if self.pool is not None else None
-        if slot is None:
-            return Pictured(rest=pb.StreamRequest(), frame=message, pixels=data)
-        message.slot.CopyFrom(slot)
-        message.output_slot.CopyFrom(slot)
-        return pb.StreamRequest(frame=message)

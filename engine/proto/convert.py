@@ -10,7 +10,7 @@ from vs3r.engine.proto.layout import field_error
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.errors import InputError
 
-SECTIONS = ("flow", "reconstruct", "smooth", "render", "refine", "network")
+SECTIONS = ("flow", "reconstruct", "vggt", "smooth", "render", "refine", "network")
 """Those of Config that the wire has: encoding is the client's, and Wan works on files only."""
 
 Settings = TypeVar("Settings")

@@ -95,9 +95,9 @@ class Intake:
         if sent.frame.HasField("slot"):
             # A slot that is wrong costs no memory.
             self._regions.check(sent.frame.slot, self._layout.byte_size)
-            data = self._buffers.take().data
+            data = self._buffers.take()
             self._regions.read(sent.frame.slot, data)
-            return data
+            return data.data
         raise Problem("INVALID_ARGUMENT", "PIXELS", "expected data or a slot, got a frame without pixels")
 
 

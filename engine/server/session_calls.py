@@ -60,7 +60,7 @@ class SessionCalls:
                 "shared memory is for clients on the server's machine, and needs --allow-shm there; send bytes",
             )
         regions = self._sessions.get(request.session).regions
-        regions.add(request.region, request.key, request.offset, request.byte_size)
+        regions.add(request)
         return pb.RegisterSharedMemoryResponse()
 
     def unregister_shared_memory(

@@ -66,7 +66,10 @@ class Session:
     @property
     def track_id(self) -> str:
         """Equal for equal clips and settings of analysis."""
-        return _digest(f"{VERSION}", self.media_key, repr(self.config.flow), repr(self.config.reconstruct))
+        parts = [f"{VERSION}", self.media_key, repr(self.config.flow), repr(self.config.reconstruct)]
+        if self.config.reconstruct.backend == "vggt4d":
+            parts.append(repr(self.config.vggt))
+        return _digest(*parts)
 
     def path(self) -> tuple[CameraTrack, list[VirtualCamera]]:
         """Track and smoothed cameras.

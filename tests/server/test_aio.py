@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,13 +30,14 @@ def summary(results: list[Steady | Refused]) -> list[tuple[int, bytes]]:
     return [(r.sequence, pixels(r.frame)) for r in results if isinstance(r, Steady)]
 
 
-def test_the_same_results(serve: Serve) -> None:
-    server = serve()
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_the_same_results(serve: Serve, shared_memory: bool) -> None:
+    server = serve(allow_shm=True)
 
     async def session() -> tuple[list[Steady | Refused], Steady, bytes]:
         async with AsyncClient(server.address) as client:
             name = (await client.create_session("clip", CONFIG)).name
-            results = [r async for r in client.stabilize(source(), session=name)]
+            results = [r async for r in client.stabilize(source(), session=name, shared_memory=shared_memory)]
             await client.set_smoothing(name, pb.SmoothConfig(smoothness=0.9))
             with pytest.raises(ServerError) as caught:
                 await client.get_frame(name, 99)
@@ -45,15 +48,59 @@ def test_the_same_results(serve: Serve) -> None:
     with connected(server) as client:
         assert summary(results) == summary(list(client.stabilize(FRAMES, CONFIG)))
         assert pixels(frame.frame) == pixels(client.get_frame(name.decode(), 5).frame)
+        assert client.status().shared_memory_regions == 0
 
 
-def test_it_goes_on_where_a_server_was_killed(tmp_path: Path) -> None:
+def test_shared_memory_without_a_session(serve: Serve) -> None:
+    """Results are right as long as they are held, more of them than there are slots; nothing is left behind."""
+
+    async def long() -> AsyncIterator[Frame]:
+        for turn in range(4):
+            for frame in FRAMES:
+                yield replace(frame, pts=frame.pts + turn * len(FRAMES) * frame.duration)
+
+    async def run() -> list[Steady | Refused]:
+        async with AsyncClient(server.address) as client:
+            results = [r async for r in client.stabilize(long(), CONFIG, shared_memory=True)]
+            assert (await client.status()).sessions == 0
+            return results
+
+    server = serve(still_models(), allow_shm=True)
+    assert summary(asyncio.run(run())) == [(i, pixels(FRAMES[i % len(FRAMES)])) for i in range(4 * len(FRAMES))]
+
+
+def test_a_stream_that_is_left_early_leaves_nothing(serve: Serve) -> None:
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            async with aclosing(client.stabilize(source(), CONFIG, shared_memory=True)) as results:
+                async for result in results:
+                    assert result.sequence == 0
+                    break
+            status = await client.status()
+            assert (status.sessions, status.shared_memory_regions) == (0, 0)
+
+    server = serve(still_models(), allow_shm=True)
+    asyncio.run(run())
+
+
+def test_shared_memory_that_is_refused(serve: Serve) -> None:
+    async def run() -> None:
+        async with AsyncClient(serve().address) as client:
+            with pytest.raises(ServerError, match="--allow-shm"):
+                [_ async for _ in client.stabilize(source(), CONFIG, shared_memory=True)]
+            assert (await client.status()).sessions == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_it_goes_on_where_a_server_was_killed(tmp_path: Path, shared_memory: bool) -> None:
     async def run() -> list[int]:
         server = Process(tmp_path)
         port = server.address.rpartition(":")[2]
         got = []
         async with AsyncClient(server.address) as client:
-            async for result in client.stabilize(source(), CONFIG):
+            async for result in client.stabilize(source(), CONFIG, shared_memory=shared_memory):
                 got.append(result.sequence)
                 if len(got) == 9:
                     server.kill()
@@ -84,7 +131,7 @@ def test_errors_of_the_source_reach_the_caller(serve: Serve) -> None:
 
 def test_the_same_vocabulary(serve: Serve, tmp_path: Path) -> None:
     """Every function of the blocking client is there, and does the same."""
-    mine = {name for name in vars(Client) if not name.startswith("_")} - {"open_call"}
+    mine = {name for name in vars(Client) if not name.startswith("_")}
     assert mine <= set(vars(AsyncClient)), "functions that are missing"
     write_clip(tmp_path / "in.mkv", Clip(frames=24, width=64, height=48, codec="ffv1"))
 

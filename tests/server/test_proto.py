@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vs3r.config import Config, ReconstructConfig, SmoothConfig
+from vs3r.config import Config, ReconstructConfig, SmoothConfig, VggtConfig
 from vs3r.engine.proto import generate
 from vs3r.engine.proto.convert import SECTIONS, config_from, config_message
 from vs3r.engine.proto.layout import (
@@ -61,7 +61,11 @@ def test_the_wire_has_every_setting(section: str) -> None:
 
 
 def test_settings_survive_the_wire() -> None:
-    config = Config(smooth=SmoothConfig(smoothness=0.0), reconstruct=ReconstructConfig(hfov_deg=70.0))
+    config = Config(
+        smooth=SmoothConfig(smoothness=0.0),
+        reconstruct=ReconstructConfig(hfov_deg=70.0),
+        vggt=VggtConfig(vggt_window_frames=16, vggt_precision="fp32"),
+    )
     sent = pb.Config.FromString(config_message(config).SerializeToString())
     assert config_from(sent) == config
     assert config_from(pb.Config()) == Config()

@@ -346,7 +346,7 @@ import sys
 from tests.server.conftest import shaky_models
 from vs3r.engine.server.serve import Server
 from vs3r.engine.server.settings import ServeConfig
-with Server(ServeConfig(listen=sys.argv[1], cache_dir=sys.argv[2]), models=shaky_models()) as server:
+with Server(ServeConfig(listen=sys.argv[1], cache_dir=sys.argv[2], allow_shm=True), models=shaky_models()) as server:
     print(server.address, flush=True)
     server.wait()
 print("ended", flush=True)

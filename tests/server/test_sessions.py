@@ -22,7 +22,7 @@ from tests.server.conftest import (
     still_models,
     wait_until,
 )
-from vs3r.config import SmoothConfig
+from vs3r.config import ReconstructConfig, SmoothConfig, VggtConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
 from vs3r.engine.pipeline import Rendering, SourceWindow, TrackAnalysis
@@ -63,6 +63,19 @@ def test_a_session_is_found_again(client: Client) -> None:
     client.delete_session(first.name)
     error = refusal(client, "GetSession", pb.GetSessionRequest(name=first.name))
     assert (error.code, error.reason) == ("NOT_FOUND", "SESSION_UNKNOWN")
+
+
+def test_tracks_are_told_apart_by_what_made_them(serve: Serve) -> None:
+    """VGGT's settings count where VGGT is used, smoothing never."""
+    sessions = serve().state.sessions
+    vggt = VggtConfig(vggt_window_frames=16)
+    network = replace(CONFIG, reconstruct=ReconstructConfig(backend="vggt4d"))
+    first, same, *others = (
+        sessions.create("clip", config, "here").track_id
+        for config in (CONFIG, replace(CONFIG, vggt=vggt, smooth=SmoothConfig()), network, replace(network, vggt=vggt))
+    )
+    assert first == same
+    assert len({first, *others}) == 3
 
 
 def test_pages_of_sessions(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import CONFIG, Serve, connected, opening, refusal, still_models
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, message, opening, refusal, still_models
+from vs3r.engine.client.shared import SlotPool
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -104,3 +106,77 @@ def test_regions_go_with_a_vanished_client(serve: Serve, segment: SharedMemory) 
         client.delete_session(session)
         assert client.status().shared_memory_regions == 0
         assert held() == before
+
+
+# ---- sealed segments, which are mapped
+
+SEALED = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+
+
+@pytest.mark.parametrize(
+    ("flags", "seals", "more", "reason"),
+    [
+        (SEALED, 0, {}, "SEGMENT_NAME"),
+        (os.MFD_CLOEXEC, 0, {}, "SEGMENT_NAME"),
+        (SEALED, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE, {}, "SEGMENT_NAME"),
+        (SEALED | os.MFD_HUGETLB, fcntl.F_SEAL_SHRINK, {}, "SEGMENT_NAME"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"key": "another"}, "SEGMENT_UNKNOWN"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"key": ""}, "SEGMENT_UNKNOWN"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"file": 0}, "SEGMENT_UNKNOWN"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"file": (1 << 32) - 1}, "SEGMENT_UNKNOWN"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"process": (1 << 32) - 1}, "SEGMENT_UNKNOWN"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"byte_size": (2 << 20) + 1}, "SLOT_TOO_SMALL"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"offset": (1 << 64) - 1}, "SLOT_TOO_SMALL"),
+    ],
+)
+def test_sealed_segments_are_checked(
+    serve: Serve, flags: int, seals: int, more: dict[str, object], reason: str
+) -> None:
+    """What can shrink, have holes that nothing fills, or is not the client's own, is refused; nothing stays open."""
+    try:
+        file = os.memfd_create("vs3r-test", flags)
+    except OSError:
+        pytest.skip("this system has no large pages")
+    os.ftruncate(file, 2 << 20)
+    if seals:
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
+    with connected(serve(allow_shm=True)) as client:
+        given = {"region": "r", "key": "vs3r-test", "byte_size": 4096, "process": os.getpid(), "file": file} | more
+        session = client.create_session("clip", CONFIG).name
+        request = pb.RegisterSharedMemoryRequest(session=session, **given)  # type: ignore[arg-type]
+        before = sorted(os.listdir("/proc/self/fd"))
+        assert refusal(client, "RegisterSharedMemory", request).reason == reason
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert client.status().shared_memory_regions == 0
+    os.close(file)
+
+
+def test_a_mapped_segment_cannot_be_cut_short(serve: Serve) -> None:
+    """The client cannot shrink it, and may let it grow or punch holes; slots beyond the region are refused."""
+    pool = SlotPool(4096, 4)
+    with connected(serve(still_models(batch=1), allow_shm=True)) as client:
+        session = client.create_session("clip", CONFIG).name
+        request = pool.registration(session)
+        client.call("RegisterSharedMemory", request)
+        with pytest.raises(PermissionError):
+            os.ftruncate(request.file, 4096)
+        os.ftruncate(request.file, 5 * 4096)
+        size = len(message(0, FRAMES[0]).frame.data)
+        slots = [
+            pb.SharedMemorySlot(region=request.region, offset=0, byte_size=size),
+            pb.SharedMemorySlot(region=request.region, offset=4 * 4096 - size + 1, byte_size=size),
+            pb.SharedMemorySlot(region=request.region, offset=4 * 4096 - size, byte_size=size),
+        ]
+        os.pwrite(request.file, message(0, FRAMES[0]).frame.data, 0)
+
+        def sending() -> Iterator[pb.StreamRequest]:
+            yield opening(session=session, transient=True)
+            for i, slot in enumerate(slots):
+                yield pb.StreamRequest(frame=pb.Frame(sequence=i, pts=i, slot=slot, output_slot=slots[2]))
+
+        with client.open_call("Stream", sending()) as responses:
+            found = [wire.whole(response) for response in responses]
+        errors = [(r.frame_error.sequence, r.frame_error.reason) for r in found if r.HasField("frame_error")]
+        assert errors == [(1, "SLOT_TOO_SMALL")]
+        assert [r.frame.sequence for r in found if r.HasField("frame")] == [0, 2]
+        assert os.pread(request.file, size, slots[2].offset) in (message(0, FRAMES[0]).frame.data, bytes(size))

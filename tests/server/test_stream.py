@@ -28,7 +28,7 @@ from tests.server.conftest import (
     still_models,
     wait_until,
 )
-from vs3r.config import Config, EncodeConfig
+from vs3r.config import Config, EncodeConfig, VggtConfig
 from vs3r.engine.cli import run
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
@@ -43,7 +43,7 @@ from vs3r.engine.server.guard import Models
 from vs3r.engine.server.stream_run import CREDITS
 from vs3r.refine import make_refiner
 from vs3r.smooth import PathSmoother
-from vs3r.types import Frame
+from vs3r.types import Frame, PictureFormat
 
 
 def expected(frames: list[Frame], models: Models | None = None) -> list[StabilizedFrame]:
@@ -95,6 +95,29 @@ def test_the_command_line_writes_the_same_file(serve: Serve, tmp_path: Path) -> 
     assert run(["stabilize", str(source), str(tmp_path / "a.mkv"), "--server", server.address, *options]) == 0
     stabilize_file(source, tmp_path / "b.mkv", replace(CONFIG, encode=EncodeConfig(codec="ffv1")))
     assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
+
+
+def test_settings_of_networks_reach_the_server(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of VGGT are used there; Wan, which a server cannot run, is refused in a line, and nothing is written."""
+    source = write_clip(tmp_path / "in.mkv", Clip(frames=6, codec="ffv1"))
+    seen: list[Config] = []
+
+    def reconstructor(config: Config, fmt: PictureFormat) -> ShakyReconstructor:
+        seen.append(config)
+        return ShakyReconstructor(fmt)
+
+    def stabilized(*options: str) -> int:
+        target = str(tmp_path / "out.mkv")
+        return run(["stabilize", str(source), target, "--server", server.address, "--quiet", *options])
+
+    server = serve(replace(shaky_models(), reconstructor=reconstructor, refiner=lambda c: make_refiner(c.refine)))
+    assert stabilized("--refine", "wan", "--wan-steps", "4") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out.mkv").exists()
+    assert stabilized("--vggt-window-frames", "16", "--vggt-precision", "fp32") == 0
+    assert seen[-1].vggt == VggtConfig(vggt_window_frames=16, vggt_precision="fp32")
 
 
 def test_the_command_line_without_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

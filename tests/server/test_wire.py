@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
@@ -158,20 +157,16 @@ def test_buffers_from_many_threads() -> None:
 
 def test_slots_come_back_when_their_results_are_dropped() -> None:
     """Results lie where the server wrote them, as long as slots are left for frames to come."""
-    memory = SharedMemory(create=True, size=7 * 1000)
-    try:
-        pool = SlotPool(memory.name, 1000, 7)
-        slots = [pool.put([memoryview(bytes([i])), memoryview(bytes([i]) * 999)]) for i in range(7)]
-        assert pool.put([memoryview(b"")]) is None
-        results = [pool.take_back(slot) for slot in slots if slot is not None]
-        assert [bytes(r) for r in results] == [bytes([i]) * 1000 for i in range(7)]
-        # Four were copied, and their slots are free; three are in use.
-        again = [pool.put([memoryview(b"x")]) for _ in range(5)]
-        assert [slot is None for slot in again] == [False] * 4 + [True]
-        del results[-1]
-        assert pool.put([memoryview(b"x")]) is not None
-        assert bytes(results[0]) == bytes(1000)
-    finally:
-        memory.close()
-        memory.unlink()
-    assert bytes(results[5]) == bytes([5]) * 1000, "results outlive the segment"
+    pool = SlotPool(1000, 7)
+    slots = [pool.put([memoryview(bytes([i])), memoryview(bytes([i]) * 999)]) for i in range(7)]
+    assert pool.put([memoryview(b"")]) is None
+    results = [pool.take_back(slot) for slot in slots if slot is not None]
+    assert [bytes(r) for r in results] == [bytes([i]) * 1000 for i in range(7)]
+    # Four were copied, and their slots are free; three are in use.
+    again = [pool.put([memoryview(b"x")]) for _ in range(5)]
+    assert [slot is None for slot in again] == [False] * 4 + [True]
+    del results[-1]
+    assert pool.put([memoryview(b"x")]) is not None
+    assert bytes(results[0]) == bytes(1000)
+    del pool
+    assert bytes(results[5]) == bytes([5]) * 1000, "results outlive the pool"

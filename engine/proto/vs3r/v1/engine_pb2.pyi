@@ -53,20 +53,22 @@ FIELD_ORDER_TOP_FIRST: FieldOrder
 FIELD_ORDER_BOTTOM_FIRST: FieldOrder
 
 class Config(_message.Message):
-    __slots__ = ("flow", "reconstruct", "smooth", "render", "refine", "network")
+    __slots__ = ("flow", "reconstruct", "smooth", "render", "refine", "network", "vggt")
     FLOW_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCT_FIELD_NUMBER: _ClassVar[int]
     SMOOTH_FIELD_NUMBER: _ClassVar[int]
     RENDER_FIELD_NUMBER: _ClassVar[int]
     REFINE_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
+    VGGT_FIELD_NUMBER: _ClassVar[int]
     flow: FlowConfig
     reconstruct: ReconstructConfig
     smooth: SmoothConfig
     render: RenderConfig
     refine: RefineConfig
     network: NetworkConfig
-    def __init__(self, flow: _Optional[_Union[FlowConfig, _Mapping]] = ..., reconstruct: _Optional[_Union[ReconstructConfig, _Mapping]] = ..., smooth: _Optional[_Union[SmoothConfig, _Mapping]] = ..., render: _Optional[_Union[RenderConfig, _Mapping]] = ..., refine: _Optional[_Union[RefineConfig, _Mapping]] = ..., network: _Optional[_Union[NetworkConfig, _Mapping]] = ...) -> None: ...
+    vggt: VggtConfig
+    def __init__(self, flow: _Optional[_Union[FlowConfig, _Mapping]] = ..., reconstruct: _Optional[_Union[ReconstructConfig, _Mapping]] = ..., smooth: _Optional[_Union[SmoothConfig, _Mapping]] = ..., render: _Optional[_Union[RenderConfig, _Mapping]] = ..., refine: _Optional[_Union[RefineConfig, _Mapping]] = ..., network: _Optional[_Union[NetworkConfig, _Mapping]] = ..., vggt: _Optional[_Union[VggtConfig, _Mapping]] = ...) -> None: ...
 
 class FlowConfig(_message.Message):
     __slots__ = ("backend", "analysis_pixels", "raft_iterations", "raft_precision")
@@ -91,6 +93,22 @@ class ReconstructConfig(_message.Message):
     readout_ms: float
     adjust_device: str
     def __init__(self, backend: _Optional[str] = ..., hfov_deg: _Optional[float] = ..., readout_ms: _Optional[float] = ..., adjust_device: _Optional[str] = ...) -> None: ...
+
+class VggtConfig(_message.Message):
+    __slots__ = ("vggt_weights", "vggt_window_frames", "vggt_overlap_frames", "vggt_long_side", "vggt_precision", "vggt_device")
+    VGGT_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    VGGT_WINDOW_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    VGGT_OVERLAP_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    VGGT_LONG_SIDE_FIELD_NUMBER: _ClassVar[int]
+    VGGT_PRECISION_FIELD_NUMBER: _ClassVar[int]
+    VGGT_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    vggt_weights: str
+    vggt_window_frames: int
+    vggt_overlap_frames: int
+    vggt_long_side: int
+    vggt_precision: str
+    vggt_device: str
+    def __init__(self, vggt_weights: _Optional[str] = ..., vggt_window_frames: _Optional[int] = ..., vggt_overlap_frames: _Optional[int] = ..., vggt_long_side: _Optional[int] = ..., vggt_precision: _Optional[str] = ..., vggt_device: _Optional[str] = ...) -> None: ...
 
 class SmoothConfig(_message.Message):
     __slots__ = ("smoothness", "lookahead_frames", "min_own_share")
@@ -611,18 +629,22 @@ class Patch(_message.Message):
     def __init__(self, left: _Optional[int] = ..., top: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RegisterSharedMemoryRequest(_message.Message):
-    __slots__ = ("session", "region", "key", "offset", "byte_size")
+    __slots__ = ("session", "region", "key", "offset", "byte_size", "process", "file")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     BYTE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
     session: str
     region: str
     key: str
     offset: int
     byte_size: int
-    def __init__(self, session: _Optional[str] = ..., region: _Optional[str] = ..., key: _Optional[str] = ..., offset: _Optional[int] = ..., byte_size: _Optional[int] = ...) -> None: ...
+    process: int
+    file: int
+    def __init__(self, session: _Optional[str] = ..., region: _Optional[str] = ..., key: _Optional[str] = ..., offset: _Optional[int] = ..., byte_size: _Optional[int] = ..., process: _Optional[int] = ..., file: _Optional[int] = ...) -> None: ...
 
 class RegisterSharedMemoryResponse(_message.Message):
     __slots__ = ()

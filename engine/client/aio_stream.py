@@ -1,0 +1,186 @@
+"""The asyncio client's Stream call: credit, shared memory, and going on where the connection broke."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import AsyncExitStack, aclosing, suppress
+from typing import TYPE_CHECKING
+
+from vs3r.config import Config
+from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.shared import SlotPool, frame_request, own_session, result_bytes
+from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady
+from vs3r.engine.proto.convert import config_message
+from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Pictured, kind_of, pictured
+from vs3r.types import Frame
+
+if TYPE_CHECKING:
+    from vs3r.engine.client.aio import AsyncClient
+
+_PAUSE_S = 0.2
+
+
+class AsyncStreaming:
+    """One stream of frames, over as many calls as it takes."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        config: Config | None,
+        *,
+        session: str | None,
+        shared_memory: bool,
+        patience_s: float,
+    ) -> None:
+        self._client = client
+        self._config = config or Config()
+        self._session = session
+        self._shared = shared_memory
+        self._patience_s = patience_s
+        self._started = False
+
+    async def run(self, frames: AsyncIterable[Frame]) -> AsyncGenerator[Steady | Refused]:
+        """Results in order; see Client.stabilize."""
+        source = _Source(frames)
+        first = await source.next(-1)
+        if first is None:
+            return
+        layout = planar_layout(first[1].format)
+        last_s = time.monotonic()
+        while True:
+            try:
+                async with aclosing(self._call(source, layout)) as results:
+                    async for result in results:
+                        last_s = time.monotonic()
+                        yield result
+                return
+            except ServerError as error:
+                # A server that was started anew knows no session; it is given the frames without one.
+                if error.reason == "SESSION_UNKNOWN" and self._started:
+                    self._session = None
+                elif not error.is_passing or time.monotonic() - last_s > self._patience_s:
+                    raise
+                await asyncio.sleep(error.retry_s or _PAUSE_S)
+
+    async def _call(self, source: _Source, layout: Layout) -> AsyncGenerator[Steady | Refused]:
+        async with AsyncExitStack() as held:
+            session, own = self._session, None
+            if session is None and self._shared:
+                # Shared memory belongs to a session.
+                response = await self._client.call("CreateSession", own_session(self._config))
+                session = own = response.session.name
+                held.push_async_callback(self._forget, own)
+            sender = _Sender(source, layout)
+            requests = sender.requests(self._opening(source, layout, session, transient=own is not None))
+            try:
+                responses = await held.enter_async_context(self._client.open_call("Stream", requests))
+                async for response in responses:
+                    match kind_of(response):
+                        case "started":
+                            self._started = True
+                            if self._shared and session is not None:
+                                sender.pool = SlotPool.of_stream(response.started, layout)
+                                await self._client.call("RegisterSharedMemory", sender.pool.registration(session))
+                            sender.add_credit(response.started.credits)
+                        case "credit":
+                            sender.add_credit(response.credit.frames)
+                        case "frame":
+                            yield _result(pictured(response), source, sender, layout)
+                        case "frame_error":
+                            source.unfinished.drop(response.frame_error.sequence)
+                            yield refused(response.frame_error)
+            except asyncio.CancelledError:
+                if source.error is not None:
+                    raise source.error from None
+                raise
+            if sender.pool is not None and session is not None:
+                with suppress(ServerError):  # the session may have ended, and the region with it
+                    await self._client.call("UnregisterSharedMemory", sender.pool.removal(session))
+
+    def _opening(self, source: _Source, layout: Layout, session: str | None, *, transient: bool) -> pb.StreamRequest:
+        first = source.unfinished.after(-1)
+        assert first is not None, "a frame was read, and some before those that are missing are kept"
+        config = pb.StreamConfig(
+            session=session or "",
+            config=None if session else config_message(self._config),
+            format=layout_message(layout),
+            time_base=rational(first[1].time_base),
+            first_sequence=first[0],
+            output_from_sequence=source.unfinished.returned_below,
+            transient=transient,
+            explicit_end=True,
+        )
+        return pb.StreamRequest(config=config)
+
+    async def _forget(self, session: str) -> None:
+        with suppress(ServerError):  # it is gone, or will expire
+            await self._client.delete_session(session)
+
+
+def _result(response: Pictured, source: _Source, sender: _Sender, layout: Layout) -> Steady:
+    """A result, whose frame need not be sent again."""
+    message = response.frame
+    frame = source.unfinished.find(message.sequence)
+    if frame is None:
+        raise ServerError(f"the server sent a result for frame {message.sequence}, not sent", code="INTERNAL")
+    data = result_bytes(response, sender.pool)
+    found = steady(message, data, layout, time_base=frame.time_base, key_frame=frame.key_frame)
+    source.unfinished.done(message.sequence)
+    return found
+
+
+class _Source:
+    """The clip's frames, read when there is credit for them, and kept until their results have come."""
+
+    def __init__(self, frames: AsyncIterable[Frame]) -> None:
+        self.unfinished = Unfinished()
+        """Frames kept."""
+        self.error: Exception | None = None
+        """What reading the clip raised."""
+        self._frames = aiter(frames)
+        self._reading = asyncio.Lock()
+
+    async def next(self, after: int) -> tuple[int, Frame] | None:
+        """The first frame beyond a number, kept or read; None at the end."""
+        async with self._reading:
+            kept = self.unfinished.after(after)
+            if kept is not None:
+                return kept
+            try:
+                frame = await anext(self._frames, None)
+            except Exception as error:
+                self.error = error
+                raise  # gRPC cancels the call
+            return None if frame is None else (self.unfinished.add(frame), frame)
+
+
+class _Sender:
+    """The requests of one call."""
+
+    def __init__(self, source: _Source, layout: Layout) -> None:
+        self._source = source
+        self._layout = layout
+        self._credit = asyncio.Semaphore(0)
+        self.pool: SlotPool | None = None
+        """Shared memory, where it is used."""
+
+    def add_credit(self, frames: int) -> None:
+        """So many frames more may be sent."""
+        for _ in range(frames):
+            self._credit.release()
+
+    async def requests(self, opening: pb.StreamRequest) -> AsyncGenerator[pb.StreamRequest | Pictured]:
+        """Read by gRPC."""
+        yield opening
+        last = -1
+        while await self._credit.acquire():
+            item = await self._source.next(last)
+            if item is None:
+                break
+            last, frame = item
+            yield frame_request(last, frame, self._layout, self.pool)
+        yield pb.StreamRequest(end=pb.EndOfClip())
