@@ -22,6 +22,7 @@ from vs3r.reconstruct.bundle import (
     reprojection_error,
     robust_weight,
 )
+from vs3r.types import ROW_MOTION_ORDER
 
 FOCAL_PX = 380.0
 EXACT = 1e-9
@@ -74,6 +75,7 @@ def scene(
         inv_depth=depth.T.contiguous().clamp_min(0.1),
         readout=torch.tensor(0.02 if rolling else 0.0).double(),
         readout_info=torch.tensor(0.0).double(),
+        wobble=torch.zeros(n, ROW_MOTION_ORDER, 3).double(),
     )
     pairs = [(i, j) for i in range(n) for j in range(n) if abs(i - j) in gaps]
     edges = Edges(
@@ -380,6 +382,7 @@ def test_what_is_fixed_stays_to_the_last_bit(rotation_only: bool) -> None:
         inv_depth=start.inv_depth.clone(),
         readout=start.readout.clone(),
         readout_info=start.readout_info.clone(),
+        wobble=start.wobble.clone(),
     )
     found = adjust(start, problem, width_px=4.0, iterations=5)
     for part in ("cam_from_world", "log_focal", "inv_depth"):

@@ -81,9 +81,12 @@ class State:
     inv_depth: Tensor
     """(n, P)."""
     readout: Tensor
-    """() time from the picture's first row to its last in seconds; negative where the last is read first."""
+    """() time from the picture's first line to its last in seconds; negative where the last is read first."""
     readout_info: Tensor
     """() what is known of it: PRIOR_PX2 over its variance, 1/s^2."""
+    wobble: Tensor
+    """(n, 6, 3) how the cameras turn within a frame beside that: the line at height s, see FrameGeometry.row_motion, is
+    seen by a camera turned by wobble[0] s + wobble[1] s**2 + ... (rotation vector); found by wobble.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,10 +129,16 @@ class _Linear:
     coupling: Tensor
 
 
+def reprojection(state: State, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Where the state sees the points less where the flow does, (E, 2, P) pixels; which are ahead, (E, P)."""
+    seen = _Seen.of(state, problem)
+    return seen.residual, seen.ahead
+
+
 def reprojection_error(state: State, problem: Problem) -> Tensor:
     """Distance between where state and flow see the points, (E, P) pixels; 1e3 where behind the camera."""
-    seen = _Seen.of(state, problem)
-    return torch.where(seen.ahead, seen.residual.norm(dim=1), 1e3)
+    residual, ahead = reprojection(state, problem)
+    return torch.where(ahead, residual.norm(dim=1), 1e3)
 
 
 def inv_depth_at_target(state: State, edges: Edges) -> Tensor:
@@ -418,12 +427,12 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int) 
             if move_depth:
                 d_rho = -(h + (E.transpose(1, 2) @ step[free][:, None].to(E.dtype)).squeeze(-1)) / c
                 new_rho[b:] = (rho + d_rho).clamp(MIN_INV_DEPTH * typical, MAX_INV_DEPTH * typical)
-            trial = State(
+            trial = replace(
+                state,
                 cam_from_world=se3_retract(xi[:, :6], state.cam_from_world),
                 log_focal=state.log_focal + xi[:, 6].clamp(-0.2, 0.2),
                 inv_depth=new_rho,
                 readout=state.readout + step[-1],
-                readout_info=state.readout_info,
             )
             after = _Seen.of(trial, problem).cost(problem, width_px)[0] + prior.cost(trial)
             if move_depth:
