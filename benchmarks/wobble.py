@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vs3r.engine.pictures import read_pictures
+from vs3r.types import read_axis
 
 F64 = npt.NDArray[np.float64]
 _WIDTH = 480
@@ -25,11 +26,16 @@ _OUTLIER = 6.0  # median absolute deviations
 
 
 def frame_motions(path: Path) -> F64:
-    """(T - 1, 4) between neighbours, px at 480 px width: shift x, y; shear in x and stretch in y over the height."""
+    """(T - 1, 4) between neighbours, px at 480 px width: shift x, y; shear in x and stretch in y over the height.
+
+    Pictures whose columns are read one after the other are measured as if x were y.
+    """
     out: list[list[float]] = []
     before: npt.NDArray[np.uint8] | None = None
     for timed in read_pictures(path):
         grey = np.asarray(cv2.cvtColor(timed.picture, cv2.COLOR_BGR2GRAY), np.uint8)
+        if read_axis(grey.shape[1], grey.shape[0]) == 0:
+            grey = np.ascontiguousarray(grey.T)
         scale = _WIDTH / grey.shape[1]
         small = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
         if before is not None:

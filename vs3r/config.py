@@ -75,8 +75,8 @@ class ReconstructConfig:
     )
     readout_ms: float | None = option(
         None,
-        "rolling shutter: milliseconds from the first row of a frame to the last, negative where the last is read "
-        "first, 0 for a global shutter, when it is known; otherwise estimated",
+        "rolling shutter: milliseconds from the first row of a frame (column, where it is higher than wide) to the "
+        "last, negative where the last is read first, 0 for a global shutter, when it is known; otherwise estimated",
         low=-100,
         high=100,
     )

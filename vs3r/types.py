@@ -16,6 +16,14 @@ ROW_MOTION_ORDER = 6
 """Highest order of FrameGeometry.row_motion."""
 
 
+def read_axis(width: int, height: int) -> int:
+    """The axis of a picture along which a rolling shutter reads its lines: 1, from row to row, or 0.
+
+    Sensors are wider than high and read row by row, so a picture that is higher than wide was taken on its side.
+    """
+    return 0 if width < height else 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFormat:
     """Layout of a planar picture. Two pictures of equal format can be blended plane by plane."""
@@ -83,7 +91,7 @@ class FrameGeometry:
     K: DoubleArray
     """(3, 3) intrinsics in pixels of the full-size picture; first pixel's centre at (0.5, 0.5)."""
     cam_from_world: DoubleArray
-    """(4, 4) rigid transform at the time of the middle row, OpenCV axes (x right, y down, z forward); lengths up to
+    """(4, 4) rigid transform at the time of the middle line, OpenCV axes (x right, y down, z forward); lengths up to
     scale."""
     inv_depth: FloatArray
     """(Gh, Gw) inverse depth 1/z > 0 at the centres of a Gh x Gw grid of cells that tile the picture; z in the camera
@@ -91,12 +99,12 @@ class FrameGeometry:
     dynamic: FloatArray
     """(Mh, Mw) probability in [0, 1] that what is seen moves in the world; cells tile the picture likewise."""
     readout_s: float = 0.0
-    """Rolling shutter: time from the first row to the last; negative where the last is read first; 0 for a global
-    shutter."""
+    """Rolling shutter: time from the first line to the last, see read_axis; negative where the last is read first; 0
+    for a global shutter."""
     row_motion: DoubleArray = field(default_factory=lambda: np.zeros((0, 6)))
-    """(N, 6) coefficients c of the camera's motion while it reads: the row at height s = y / height - 1/2 is seen by a
-    camera moved from cam_from_world by c[0] s + c[1] s**2 + ... = (translation, rotation vector), which takes points of
-    the middle row's camera to that row's. Empty for a global shutter."""
+    """(N, 6) coefficients c of the camera's motion while it reads: the line at s = y / height - 1/2, or x / width - 1/2
+    (read_axis), is seen by a camera moved from cam_from_world by c[0] s + c[1] s**2 + ... = (translation, rotation
+    vector), which takes points of the middle line's camera to that line's. Empty for a global shutter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,6 +22,7 @@ from vs3r.reconstruct.bundle import (
     reprojection_error,
     robust_weight,
 )
+from vs3r.types import ROW_MOTION_ORDER
 
 FOCAL_PX = 380.0
 EXACT = 1e-9
@@ -74,6 +75,7 @@ def scene(
         inv_depth=depth.T.contiguous().clamp_min(0.1),
         readout=torch.tensor(0.02 if rolling else 0.0).double(),
         readout_info=torch.tensor(0.0).double(),
+        wobble=torch.zeros(n, ROW_MOTION_ORDER, 3).double(),
     )
     pairs = [(i, j) for i in range(n) for j in range(n) if abs(i - j) in gaps]
     edges = Edges(
@@ -193,12 +195,13 @@ def test_the_gradient_is_that_of_the_robust_cost(rotation_only: bool) -> None:
 
 
 @pytest.mark.parametrize("rotation_only", [True, False])
-def test_the_prior_and_its_derivatives(rotation_only: bool) -> None:
+def test_the_prior_and_its_derivatives(rotation_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """To first order in the steps between frames: the error is a few per cent at 0.01 and falls with the step."""
+    monkeypatch.setattr(bundle, "TRANSLATION_STEP_LIMIT", 1e6)
     true, problem = scene(4, (2, 3), gaps=(1,), rotation_only=rotation_only)
     problem = replace(problem, log_focal_prior=problem.log_focal_prior + 0.1)
     problem = replace(problem, readout_prior=(0.01, 3.0))
-    prior = _Prior(problem, 4, 1.0)
+    prior = _Prior(problem, 1.0)
     zero = torch.zeros(29).double()
     worst = []
     for size in (1e-2, 1e-3, 0.0):
@@ -215,11 +218,29 @@ def test_the_prior_and_its_derivatives(rotation_only: bool) -> None:
 
         gradient = torch.func.jacrev(cost)(zero)
         hessian = torch.func.jacrev(torch.func.jacrev(cost))(zero)
-        ours = prior.gradient(state)
-        worst.append(
-            max(float((a - b).abs().max() / b.abs().max()) for a, b in ((ours, gradient), (prior.hessian, hessian)))
-        )
+        pairs = zip(prior.normal(state), (hessian, gradient), strict=True)
+        worst.append(max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs))
     assert worst[0] < 0.05 and worst[1] < 0.005 and worst[2] < EXACT
+
+
+def test_a_bump_is_believed_sooner_than_the_same_way_in_many_steps() -> None:
+    """The gradient of long steps is that of their cost; a step ten times as long pulls less, not ten times as much."""
+    true, problem = scene(2, (2, 3), gaps=(1,), rotation_only=False)
+    prior = _Prior(problem, 1.0)
+    std = bundle.TRANSLATION_STEP_STD_PX / FOCAL_PX
+
+    def state(x: Tensor) -> State:
+        poses = torch.eye(4).double().repeat(2, 1, 1)
+        poses[1, 0, 3] = x
+        return replace(true, cam_from_world=poses)
+
+    pulls = []
+    for stds in (0.1, 6.0, 60.0):
+        x = torch.tensor(stds * std, dtype=torch.float64)
+        slope = 0.5 * float(torch.func.grad(lambda x: prior.cost(state(x)))(x))
+        pulls.append(float(prior.normal(state(x))[1][7]))
+        assert pulls[-1] == pytest.approx(slope, rel=1e-9)
+    assert pulls[1] > 20 * pulls[0] and pulls[2] < 0.5 * pulls[1]
 
 
 def test_robust_weight_is_the_slope_of_the_cost() -> None:
@@ -337,7 +358,7 @@ def test_the_cost_never_rises(rotation_only: bool, seed: int) -> None:
     noise = 20 * random(seed + 50)(*problem.edges.target.shape)
     problem = replace(problem, free_depth=False, edges=replace(problem.edges, target=problem.edges.target + noise))
     state = perturbed(true, 0.2, seed=seed)
-    prior = _Prior(problem, 5, float(state.inv_depth.median()))
+    prior = _Prior(problem, float(state.inv_depth.median()))
 
     def cost(of: State) -> float:
         return float(_Seen.of(of, problem).cost(problem, 4.0)[0] + prior.cost(of))
@@ -361,6 +382,7 @@ def test_what_is_fixed_stays_to_the_last_bit(rotation_only: bool) -> None:
         inv_depth=start.inv_depth.clone(),
         readout=start.readout.clone(),
         readout_info=start.readout_info.clone(),
+        wobble=start.wobble.clone(),
     )
     found = adjust(start, problem, width_px=4.0, iterations=5)
     for part in ("cam_from_world", "log_focal", "inv_depth"):

@@ -74,6 +74,7 @@ def observed(readout: float) -> tuple[State, Edges, Edges, Shutter]:
         inv_depth=inv_depth.contiguous(),
         readout=torch.tensor(readout, dtype=torch.float64),
         readout_info=torch.tensor(0.0).double(),
+        wobble=torch.zeros(12, ROW_MOTION_ORDER, 3).double(),
     )
     src, dst = torch.tensor([4, 5, 6, 5]), torch.tensor([5, 4, 7, 7])
     shutter = Shutter(pts.tolist(), HEIGHT)
@@ -131,6 +132,20 @@ def test_rectified_observations_are_those_of_a_global_shutter(readout_frames: fl
     assert float(bent) > 3 * abs(readout_frames)
     torch.testing.assert_close(found.source, true.source, rtol=0, atol=0.02)
     torch.testing.assert_close(found.target, true.target, rtol=0, atol=0.02)
+
+
+def test_a_picture_on_its_side_is_read_from_column_to_column() -> None:
+    """The same cameras and observations, all turned by 90 degrees about the axis of view."""
+    state, edges, _, shutter = observed(0.7 / FPS)
+    lying = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    pose = torch.eye(4).double()
+    pose[:3, :3] = lying
+    turned = replace(edges, source=lying @ edges.source, target=lying[:2, :2] @ edges.target)
+    state_turned = replace(state, cam_from_world=pose @ state.cam_from_world)
+    found = rectify(turned, state_turned, Shutter((torch.arange(12).double() / FPS).tolist(), HEIGHT, 0))
+    expected = rectify(edges, state, shutter)
+    torch.testing.assert_close(found.source, lying @ expected.source)
+    torch.testing.assert_close(found.target, lying[:2, :2] @ expected.target)
 
 
 def test_how_observations_depend_on_the_readout() -> None:

@@ -81,6 +81,30 @@ def test_a_rolling_shutter_is_undone(target_pose: np.ndarray) -> None:
     assert at.settled[inside].all()
 
 
+def test_a_picture_on_its_side_is_read_from_column_to_column() -> None:
+    """The same source and view, both turned by 90 degrees about the axis of view."""
+    src = source(FMT, pose(1, 1, 0))
+    row_motion = np.zeros((6, 6))
+    row_motion[0] = 0.03, -0.02, 0.01, 0.02, -0.05, 0.03
+    geometry = replace(src.geometry, row_motion=row_motion)
+    rays, _ = make_output_camera("pinhole", K).unproject(FULL)
+    target = pose(2, 1, -3, (0.15, -0.1, 0.2))
+    expected = backward_map(rays, target, geometry, geometry.inv_depth, (960, 540))
+
+    lying = np.eye(4)
+    lying[:2, :2] = [[0, 1], [-1, 0]]
+    turned = replace(
+        geometry,
+        K=np.array([[K[0, 0], 0, 270], [0, K[1, 1], 480], [0, 0, 1]]),
+        cam_from_world=lying @ geometry.cam_from_world,
+        row_motion=row_motion @ np.kron(np.eye(2), lying[:3, :3].T),
+    )
+    inv_depth = np.ascontiguousarray(np.rot90(geometry.inv_depth))
+    at = backward_map(rays @ lying[:3, :3].T, lying @ target, turned, inv_depth, (540, 960))
+    np.testing.assert_allclose(at.x, expected.y, atol=2e-3)
+    np.testing.assert_allclose(at.y, 960 - expected.x, atol=2e-3)
+
+
 def row_cameras(row_motion: np.ndarray, s: np.ndarray) -> np.ndarray:
     """(N, 4, 4) the cameras of rows s, (N,), from the middle row's."""
     moved = torch.from_numpy(s[:, None] ** np.arange(1, 7) @ row_motion)

@@ -27,6 +27,8 @@ LOG_FOCAL_STEP_STD_MOVING = 0.0001
 # What a step between frames moves a point of typical depth in the picture. Where depth varies the flow decides; where
 # it hardly does, sideways motion looks like rotation, and rotation is what hands do.
 TRANSLATION_STEP_STD_PX = 0.4
+# A step of so many standard deviations and more is an event, a bump in the road, and costs little more (Cauchy's loss).
+TRANSLATION_STEP_LIMIT = 5.0
 ROTATION_STEP_STD_RAD = 0.1
 # Per point, in the same sense, and in units of the typical inverse depth, because the scale of the world is free: one
 # inverse depth against its neighbourhood, and against that at the beginning, which holds the scale of the last frames.
@@ -86,9 +88,12 @@ class State:
     inv_depth: Tensor
     """(n, P)."""
     readout: Tensor
-    """() time from the picture's first row to its last in seconds; negative where the last is read first."""
+    """() time from the picture's first line to its last in seconds; negative where the last is read first."""
     readout_info: Tensor
     """() what is known of it: PRIOR_PX2 over its variance, 1/s^2."""
+    wobble: Tensor
+    """(n, 6, 3) how the cameras turn within a frame beside that: the line at height s, see FrameGeometry.row_motion, is
+    seen by a camera turned by wobble[0] s + wobble[1] s**2 + ... (rotation vector); found by wobble.py."""
 
     def to(self, device: torch.device) -> State:
         """The same on a device."""
@@ -144,10 +149,16 @@ class _Linear:
     coupling: Tensor
 
 
+def reprojection(state: State, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Where the state sees the points less where the flow does, (E, 2, P) pixels; which are ahead, (E, P)."""
+    seen = _Seen.of(state, problem)
+    return seen.residual, seen.ahead
+
+
 def reprojection_error(state: State, problem: Problem) -> Tensor:
     """Distance between where state and flow see the points, (E, P) pixels; 1e3 where behind the camera."""
-    seen = _Seen.of(state, problem)
-    return torch.where(seen.ahead, seen.residual.norm(dim=1), 1e3)
+    residual, ahead = reprojection(state, problem)
+    return torch.where(ahead, residual.norm(dim=1), 1e3)
 
 
 def inv_depth_at_target(state: State, edges: Edges) -> Tensor:
@@ -239,9 +250,9 @@ class _Prior:
     order, in the axes of the cameras, which turn little from one frame to the next.
     """
 
-    def __init__(self, problem: Problem, n: int, typical: float) -> None:
+    def __init__(self, problem: Problem, typical: float) -> None:
         self._first, self._log_focal = problem.first_free_structure, problem.log_focal_prior
-        self._readout, self._k_readout = problem.readout_prior
+        self._readout, self._k_readout = (torch.tensor(v, dtype=torch.float64) for v in problem.readout_prior)
         focal_step = LOG_FOCAL_STEP_STD if problem.rotation_only or problem.zooms else LOG_FOCAL_STEP_STD_MOVING
         # How far one length moves a point of typical depth in the picture: sideways, and ahead on average.
         px = (
@@ -252,13 +263,6 @@ class _Prior:
         # A rotation of no data at all stays where it is; with data this is far too weak to be felt.
         std = torch.tensor([sideways, sideways, ahead] + [ROTATION_STEP_STD_RAD] * 3 + [focal_step]).double()
         self._k, self._k_focal = PRIOR_PX2 / std**2, PRIOR_PX2 / LOG_FOCAL_STD**2
-        chain = 2 * torch.eye(n).double() - torch.diag(torch.ones(n - 1), 1) - torch.diag(torch.ones(n - 1), -1)
-        chain[0, 0] = chain[-1, -1] = min(1, n - 1)
-        hessian = torch.einsum("ij,kl->ikjl", chain, torch.diag(self._k))
-        hessian[self._first, 6, self._first, 6] += self._k_focal
-        self.hessian = torch.zeros(7 * n + 1, 7 * n + 1).double()
-        self.hessian[:-1, :-1] = hessian.reshape(7 * n, 7 * n)
-        self.hessian[-1, -1] = self._k_readout
 
     def _steps(self, state: State) -> tuple[Tensor, Tensor]:
         step = state.cam_from_world[1:] @ rigid_inverse(state.cam_from_world[:-1])
@@ -266,18 +270,38 @@ class _Prior:
         zoom = (state.log_focal[1:] - state.log_focal[:-1])[:, None]
         return torch.cat([step[:, :3, 3], turn, zoom], -1), state.log_focal[self._first] - self._log_focal
 
+    def _weights(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Cost (n - 1,) of the steps' translations, and weights (n - 1, 7) of the squared steps."""
+        far = (self._k[:3] * steps[:, :3] * steps[:, :3]).sum(-1)
+        limit = PRIOR_PX2 * TRANSLATION_STEP_LIMIT**2
+        weight = self._k.repeat(len(steps), 1)
+        weight[:, :3] /= (1 + far / limit)[:, None]
+        return limit * torch.log1p(far / limit), weight
+
     def cost(self, state: State) -> Tensor:
         steps, off = self._steps(state)
         rolling = self._k_readout * (state.readout - self._readout) ** 2
-        return (self._k * steps * steps).sum() + self._k_focal * off * off + rolling
+        turning = (self._k[3:] * steps[:, 3:] * steps[:, 3:]).sum()
+        return self._weights(steps)[0].sum() + turning + self._k_focal * off * off + rolling
 
-    def gradient(self, state: State) -> Tensor:
+    def normal(self, state: State) -> tuple[Tensor, Tensor]:
+        """Hessian (7 n + 1, 7 n + 1) and gradient (7 n + 1,)."""
         steps, off = self._steps(state)
-        g = torch.zeros(len(steps) + 1, 7).double()
-        g[1:] += self._k * steps
-        g[:-1] -= self._k * steps
+        _, weight = self._weights(steps)
+        n = len(steps) + 1
+        pull = weight * steps
+        g = torch.zeros(n, 7).double()
+        g[1:] += pull
+        g[:-1] -= pull
         g[self._first, 6] += self._k_focal * off
-        return torch.cat([g.reshape(-1), (self._k_readout * (state.readout - self._readout)).reshape(1)])
+        own = torch.zeros(n, 7).double()
+        own[1:] += weight
+        own[:-1] += weight
+        own[self._first, 6] += self._k_focal
+        H = torch.diag(torch.cat([own.reshape(-1), self._k_readout.reshape(1)]))
+        near = torch.arange(7 * (n - 1))
+        H[near, near + 7] = H[near + 7, near] = -weight.reshape(-1)
+        return H, torch.cat([g.reshape(-1), (self._k_readout * (state.readout - self._readout)).reshape(1)])
 
 
 def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
@@ -401,14 +425,15 @@ def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) 
     move_depth = problem.free_depth and not problem.rotation_only
     b = problem.first_free_structure
     typical = float(state.inv_depth[b:].median())
-    prior = _Prior(problem, n, typical)
+    prior = _Prior(problem, typical)
     begin = state.inv_depth[b:]
     damping = 1e-4
     k_near = POINT_PX2 / (INV_DEPTH_NEIGHBOUR_STD * typical) ** 2
     k_begin = POINT_PX2 / (problem.inv_depth_std * typical) ** 2
     for _ in range(iterations):
         lin = _linearise(state, problem, width_px)
-        H, g = (lin.hessian + prior.hessian)[free][:, free], (lin.gradient + prior.gradient(state))[free]
+        prior_hessian, prior_gradient = prior.normal(state)
+        H, g = (lin.hessian + prior_hessian)[free][:, free], (lin.gradient + prior_gradient)[free]
         rho = state.inv_depth[b:]
         if move_depth:
             near = _smoothed(rho, lin.inv_depth_info, k_near, problem.grid)
@@ -438,12 +463,12 @@ def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) 
             if move_depth:
                 d_rho = -(h + (E.transpose(1, 2) @ step[free][:, None].to(E.dtype)).squeeze(-1)) / c
                 new_rho[b:] = (rho + d_rho).clamp(MIN_INV_DEPTH * typical, MAX_INV_DEPTH * typical)
-            trial = State(
+            trial = replace(
+                state,
                 cam_from_world=se3_retract(xi[:, :6], state.cam_from_world),
                 log_focal=state.log_focal + xi[:, 6].clamp(-0.2, 0.2),
                 inv_depth=new_rho,
                 readout=state.readout + step[-1],
-                readout_info=state.readout_info,
             )
             after = _Seen.of(trial, problem).cost(problem, width_px)[0] + prior.cost(trial)
             if move_depth:

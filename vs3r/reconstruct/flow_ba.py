@@ -28,7 +28,8 @@ from vs3r.networks import Prepare, chosen_device, eager
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
 from vs3r.reconstruct.rolling import Shutter, rectify
-from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
+from vs3r.reconstruct.wobble import find_wobble
+from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, read_axis
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class _Solved:
     inv_depth: Tensor
     exposed_s: float
     flat: bool
+    wobble: Tensor
 
 
 Believe: TypeAlias = Callable[[State, list[int], int], tuple[State, float] | None]
@@ -192,7 +194,8 @@ class FlowBundleAdjustment:
         found = self._fresh_observations(base)
         edges = self._edges(found, base) if found else None
         exposed_s = [s.exposed_s for s in old] + [p.exposed_s for p in self._pending]
-        self._shutter = Shutter(exposed_s, self._size[1])
+        axis = read_axis(self._format.width, self._format.height)
+        self._shutter = Shutter(exposed_s, self._size[axis], axis)
         start = self._predict(old, edges)
         known = len(old)
         if edges is not None:
@@ -204,7 +207,7 @@ class FlowBundleAdjustment:
         log.debug("readout %.3f frames, info %.1f", self._readout / self._shutter.interval_s, self._readout_px2)
         for k, seen in enumerate(self._pending[:ready], known):
             pose, log_focal, inv_depth = state.cam_from_world[k], state.log_focal[k], state.inv_depth[k]
-            self._solved.append(_Solved(pose, log_focal, inv_depth, seen.exposed_s, flat))
+            self._solved.append(_Solved(pose, log_focal, inv_depth, seen.exposed_s, flat, state.wobble[k]))
         del self._solved[: -2 * BLOCK]
         out = [
             self._geometry(k, seen.index, seen.pts_s, state, base)
@@ -259,6 +262,7 @@ class FlowBundleAdjustment:
             inv_depth=torch.stack([s.inv_depth for s in old] + [torch.full((P,), level)] * new),
             readout=torch.tensor(self._readout, dtype=torch.float64),
             readout_info=torch.tensor(self._readout_px2 / self._shutter.interval_s**2, dtype=torch.float64),
+            wobble=torch.stack([s.wobble for s in old] + [torch.zeros(ROW_MOTION_ORDER, 3).double()] * new),
         )
         if edges is None:
             return state
@@ -309,8 +313,11 @@ class FlowBundleAdjustment:
 
     def _refined(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
-        for width, iterations in ((4.0, 6), (1.5, 8), (0.75, 6)):
-            seen = rectify(problem.edges, state, self._shutter, free=self._readout_unsettled)
+        for width, iterations, wobbles in ((4.0, 6, False), (1.5, 6, False), (1.5, 3, True), (1.0, 5, True)):
+            if wobbles and self._readout_given != 0:
+                state = find_wobble(state, problem, self._shutter)
+            # A turn that is found frame by frame would take for itself what tells of the read-out.
+            seen = rectify(problem.edges, state, self._shutter, free=self._readout_unsettled and not wobbles)
             state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
         return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
 
@@ -394,6 +401,7 @@ class FlowBundleAdjustment:
         motion = (
             self._shutter.motion(state.cam_from_world)[k] * readout_s ** torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None]
         )
+        motion[:, 3:] += state.wobble[k]
         assert self._first is not None
         return FrameGeometry(
             index=index - self._first,

@@ -1,9 +1,11 @@
-"""Rolling shutter: the rows of a picture are exposed one after the other while the camera moves.
+"""Rolling shutter: the lines of a picture are exposed one after the other while the camera moves.
 
-A picture's geometry is that of its middle row. A row at s = y / height from the middle, in [-0.5, 0.5], is read
-readout * s later; the read-out is signed, negative where the bottom row comes first. How the camera moves meanwhile is
-the polynomial through its poses at the frames around. Observations are rectified: moved to where they would have been
-seen had all rows been exposed with the middle one, so that everything after sees a global shutter.
+Lines are rows, or columns where the picture lies on its side (read_axis). A picture's geometry is that of its middle
+line. A line at s of the picture's length from the middle, in [-0.5, 0.5], is read readout * s later; the read-out is
+signed, negative where the last line comes first. How the camera moves meanwhile is the polynomial through its poses at
+the frames around, and beyond that a turn found for each frame by itself (wobble.py). Observations are rectified: moved
+to where they would have been seen had all lines been exposed with the middle one, so that everything after sees a
+global shutter.
 """
 
 from __future__ import annotations
@@ -26,16 +28,17 @@ _DELTA = 0.01
 
 
 class Shutter:
-    """When the rows of n frames are read, and how a camera with known poses at n times moves around them."""
+    """When the lines of n frames are read, and how a camera with known poses at n times moves around them."""
 
-    def __init__(self, exposed_s: Sequence[float], height: float) -> None:
+    def __init__(self, exposed_s: Sequence[float], length: float, axis: int = 1) -> None:
         """
         Args:
-            exposed_s: times of the middle rows in seconds, never falling, at least one; that of the frame before
+            exposed_s: times of the middle lines in seconds, never falling, at least one; that of the frame before
                 where a frame shows the same picture again.
-            height: of the picture, in the pixels of the edges.
+            length: of the picture along the axis, in the pixels of the edges.
+            axis: along which lines are read, see read_axis.
         """
-        self.height = height
+        self.length, self.axis = length, axis
         # Of the frames with the same picture the first; which of those each frame shows.
         firsts = [i for i, t in enumerate(exposed_s) if i == 0 or t > exposed_s[i - 1]]
         shows = list(itertools.accumulate((b > a for a, b in itertools.pairwise(exposed_s)), initial=0))
@@ -80,15 +83,16 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
     Args:
         edges: as observed.
         state: poses, depths and read-out at which to rectify.
-        shutter: when the rows of the state's frames are read.
+        shutter: when the lines of the state's frames are read.
         free: the read-out is unknown: tell as well how the edges depend on it.
     Returns:
         Edges with other source and target; with slope where the read-out is free.
     """
     readout = float(state.readout)
-    if readout == 0 and not free:
+    if readout == 0 and not free and not state.wobble.any():
         return edges
-    motion = shutter.motion(state.cam_from_world).to(edges.target.dtype)
+    motion = shutter.motion(state.cam_from_world)
+    powers = torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None].double()
     focal = state.log_focal.exp().to(edges.target.dtype)
     # All source points of a frame are the same grid: rectified once a frame, not once an edge.
     frames, frame_of_edge = torch.unique(edges.src, return_inverse=True)
@@ -97,9 +101,15 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
     grid, grid_depth = edges.source[edge_of_frame, :2], state.inv_depth[frames]
     seen_depth = inv_depth_at_target(state, edges)
 
+    def lines(points: Tensor) -> Tensor:
+        return points[:, shutter.axis] / shutter.length
+
     def at(r: float) -> tuple[Tensor, Tensor]:
-        source = _rectified(grid, grid_depth, focal[frames], motion[frames], r / shutter.height)
-        target = _rectified(edges.target, seen_depth, focal[edges.dst], motion[edges.dst], r / shutter.height)
+        moved = motion * r**powers
+        moved[:, :, 3:] += state.wobble
+        moved = moved.to(edges.target.dtype)
+        source = _rectified(grid, grid_depth, focal[frames], moved[frames], lines(grid))
+        target = _rectified(edges.target, seen_depth, focal[edges.dst], moved[edges.dst], lines(edges.target))
         return source[frame_of_edge], target
 
     source, target = at(readout)
@@ -111,12 +121,11 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
     return replace(edges, source=whole, target=target, slope=slope, slope_at=readout)
 
 
-def _rectified(points: Tensor, inv_depth: Tensor, focal: Tensor, motion: Tensor, s_per_row: float) -> Tensor:
-    """Points (n, 2, P) with inverse depth (n, P), moved from their row's time to that of the middle row."""
-    t = points[:, 1] * s_per_row
-    powers = [t]
+def _rectified(points: Tensor, inv_depth: Tensor, focal: Tensor, motion: Tensor, line: Tensor) -> Tensor:
+    """Points (n, 2, P) with inverse depth (n, P), moved from their line's time to that of the middle line."""
+    powers = [line]
     for _ in range(ROW_MOTION_ORDER - 1):
-        powers.append(powers[-1] * t)
+        powers.append(powers[-1] * line)
     move = motion.transpose(1, 2) @ torch.stack(powers, 1)
     f = focal[:, None]
     x = points[:, 0] / f - inv_depth * move[:, 0]

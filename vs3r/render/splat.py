@@ -21,7 +21,7 @@ from vs3r.render.nodes import make_grid
 from vs3r.render.planes import choose_device, empty_value
 from vs3r.render.select import candidates
 from vs3r.render.warp import SourceFrame, check_sources
-from vs3r.types import FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera
+from vs3r.types import FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera, read_axis
 
 MOVING = 0.25
 """What moves with more than this probability is drawn from the frame itself only, and"""
@@ -98,7 +98,8 @@ class SplatRenderer:
         moving = torch.stack([self._full(source.geometry.dynamic, (height, width)) for source in sources])
         rim = round(RIM * max(height, width))
         moving = F.max_pool2d(moving, 2 * rim + 1, stride=1, padding=rim) > MOVING
-        rolls = any(source.geometry.row_motion.any() for source in sources)
+        # The operator knows rows: a picture on its side is drawn as its middle line saw it.
+        rolls = read_axis(width, height) == 1 and any(source.geometry.row_motion.any() for source in sources)
         poses = [_row_poses(s.geometry, height) if rolls else s.geometry.cam_from_world for s in sources]
         return DepthPoints(
             inv_depth=inv_depth,

@@ -12,7 +12,7 @@ import numpy as np
 from vs3r.errors import InputError
 from vs3r.render.nodes import make_grid, shrink
 from vs3r.render.pullpush import f32, pull_push
-from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, Plane
+from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, Plane, read_axis
 
 ITERATIONS = 4
 """Each step of the fixed point shrinks the error by the map's stretch through parallax, well below 0.3 in practice."""
@@ -100,7 +100,7 @@ def backward_map(
     A source point x = (x, y, 1) with inverse depth rho is seen in direction Y = R x + rho t. In source axes, with
     t' = R^T t, that is d = (x + rho t') / |x + rho t'|, so x is proportional to d - s t' with s = rho / |x + rho t'|,
     which is iterated. Distances along the ray, not depths, so that rays beyond 90 degrees work as well. Where the
-    source has a rolling shutter, x is seen by the camera of its own row, which is found in the same iteration.
+    source has a rolling shutter, x is seen by the camera of its own line, which is found in the same iteration.
 
     Args:
         rays: (rows, cols, 3) unit rays in virtual camera axes.
@@ -127,7 +127,7 @@ def backward_map(
     u, v = pixel(nx, ny)
     pz = dz
     settled = np.ones(u.shape, np.bool_)
-    rolls = bool(geometry.row_motion.any())
+    rolls, axis = bool(geometry.row_motion.any()), read_axis(*size)
     if rolls or float(np.hypot(np.hypot(tx, ty), tz)) * float(inv_depth.max()) > 1e-7:
         for _ in range(ITERATIONS):
             rho = sample_cells(inv_depth, u, v, size)
@@ -135,8 +135,8 @@ def backward_map(
             pz = dz - s * tz
             last_u, last_v = u, v
             nx, ny = over_z(dx - s * tx, dy - s * ty, pz)
-            row = f32(np.clip(v / np.float32(size[1]), 0, 1) - np.float32(0.5))
-            u, v = pixel(*over_z(*_at_row(nx, ny, rho, geometry.row_motion, row))) if rolls else pixel(nx, ny)
+            line = f32(np.clip((u, v)[axis] / np.float32(size[axis]), 0, 1) - np.float32(0.5))
+            u, v = pixel(*over_z(*_at_row(nx, ny, rho, geometry.row_motion, line))) if rolls else pixel(nx, ny)
         settled = np.maximum(np.abs(u - last_u), np.abs(v - last_v)) < 0.004 * max(size)
     front = ((pz > FRONT) & (dz > FRONT)).astype(np.float32)
     return BackwardMap(x=u, y=v, front=front, settled=settled.astype(np.float32))
@@ -145,7 +145,7 @@ def backward_map(
 def _at_row(
     x: FloatArray, y: FloatArray, inv_depth: FloatArray, row_motion: DoubleArray, s: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Points (x, y, 1) of the middle row's camera in that of row s, see FrameGeometry.row_motion."""
+    """Points (x, y, 1) of the middle line's camera in that of line s, see FrameGeometry.row_motion."""
     motion = np.zeros((6, *s.shape), np.float32)
     for coefficients in f32(row_motion)[::-1]:
         motion += coefficients[:, None, None]

@@ -1,0 +1,120 @@
+"""Rolling shutter: how a camera turns while it reads a frame, beyond what the poses around tell.
+
+A camera that vibrates faster than it takes pictures turns within a frame as no polynomial through the poses of
+neighbouring frames does. What is then left of the flow waves along the axis of the read-out, alike in all edges of a
+frame; from that the turn is found, as a polynomial of the line for each frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vs3r.geometry import se3_retract
+from vs3r.reconstruct.bundle import Problem, State, reprojection, robust_weight
+from vs3r.reconstruct.rolling import Shutter, rectify
+from vs3r.types import ROW_MOTION_ORDER
+
+# What is believed of a coefficient before looking, as in bundle.py: its standard deviation, and the squared flow error
+# times the number of residuals that share one error.
+STD_PX = 2.0
+PRIOR_PX2 = 50.0
+# Width of the Geman-McClure loss.
+WIDTH_PX = 2.0
+# Of the points every so many are enough: a frame has 21 unknowns.
+EVERY = 2
+
+
+def _basis() -> Tensor:
+    """(7, 7) coefficients of s**0 to s**6 of 1 and of Legendre's polynomials on [-1/2, 1/2], less their value at 0."""
+    unit = np.eye(1 + ROW_MOTION_ORDER)
+    rows = [np.pad(np.polynomial.legendre.leg2poly(e), (0, ROW_MOTION_ORDER - k)) for k, e in enumerate(unit)]
+    out = np.stack(rows) * 2.0 ** np.arange(1 + ROW_MOTION_ORDER)
+    out[1:, 0] = 0
+    return torch.from_numpy(out)
+
+
+_BASIS = _basis()
+# Shifts (right, down) and a roll, each over the focal length, as turns about x, y and z.
+_TURN_FROM_SHIFT = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def find_wobble(state: State, problem: Problem, shutter: Shutter) -> State:
+    """The state with the turns, of whole frames and within them, that leave least of the flow; the rest stays.
+
+    A turn about x or y is taken for a shift of the picture, so that both share one block of the normal equations;
+    linear least squares, weighted by the state's residuals.
+
+    Args:
+        state: where to start.
+        problem: its edges are those observed, not rectified.
+        shutter: when the lines of the state's frames are read.
+    """
+    n, parts, count = len(state.log_focal), 3, len(_BASIS)
+    normal, right = _normal_equations(state, problem, shutter)
+    focal = state.log_focal.exp()[:, None, None]
+    shifts = torch.zeros(n, parts, count).double()
+    shifts[:, :, 1:] = _TURN_FROM_SHIFT.T @ torch.linalg.solve(_BASIS[1:, 1:].T, state.wobble * focal).transpose(1, 2)
+    known = torch.zeros(n, parts, count).double()
+    known[:, :, 1:] = PRIOR_PX2 / STD_PX**2
+    right += (known * shifts).reshape(-1)
+    # What no observation tells of, a frame's turn as a whole, stays.
+    normal += torch.diag(known.reshape(-1) + 1e-6)
+    free = torch.zeros(n, parts, count, dtype=torch.bool)
+    free[problem.first_free_structure :] = True
+    free[: problem.first_free_pose, :, 0] = False
+    free = free.reshape(-1)
+    step = torch.zeros(n * parts * count).double()
+    step[free] = -torch.linalg.solve(normal[free][:, free], right[free])
+    turn = (_TURN_FROM_SHIFT @ step.reshape(n, parts, count)).transpose(1, 2) / focal
+    xi = torch.cat([torch.zeros(n, 3).double(), turn[:, 0]], 1)
+    return replace(
+        state,
+        cam_from_world=se3_retract(xi, state.cam_from_world),
+        wobble=state.wobble + _BASIS[1:, 1:].T @ turn[:, 1:],
+    )
+
+
+def _normal_equations(state: State, problem: Problem, shutter: Shutter) -> tuple[Tensor, Tensor]:
+    """Hessian (21 n, 21 n) and gradient (21 n,) of the coefficients of each frame's shift right and down and roll."""
+    edges, n, count = problem.edges, len(state.log_focal), len(_BASIS)
+    residual, ahead = reprojection(state, replace(problem, edges=rectify(edges, state, shutter)))
+    _, weight = robust_weight(residual, WIDTH_PX)
+    weight, residual = (weight * edges.weight * ahead)[:, ::EVERY], residual[:, :, ::EVERY].transpose(1, 2)
+    basis, radius = _BASIS.T.to(weight.dtype), float(state.log_focal.exp().mean())
+
+    def design(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(E, P, 7) each: values of the basis at points (E, 2 or 3, P), and how a roll moves them right and down."""
+        x, y = points[:, 0, ::EVERY, None], points[:, 1, ::EVERY, None]
+        line = points[:, shutter.axis, ::EVERY] / shutter.length
+        values = torch.stack([line**p for p in range(count)], -1) @ basis
+        return values, values * (-y / radius), values * (x / radius)
+
+    # Shifts are taken from source and target; the residual is where the source is expected less the target.
+    shift, across, down = (
+        torch.cat([-a, b], -1) for a, b in zip(design(edges.source), design(edges.target), strict=True)
+    )
+    w_shift, w_across, w_down = ((m * weight[..., None]).transpose(1, 2) for m in (shift, across, down))
+    both, right, below = w_shift @ shift, w_shift @ across, w_shift @ down
+    rolls, none = w_across @ across + w_down @ down, torch.zeros_like(both)
+    H = torch.cat(
+        [
+            torch.cat([both, none, right], 2),
+            torch.cat([none, both, below], 2),
+            torch.cat([right.mT, below.mT, rolls], 2),
+        ],
+        1,
+    )
+    u, v = residual[..., :1], residual[..., 1:]
+    g = torch.cat([w_shift @ u, w_shift @ v, w_across @ u + w_down @ v], 1).squeeze(-1)
+    size, columns = 3 * count, torch.arange(count)
+    cols = torch.cat(
+        [frame[:, None] * size + part * count + columns for part in range(3) for frame in (edges.src, edges.dst)], 1
+    )
+    N = n * size
+    normal = torch.zeros(N * N).double()
+    normal.index_add_(0, (cols[:, :, None] * N + cols[:, None, :]).reshape(-1), H.double().reshape(-1))
+    return normal.reshape(N, N), torch.zeros(N).double().index_add_(0, cols.reshape(-1), g.double().reshape(-1))
