@@ -23,6 +23,7 @@ from vs3r.engine.server.problems import Problem
 
 _FOLDER = Path("/dev/shm")
 _KEY = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9_.-]{0,200})")
+_SEALED_KEY = re.compile(r"vs3r-[A-Za-z0-9-]{16,200}")
 _MAX_REGIONS = 64
 
 
@@ -171,7 +172,12 @@ def _write(file: int, data: Sequence[memoryview], start: int, size: int) -> None
 
 
 def _open_sealed(request: pb.RegisterSharedMemoryRequest) -> int:
-    """Open a memfd of the client's. It must have the name that is given: by numbers one could reach anybody's."""
+    """Open a memfd of the client's. It must have the name that is given: by numbers one could reach anybody's.
+
+    And a name of this kind: other programs' can be guessed.
+    """
+    if _SEALED_KEY.fullmatch(request.key) is None:
+        raise Problem("INVALID_ARGUMENT", "SEGMENT_NAME", "expected a memfd named vs3r- and 16 characters or more")
     try:
         # Without opening anything but a memfd of that name, which could have effects.
         place = os.open(f"/proc/{request.process}/fd/{request.file}", os.O_PATH | os.O_CLOEXEC)

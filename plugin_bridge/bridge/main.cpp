@@ -161,9 +161,9 @@ private:
         }
         const vs3r::v1::FrameFormat &format = response->format();
         if (pixel_aspect > 0) std::tie(width, height) = vs3r::fitted(format, width, height, pixel_aspect);
-        std::vector<std::uint8_t> pixels = vs3r::rgba(format, response->frame().data(), width, height, bytes);
-        say("frame\t" + std::to_string(width) + "\t" + std::to_string(height) + "\t" + std::to_string(pixels.size()));
-        put(reinterpret_cast<const char *>(pixels.data()), pixels.size());
+        vs3r::rgba(format, response->frame().data(), width, height, bytes, &pixels_);
+        say("frame\t" + std::to_string(width) + "\t" + std::to_string(height) + "\t" + std::to_string(pixels_.size()));
+        put(reinterpret_cast<const char *>(pixels_.data()), pixels_.size());
     }
 
     void warp(std::uint64_t index) {
@@ -182,6 +182,7 @@ private:
     ClipRequest clip_;
     bool is_analysis_ = false;
     std::uint64_t frames_ = 0;
+    std::vector<std::uint8_t> pixels_; // The last picture, whose memory the next one uses.
 };
 
 } // namespace

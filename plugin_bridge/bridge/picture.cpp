@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <future>
+#include <limits>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 namespace vs3r {
 namespace {
@@ -14,9 +17,13 @@ struct Planar {
     int bits = 8, shift_x = 0, shift_y = 0;
 };
 
+// Samples as the engine sent them.
 struct Plane {
+    const unsigned char *bytes = nullptr;
+    std::size_t stride = 0, step = 0, sample = 1; // Bytes from row to row, from sample to sample, and of one.
     int width = 0, height = 0;
-    std::vector<float> values; // [0, 1] for luma and RGB, about [-0.5, 0.5] for chroma.
+    float zero = 0, range = 255; // What becomes 0, and how far it is to 1.
+    double offset_x = 0;         // How far the centre of the first sample lies from the middle of its first pixel.
 };
 
 Planar planar(const vs3r::v1::FrameFormat &format) {
@@ -48,82 +55,105 @@ Planar planar(const vs3r::v1::FrameFormat &format) {
 
 // Weights that scale a row or a column: a triangle about each target, as wide as a pixel of the coarser side.
 struct Scale {
-    std::vector<int> first;
-    std::vector<std::vector<float>> weights;
+    std::vector<int> first;      // Of the samples that a target is made of.
+    std::vector<int> count;      // How many.
+    std::vector<float> weights;  // `most` for each target.
+    std::size_t most = 0;
 
     // `offset`: how far the centre of the source's first sample lies from the middle of its first pixel, in samples.
     Scale(int from, int to, double offset) {
         double ratio = static_cast<double>(from) / to, reach = std::max(ratio, 1.0);
+        most = static_cast<std::size_t>(std::ceil(2 * reach)) + 1;
+        weights.resize(most * static_cast<std::size_t>(to));
         for (int i = 0; i < to; ++i) {
             double centre = (i + 0.5) * ratio - 0.5 + offset;
             int begin = static_cast<int>(std::floor(centre - reach)) + 1;
-            std::vector<float> found;
+            float *found = weights.data() + most * static_cast<std::size_t>(i);
             double sum = 0;
-            int low = std::clamp(begin, 0, from - 1);
+            int low = std::clamp(begin, 0, from - 1), used = 0;
             for (int at = begin; at < centre + reach; ++at) {
                 double weight = std::max(0.0, 1 - std::abs(at - centre) / reach);
-                std::size_t slot = static_cast<std::size_t>(std::clamp(at, 0, from - 1) - low);
-                if (slot >= found.size()) found.resize(slot + 1);
+                int slot = std::clamp(at, 0, from - 1) - low;
                 found[slot] += static_cast<float>(weight);
+                used = std::max(used, slot + 1);
                 sum += weight;
             }
-            for (float &weight : found) weight = static_cast<float>(weight / sum);
+            for (int k = 0; k < used; ++k) found[k] = static_cast<float>(found[k] / sum);
             first.push_back(low);
-            weights.push_back(std::move(found));
+            count.push_back(used);
         }
     }
 };
 
-Plane scaled(const Plane &plane, int width, int height, double offset_x) {
-    if (plane.width == width && plane.height == height) return plane;
-    Scale across(plane.width, width, offset_x), down(plane.height, height, 0);
-    std::vector<float> row(static_cast<std::size_t>(plane.width));
-    Plane result{width, height, std::vector<float>(static_cast<std::size_t>(width) * static_cast<std::size_t>(height))};
-    float *out = result.values.data();
-    for (std::size_t y = 0; y < static_cast<std::size_t>(height); ++y) {
-        std::fill(row.begin(), row.end(), 0.0f);
-        for (std::size_t k = 0; k < down.weights[y].size(); ++k) {
-            const float *in = plane.values.data() + (static_cast<std::size_t>(down.first[y]) + k) * row.size();
-            for (std::size_t x = 0; x < row.size(); ++x) row[x] += down.weights[y][k] * in[x];
-        }
-        for (std::size_t x = 0; x < static_cast<std::size_t>(width); ++x) {
-            float sum = 0;
-            for (std::size_t k = 0; k < across.weights[x].size(); ++k)
-                sum += across.weights[x][k] * row[static_cast<std::size_t>(across.first[x]) + k];
-            *out++ = sum;
-        }
+template <typename Sample> void unpack(const Plane &plane, int y, float *out) {
+    const unsigned char *from = plane.bytes + static_cast<std::size_t>(y) * plane.stride;
+    for (int x = 0; x < plane.width; ++x, from += plane.step) {
+        Sample raw;
+        std::memcpy(&raw, from, sizeof raw); // Little endian, as everything here.
+        out[x] = (static_cast<float>(raw) - plane.zero) / plane.range;
     }
-    return result;
 }
 
-std::vector<Plane> unpacked(const Planar &layout, const vs3r::v1::FrameFormat &format, const std::string &data) {
+// A plane's rows, scaled to a size: [0, 1] for luma and RGB, about [-0.5, 0.5] for chroma.
+class Rows {
+public:
+    Rows(const Plane &plane, int width, int height)
+        : plane_(plane), is_plain_(plane.width == width && plane.height == height),
+          across_(plane.width, width, plane.offset_x), down_(plane.height, height, 0) {}
+
+    // `room` is for two rows of the plane.
+    void row(int y, float *out, int width, std::vector<float> &room) const {
+        if (is_plain_) return unpacked(y, out);
+        auto own = static_cast<std::size_t>(plane_.width);
+        room.assign(2 * own, 0);
+        float *sum = room.data(), *one = sum + own;
+        const float *down = down_.weights.data() + down_.most * static_cast<std::size_t>(y);
+        for (int k = 0; k < down_.count[static_cast<std::size_t>(y)]; ++k) {
+            unpacked(down_.first[static_cast<std::size_t>(y)] + k, one);
+            for (std::size_t x = 0; x < own; ++x) sum[x] += down[k] * one[x];
+        }
+        for (std::size_t x = 0; x < static_cast<std::size_t>(width); ++x) {
+            const float *weights = across_.weights.data() + across_.most * x, *in = sum + across_.first[x];
+            float value = 0;
+            for (int k = 0; k < across_.count[x]; ++k) value += weights[k] * in[k];
+            out[x] = value;
+        }
+    }
+
+private:
+    void unpacked(int y, float *out) const {
+        plane_.sample == 2 ? unpack<std::uint16_t>(plane_, y, out) : unpack<std::uint8_t>(plane_, y, out);
+    }
+
+    const Plane plane_;
+    const bool is_plain_;
+    const Scale across_, down_;
+};
+
+std::vector<Plane> yuv_planes(const Planar &layout, const vs3r::v1::FrameFormat &format, const std::string &data) {
     std::vector<Plane> planes;
     const auto *bytes = reinterpret_cast<const unsigned char *>(data.data());
-    std::size_t at = 0, sample = layout.bits > 8 ? 2 : 1;
     bool full = layout.is_rgb || format.color_space().full_range();
     float step = static_cast<float>(1 << (layout.bits - 8)), white = static_cast<float>((1 << layout.bits) - 1);
+    std::size_t at = 0;
     for (int p = 0; p < 3; ++p) {
         bool chroma = p > 0 && !layout.is_rgb;
         int shift_x = chroma ? layout.shift_x : 0, shift_y = chroma ? layout.shift_y : 0;
         Plane plane;
+        plane.sample = plane.step = layout.bits > 8 ? 2 : 1;
         plane.width = (static_cast<int>(format.width()) + (1 << shift_x) - 1) >> shift_x;
         plane.height = (static_cast<int>(format.height()) + (1 << shift_y) - 1) >> shift_y;
-        std::size_t packed = static_cast<std::size_t>(plane.width) * sample;
-        std::size_t stride = p < format.row_strides_size() ? format.row_strides(p) : packed;
-        std::size_t rows = static_cast<std::size_t>(plane.height);
-        if (stride < packed || data.size() < at + stride * rows)
+        std::size_t packed = static_cast<std::size_t>(plane.width) * plane.sample;
+        plane.stride = p < format.row_strides_size() ? format.row_strides(p) : packed;
+        std::size_t size = plane.stride * static_cast<std::size_t>(plane.height);
+        if (plane.stride < packed || data.size() < at + size)
             throw std::runtime_error("the engine sent a picture that is too short; its version may differ");
-        float zero = chroma ? 128 * step : full ? 0 : 16 * step;
-        float range = full ? white : chroma ? 224 * step : 219 * step;
-        plane.values.reserve(packed / sample * rows);
-        for (std::size_t y = 0; y < rows; ++y)
-            for (std::size_t x = 0; x < packed; x += sample) {
-                const unsigned char *value = bytes + at + y * stride + x;
-                int raw = sample == 2 ? value[0] | value[1] << 8 : value[0];
-                plane.values.push_back((static_cast<float>(raw) - zero) / range);
-            }
-        at += stride * rows;
-        planes.push_back(std::move(plane));
+        plane.zero = chroma ? 128 * step : full ? 0 : 16 * step;
+        plane.range = full ? white : chroma ? 224 * step : 219 * step;
+        plane.offset_x = p > 0 && layout.shift_x > 0 ? 0.25 : 0; // Chroma sits on the left pixel of its pair.
+        plane.bytes = bytes + at;
+        at += size;
+        planes.push_back(plane);
     }
     return planes;
 }
@@ -141,79 +171,98 @@ std::pair<float, float> luma_weights(const vs3r::v1::FrameFormat &format) {
     return format.height() > 576 ? std::make_pair(0.2126f, 0.0722f) : std::make_pair(0.299f, 0.114f);
 }
 
-void store(std::uint8_t *out, std::size_t channel, float value, int bytes) {
-    value = std::clamp(value, 0.0f, 1.0f);
-    if (bytes == 1) {
-        out[channel] = static_cast<std::uint8_t>(value * 255 + 0.5f);
-    } else {
-        auto word = static_cast<std::uint16_t>(value * 65535 + 0.5f);
-        std::memcpy(out + 2 * channel, &word, 2);
-    }
-}
-
 // Planes of RGBA pixels with 1 or 2 bytes a channel.
 std::vector<Plane> channels(const std::string &data, int width, int height, int bytes) {
-    std::size_t count = static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
-    if (data.size() < 4 * count * static_cast<std::size_t>(bytes))
+    auto sample = static_cast<std::size_t>(bytes), stride = 4 * sample * static_cast<std::size_t>(width);
+    if (data.size() < stride * static_cast<std::size_t>(height))
         throw std::runtime_error("the engine sent a picture that is too short; its version may differ");
-    std::vector<Plane> planes(4, Plane{width, height, std::vector<float>(count)});
-    const auto *from = reinterpret_cast<const unsigned char *>(data.data());
-    for (std::size_t i = 0; i < 4 * count; ++i) {
-        float value = bytes == 1 ? from[i] / 255.0f : static_cast<float>(from[2 * i] | from[2 * i + 1] << 8) / 65535.0f;
-        planes[i % 4].values[i / 4] = value;
-    }
+    std::vector<Plane> planes;
+    for (std::size_t c = 0; c < 4; ++c)
+        planes.push_back({reinterpret_cast<const unsigned char *>(data.data()) + c * sample, stride, 4 * sample, sample,
+                          width, height, 0, bytes == 1 ? 255.0f : 65535.0f, 0});
     return planes;
 }
 
-std::vector<std::uint8_t> interleaved(std::vector<Plane> planes, int width, int height, int bytes) {
-    std::size_t count = static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
-    std::vector<std::uint8_t> result(4 * count * static_cast<std::size_t>(bytes));
-    for (std::size_t c = 0; c < planes.size(); ++c) {
-        Plane plane = scaled(planes[c], width, height, 0);
-        for (std::size_t i = 0; i < count; ++i) store(result.data(), 4 * i + c, plane.values[i], bytes);
+// A row of pixels, of four rows of channels one behind the other. `Pixel` has room for four of `Sample`.
+template <typename Sample, typename Pixel> void store(const float *channels, std::size_t count, std::uint8_t *out) {
+    constexpr float white = std::numeric_limits<Sample>::max();
+    constexpr int bits = std::numeric_limits<Sample>::digits;
+    for (std::size_t i = 0; i < count; ++i) {
+        Pixel pixel = 0;
+        for (std::size_t c = 0; c < 4; ++c) {
+            float value = std::min(std::max(channels[c * count + i], 0.0f), 1.0f);
+            pixel |= static_cast<Pixel>(static_cast<std::uint32_t>(static_cast<int>(value * white + 0.5f))) << c * bits;
+        }
+        std::memcpy(out + i * sizeof pixel, &pixel, sizeof pixel);
     }
-    return result;
 }
+
+// Rows are made each by itself: a band of them a thread, where they are many.
+template <typename Band> void in_bands(int width, int height, const Band &band) {
+    constexpr std::int64_t kFewPixels = 1 << 17;
+    bool is_small = std::int64_t{width} * height < kFewPixels;
+    int count = is_small ? 1 : static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 4u));
+    std::vector<std::future<void>> others;
+    for (int i = 1; i < count; ++i)
+        others.push_back(std::async(std::launch::async, band, height * i / count, height * (i + 1) / count));
+    band(0, height / count);
+    for (std::future<void> &other : others) other.get();
+}
+
+// RGBA of planes that `mix` turns, a row at a time, into red, green and blue; opaque where there are but three.
+template <typename Mix>
+void draw(const std::vector<Plane> &planes, int width, int height, int bytes, const Mix &mix, std::vector<std::uint8_t> *out) {
+    auto across = static_cast<std::size_t>(width), pixel = 4 * static_cast<std::size_t>(bytes);
+    out->resize(across * static_cast<std::size_t>(height) * pixel);
+    std::vector<Rows> sources;
+    for (const Plane &plane : planes) sources.emplace_back(plane, width, height);
+    in_bands(width, height, [&](int from, int to) {
+        std::vector<float> rows(4 * across, 1), room;
+        for (int y = from; y < to; ++y) {
+            for (std::size_t c = 0; c < sources.size(); ++c) sources[c].row(y, rows.data() + c * across, width, room);
+            mix(rows.data(), rows.data() + across, rows.data() + 2 * across, across);
+            std::uint8_t *line = out->data() + static_cast<std::size_t>(y) * across * pixel;
+            if (bytes == 1)
+                store<std::uint8_t, std::uint32_t>(rows.data(), across, line);
+            else
+                store<std::uint16_t, std::uint64_t>(rows.data(), across, line);
+        }
+    });
+}
+
+void leave(float *, float *, float *, std::size_t) {}
 
 } // namespace
 
-std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height,
-                               int bytes_per_channel) {
+void rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height, int bytes_per_channel,
+          std::vector<std::uint8_t> *out) {
     if (format.pixel_format() == vs3r::v1::PIXEL_FORMAT_RGBA8 || format.pixel_format() == vs3r::v1::PIXEL_FORMAT_RGBA16) {
         int bytes = format.pixel_format() == vs3r::v1::PIXEL_FORMAT_RGBA8 ? 1 : 2;
-        return interleaved(channels(data, static_cast<int>(format.width()), static_cast<int>(format.height()), bytes),
-                           width, height, bytes_per_channel);
+        auto planes = channels(data, static_cast<int>(format.width()), static_cast<int>(format.height()), bytes);
+        return draw(planes, width, height, bytes_per_channel, leave, out);
     }
     Planar layout = planar(format);
-    std::vector<Plane> planes = unpacked(layout, format, data);
-    for (int p = 0; p < 3; ++p) {
-        bool aside = p > 0 && layout.shift_x > 0; // Chroma sits on the left pixel of its pair.
-        planes[static_cast<std::size_t>(p)] = scaled(planes[static_cast<std::size_t>(p)], width, height, aside ? 0.25 : 0);
-    }
     auto [red, blue] = luma_weights(format);
-    std::size_t count = static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
-    std::size_t pixel = 4 * static_cast<std::size_t>(bytes_per_channel);
-    std::vector<std::uint8_t> result(count * pixel);
-    for (std::size_t i = 0; i < count; ++i) {
-        float first = planes[0].values[i], second = planes[1].values[i], third = planes[2].values[i];
-        float r = third, g = first, b = second;
-        if (!layout.is_rgb) {
-            r = first + 2 * (1 - red) * third;
-            b = first + 2 * (1 - blue) * second;
-            g = (first - red * r - blue * b) / (1 - red - blue);
+    auto mix = [is_rgb = layout.is_rgb, red = red, blue = blue](float *first, float *second, float *third, std::size_t count) {
+        for (std::size_t x = 0; x < count; ++x) {
+            float r = third[x], g = first[x], b = second[x];
+            if (!is_rgb) {
+                r = first[x] + 2 * (1 - red) * third[x];
+                b = first[x] + 2 * (1 - blue) * second[x];
+                g = (first[x] - red * r - blue * b) / (1 - red - blue);
+            }
+            first[x] = r;
+            second[x] = g;
+            third[x] = b;
         }
-        std::uint8_t *out = result.data() + i * pixel;
-        store(out, 0, r, bytes_per_channel);
-        store(out, 1, g, bytes_per_channel);
-        store(out, 2, b, bytes_per_channel);
-        store(out, 3, 1, bytes_per_channel);
-    }
-    return result;
+    };
+    draw(yuv_planes(layout, format, data), width, height, bytes_per_channel, mix, out);
 }
 
 void resize(std::string &pixels, int from_width, int from_height, int bytes, int width, int height) {
     if (from_width == width && from_height == height) return;
-    std::vector<std::uint8_t> result = interleaved(channels(pixels, from_width, from_height, bytes), width, height, bytes);
+    std::vector<std::uint8_t> result;
+    draw(channels(pixels, from_width, from_height, bytes), width, height, bytes, leave, &result);
     pixels.assign(result.begin(), result.end());
 }
 

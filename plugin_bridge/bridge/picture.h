@@ -10,10 +10,10 @@
 
 namespace vs3r {
 
-// RGBA scaled to a size, with 1 or 2 bytes a channel; opaque where the format has no alpha.
-// Throws std::runtime_error for formats that hosts cannot get: what they are, and what to do.
-std::vector<std::uint8_t> rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height,
-                               int bytes_per_channel);
+// RGBA scaled to a size, with 1 or 2 bytes a channel; opaque where the format has no alpha. `out` may hold the last one:
+// its memory is used again. Throws std::runtime_error for formats that hosts cannot get: what they are, and what to do.
+void rgba(const vs3r::v1::FrameFormat &format, const std::string &data, int width, int height, int bytes_per_channel,
+          std::vector<std::uint8_t> *out);
 
 // Brings RGBA pixels with 1 or 2 bytes a channel to another size.
 void resize(std::string &pixels, int from_width, int from_height, int bytes, int width, int height);

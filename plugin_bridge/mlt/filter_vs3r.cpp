@@ -26,6 +26,17 @@ using vs3r::State;
 
 constexpr auto kAll = std::numeric_limits<std::int64_t>::max();
 
+// What is asked below for a host that wants `format`. MLT has pictures deeper than 8 bits with alpha since 7.34.
+#if LIBMLT_VERSION_INT >= (7 << 16) + (34 << 8)
+mlt_image_format worked_in(mlt_image_format format) {
+    bool is_deep = format == mlt_image_rgba64 || format == mlt_image_yuv422p16 || format == mlt_image_yuv420p10 ||
+                   format == mlt_image_yuv444p10;
+    return is_deep ? mlt_image_rgba64 : mlt_image_rgba;
+}
+#else
+mlt_image_format worked_in(mlt_image_format) { return mlt_image_rgba; }
+#endif
+
 std::string text_of(mlt_properties properties, const char *name) {
     const char *value = mlt_properties_get(properties, name);
     return value == nullptr ? "" : value;
@@ -174,17 +185,24 @@ Rectangle content(mlt_frame frame, const Source &source, int width, int height) 
     return {(width - inner_width) / 2, (height - inner_height) / 2, inner_width, inner_height};
 }
 
+// FFmpeg, by which MLT turns deep RGB into YUV and back, takes 255 * 256 for white.
+std::uint8_t as_host(std::uint8_t value) { return value; }
+std::uint16_t as_host(std::uint16_t value) { return static_cast<std::uint16_t>((value * 256u + 128u) / 257u); }
+
 // Colour goes over the host's picture; its alpha stays.
-void lay(const vs3r::Picture &picture, int turn, std::uint8_t *image, int width, const Rectangle &at) {
-    const std::uint8_t *pixels = picture.bytes.data();
+template <typename Sample>
+void lay(const vs3r::Picture &picture, int turn, std::uint8_t *to, int width, const Rectangle &at) {
+    const auto *pixels = reinterpret_cast<const Sample *>(picture.bytes.data());
+    auto *image = reinterpret_cast<Sample *>(to);
     for (int y = 0; y < at.height; ++y)
         for (int x = 0; x < at.width; ++x) {
             int column = x, row = y;
             if (turn == 90) column = y, row = picture.height - 1 - x;
             if (turn == 180) column = picture.width - 1 - x, row = picture.height - 1 - y;
             if (turn == 270) column = picture.width - 1 - y, row = x;
-            std::copy_n(pixels + 4 * (static_cast<std::ptrdiff_t>(row) * picture.width + column), 3,
-                        image + 4 * (static_cast<std::ptrdiff_t>(at.top + y) * width + at.left + x));
+            const Sample *from = pixels + 4 * (static_cast<std::ptrdiff_t>(row) * picture.width + column);
+            Sample *out = image + 4 * (static_cast<std::ptrdiff_t>(at.top + y) * width + at.left + x);
+            for (int c = 0; c < 3; ++c) out[c] = as_host(from[c]);
         }
 }
 
@@ -205,14 +223,14 @@ void analyse(mlt_filter filter, mlt_frame frame, Holder &holder, Clip &clip, con
 }
 
 std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip &clip, const Source &source,
-                                                const Rectangle &at) {
+                                                const Rectangle &at, vs3r::Depth depth) {
     if (text_of(properties, "unanalysed") == "wait") {
         // Looks first whether it is there already.
         if (clip.state() == State::unknown || clip.state() == State::not_analysed) clip.analyse();
         clip.wait(kAll, nullptr);
     }
     bool is_turned = source.rotation_deg == 90 || source.rotation_deg == 270;
-    vs3r::Shape shape{is_turned ? at.height : at.width, is_turned ? at.width : at.height};
+    vs3r::Shape shape{is_turned ? at.height : at.width, is_turned ? at.width : at.height, depth};
     if (source.is_proxy) shape.pixel_aspect = source.display_aspect * at.height / at.width;
     auto picture = clip.frame(source.index, shape, nullptr);
     if (picture != nullptr && (picture->width < 0.95 * shape.width || picture->height < 0.95 * shape.height))
@@ -243,14 +261,18 @@ int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, i
             mlt_properties_set(properties, "status", clip->status().c_str());
             return mlt_frame_get_image(frame, image, format, width, height, writable);
         }
-        *format = mlt_image_rgba;
+        const mlt_image_format wanted = worked_in(*format);
+        *format = wanted;
         int error = mlt_frame_get_image(frame, image, format, width, height, 1);
         if (error != 0) return error;
-        if (*format != mlt_image_rgba) return 0;
+        if (*format != wanted) return 0;
         try {
             Rectangle at = content(frame, source, *width, *height);
-            auto picture = stabilized(properties, *clip, source, at);
-            if (picture != nullptr) lay(*picture, source.rotation_deg, *image, *width, at);
+            bool is_deep = wanted != mlt_image_rgba;
+            auto depth = is_deep ? vs3r::Depth::half_word : vs3r::Depth::byte;
+            auto picture = stabilized(properties, *clip, source, at, depth);
+            const auto draw = is_deep ? lay<std::uint16_t> : lay<std::uint8_t>;
+            if (picture != nullptr) draw(*picture, source.rotation_deg, *image, *width, at);
         } catch (const vs3r::Error &failure) {
             mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", failure.what());
         }

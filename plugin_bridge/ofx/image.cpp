@@ -1,5 +1,7 @@
 #include "image.h"
 
+#include <emmintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -30,6 +32,8 @@ float value_of(std::uint16_t half) {
     return half & 0x8000u ? -value : value;
 }
 
+constexpr float kUnit = 1.0f / 65535; // 65535 times it is 1 exactly.
+
 template <Channel> struct Sample;
 template <> struct Sample<Channel::byte> {
     using Given = std::uint8_t;
@@ -55,9 +59,9 @@ template <> struct Sample<Channel::half> {
 template <> struct Sample<Channel::single> {
     using Given = std::uint16_t;
     using Kept = float;
-    static Kept kept(Given value) { return static_cast<float>(value) / 65535; }
+    static Kept kept(Given value) { return static_cast<float>(value) * kUnit; }
     static float share(Kept value) { return std::clamp(value, 0.0f, 1.0f); }
-    static Kept scaled(Given value, float share) { return static_cast<float>(value) / 65535 * share; }
+    static Kept scaled(Given value, float share) { return static_cast<float>(value) * kUnit * share; }
 };
 
 RectI common(const RectI &a, const RectI &b) {
@@ -80,6 +84,41 @@ template <typename Row> void in_threads(int first, int last, const Row &row) {
     for (std::thread &thread : threads) thread.join();
 }
 
+// Where a row's alpha comes from.
+enum class Alpha { given, straight, premultiplied };
+
+template <Channel channel>
+void lay_row(const typename Sample<channel>::Given *given, const typename Sample<channel>::Kept *alpha, Alpha kind,
+             typename Sample<channel>::Kept *out, int count) {
+    for (int x = 0; x < count; ++x, given += 4, alpha += 4, out += 4) {
+        auto own = kind == Alpha::given ? Sample<channel>::kept(given[3]) : alpha[3];
+        float share = kind == Alpha::premultiplied ? Sample<channel>::share(own) : 1;
+        for (int c = 0; c < 3; ++c)
+            out[c] = share < 1 ? Sample<channel>::scaled(given[c], share) : Sample<channel>::kept(given[c]);
+        out[3] = own;
+    }
+}
+
+// The same for floats, a pixel at a time, past the cache: a picture of this size would only push out what is in there.
+template <>
+void lay_row<Channel::single>(const std::uint16_t *given, const float *alpha, Alpha kind, float *out, int count) {
+    const __m128 unit = _mm_set1_ps(kUnit), zero = _mm_setzero_ps(), one = _mm_set1_ps(1);
+    const __m128 last = _mm_castsi128_ps(_mm_set_epi32(-1, 0, 0, 0));
+    const bool is_aligned = reinterpret_cast<std::uintptr_t>(out) % sizeof(__m128) == 0;
+    for (int x = 0; x < count; ++x, given += 4, alpha += 4, out += 4) {
+        __m128i words = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(given));
+        __m128 pixel = _mm_mul_ps(_mm_cvtepi32_ps(_mm_unpacklo_epi16(words, _mm_setzero_si128())), unit);
+        if (kind != Alpha::given) {
+            __m128 own = _mm_loadu_ps(alpha);
+            own = _mm_shuffle_ps(own, own, _MM_SHUFFLE(3, 3, 3, 3));
+            if (kind == Alpha::premultiplied) pixel = _mm_mul_ps(pixel, _mm_min_ps(_mm_max_ps(own, zero), one));
+            pixel = _mm_or_ps(_mm_and_ps(last, own), _mm_andnot_ps(last, pixel));
+        }
+        is_aligned ? _mm_stream_ps(out, pixel) : _mm_storeu_ps(out, pixel);
+    }
+    _mm_sfence();
+}
+
 template <Channel channel>
 void lay_as(const Picture &picture, const Image &source, const Image &output, const RectI &window, bool with_alpha) {
     using Given = typename Sample<channel>::Given;
@@ -91,10 +130,14 @@ void lay_as(const Picture &picture, const Image &source, const Image &output, co
     RectI drawn = common(window, output.bounds());
     bool is_whole = at.x1 == drawn.x1 && at.y1 == drawn.y1 && at.x2 == drawn.x2 && at.y2 == drawn.y2;
     RectI seen = common(at, source.bounds());
-    bool has_alpha = with_alpha || (seen.x1 == at.x1 && seen.y1 == at.y1 && seen.x2 == at.x2 && seen.y2 == at.y2);
+    bool is_seen = seen.x1 == at.x1 && seen.y1 == at.y1 && seen.x2 == at.x2 && seen.y2 == at.y2;
+    bool has_alpha = with_alpha || is_seen;
     if (!is_whole || !has_alpha) copy(source, output, window);
     if (at.x1 >= at.x2) return;
-    bool is_premultiplied = source.is_premultiplied() && !with_alpha;
+    // Pictures of a file are opaque, too.
+    Alpha kind = with_alpha || (is_seen && source.is_opaque()) ? Alpha::given
+                 : source.is_premultiplied()                   ? Alpha::premultiplied
+                                                               : Alpha::straight;
     in_threads(at.y1, at.y2, [&](int y) {
         // The host's rows go upward, the picture's downward.
         auto row = static_cast<std::size_t>(bottom + picture.height - 1 - y);
@@ -102,15 +145,9 @@ void lay_as(const Picture &picture, const Image &source, const Image &output, co
                             4 * (row * static_cast<std::size_t>(picture.width) + static_cast<std::size_t>(at.x1 - left));
         auto *out = reinterpret_cast<Kept *>(output.pixel(at.x1, y));
         // Where the source has no pixel, the output is transparent already.
-        const auto *alpha = reinterpret_cast<const Kept *>((has_alpha ? source : output).pixel(at.x1, y));
-        for (int x = at.x1; x < at.x2; ++x, given += 4, out += 4) {
-            Kept own = with_alpha ? Sample<channel>::kept(given[3]) : alpha[3];
-            float share = is_premultiplied ? Sample<channel>::share(own) : 1;
-            for (int c = 0; c < 3; ++c)
-                out[c] = share < 1 ? Sample<channel>::scaled(given[c], share) : Sample<channel>::kept(given[c]);
-            out[3] = own;
-            if (!with_alpha) alpha += 4;
-        }
+        const Image &owner = kind != Alpha::given && has_alpha ? source : output;
+        const auto *alpha = reinterpret_cast<const Kept *>(owner.pixel(at.x1, y));
+        lay_row<channel>(given, alpha, kind, out, at.x2 - at.x1);
     });
 }
 
@@ -125,8 +162,9 @@ Image::Image(ImageClip clip, Time time) {
     bounds_ = properties.rectangle("OfxImagePropBounds").value_or(RectI{});
     whole_ = properties.rectangle("OfxImagePropRegionOfDefinition").value_or(bounds_);
     pixel_aspect_ = properties.real("OfxImagePropPixelAspectRatio").value_or(1);
-    is_premultiplied_ =
-        properties.text("OfxImageEffectPropPreMultiplication").value_or("") == "OfxImageAlphaPremultiplied";
+    std::string alpha = properties.text("OfxImageEffectPropPreMultiplication").value_or("");
+    is_premultiplied_ = alpha == "OfxImageAlphaPremultiplied";
+    is_opaque_ = alpha == "OfxImageOpaque";
     if (data_ == nullptr || properties.text("OfxImageEffectPropComponents") != "OfxImageComponentRGBA") return;
     std::string depth = properties.text("OfxImageEffectPropPixelDepth").value_or("");
     if (depth == "OfxBitDepthByte") channel_ = Channel::byte;

@@ -26,6 +26,8 @@ public:
     const RectI &whole() const { return whole_; }
     double pixel_aspect() const { return pixel_aspect_; }
     bool is_premultiplied() const { return is_premultiplied_; }
+    // The host says that its alpha is 1 everywhere.
+    bool is_opaque() const { return is_opaque_; }
     int pixel_bytes() const;
     // Null outside of its bounds.
     std::uint8_t *pixel(int x, int y) const;
@@ -37,7 +39,7 @@ private:
     std::uint8_t *data_ = nullptr;
     int row_bytes_ = 0;
     double pixel_aspect_ = 1;
-    bool is_premultiplied_ = false;
+    bool is_premultiplied_ = false, is_opaque_ = false;
 };
 
 // A channel of a pixel, white is 1.

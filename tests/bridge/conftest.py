@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ LIBRARY = BUILD / "VS3R.ofx.bundle" / "Contents" / "Linux-x86-64" / "VS3R.ofx"
 WIDTH, HEIGHT, FRAMES = 96, 64, 24
 VS3R = ROOT / ".venv" / "bin" / "vs3r"
 
-Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8 | np.uint16]]
 
 
 def need(*names: str) -> None:
@@ -35,10 +36,10 @@ def need(*names: str) -> None:
         pytest.skip(f"{', '.join(missing)}: not built here (make plugin)")
 
 
-def luma(path: Path) -> Pictures:
+def luma(path: Path, pix_fmt: str = "yuv420p") -> Pictures:
     """(T, H, W) luma of a file."""
     with av.open(str(path)) as file:
-        return np.stack([f.to_ndarray(format="yuv420p")[: f.height] for f in file.decode(video=0)])
+        return np.stack([f.to_ndarray(format=pix_fmt)[: f.height] for f in file.decode(video=0)])
 
 
 def stabilize(clip: Path, to: Path) -> Pictures:
@@ -59,6 +60,8 @@ class Form:
     """Marked as two fields, the top one first."""
     start: int = 0
     """Number of frames that its time begins with."""
+    pix_fmt: str = "yuv420p"
+    """Of its file."""
 
 
 def make_clip(path: Path, *, rate: int = 25, seed: int = 1, form: Form | None = None) -> Path:
@@ -69,7 +72,7 @@ def make_clip(path: Path, *, rate: int = 25, seed: int = 1, form: Form | None = 
     with av.open(str(path), "w") as out:
         options = {"crf": "10"} | ({"x264-params": "tff=1"} if form.is_interlaced else {})
         video = out.add_stream("libx264", rate=rate, options=options)
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, form.pix_fmt
         video.codec_context.sample_aspect_ratio = form.pixel_aspect
         if form.rotation_deg:
             video.set_display_rotation(form.rotation_deg)
@@ -104,6 +107,14 @@ class Host:
             timeout=200,
             check=True,
         )
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Of melt."""
+        told = subprocess.run(["melt", "--version"], check=True, capture_output=True, text=True)
+        found = re.search(r"melt (\d+)\.(\d+)", told.stdout + told.stderr)
+        assert found is not None
+        return tuple(map(int, found.groups()))
 
     def render(self, *arguments: str, real_time: int = -1, environment: dict[str, str] | None = None) -> Pictures:
         """Luma of what melt renders without loss."""
@@ -166,7 +177,8 @@ def melt(engine_environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     """melt, with the modules that a render needs and ours."""
     need("libmltvs3r.so", "melt")
     modules = tmp_path_factory.mktemp("modules")
-    system = next(Path("/usr/lib").glob("*/mlt-7"))
+    asked = ["pkg-config", "--variable=moduledir", "mlt-framework-7"]
+    system = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
     for name in ("core", "avformat", "xml"):
         (modules / f"libmlt{name}.so").symlink_to(system / f"libmlt{name}.so")
     (modules / "libmltvs3r.so").symlink_to(BUILD / "libmltvs3r.so")

@@ -9,10 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bridge.conftest import BUILD, FRAMES, HEIGHT, WIDTH, Analysed, Host, Pictures, need
+from tests.bridge.conftest import (
+    BUILD,
+    FRAMES,
+    HEIGHT,
+    WIDTH,
+    Analysed,
+    Form,
+    Host,
+    Pictures,
+    luma,
+    make_clip,
+    need,
+    stabilize,
+)
 
 # Luma goes to RGB and back, and MLT brings chroma to 4:2:2 on the way. Worst seen: 1.0; another frame: above 10.
 MEAN_LUMA = 1.5
+# In levels of 10 bits. Worst seen: 0.0; by way of 8 bits: 0.51.
+DEEP_MEAN_LUMA = 0.1
 
 
 def near(found: Pictures, expected: Pictures) -> bool:
@@ -38,6 +53,29 @@ def test_the_result_is_that_of_the_command_line(melt: Host, analysed: Analysed, 
 def test_a_trimmed_clip_shows_its_own_frames(melt: Host, analysed: Analysed) -> None:
     found = melt.render(str(analysed.clip), "in=8", "out=15", "-attach", "vs3r")
     assert near(found, analysed.steady[8:16])
+
+
+def test_a_deep_clip_stays_deep(melt: Host, tmp_path: Path) -> None:
+    """Where the host asks for more than 8 bits; of 8 bits in between the difference is seen."""
+    if melt.version < (7, 34):
+        pytest.skip("this MLT has no deep pictures with alpha: 7.34 and newer have")
+    deep = "yuv420p10le"
+    clip, steady = make_clip(tmp_path / "deep.mkv", form=Form(pix_fmt=deep)), tmp_path / "steady.mkv"
+    melt.analyse(clip)
+    stabilize(clip, steady)
+
+    def rendered(image_format: str, *arguments: str) -> Pictures:
+        out = tmp_path / "out.mkv"
+        consumer = (f"avformat:{out}", "vcodec=ffv1", f"pix_fmt={deep}", f"mlt_image_format={image_format}", "an=1")
+        melt.run(*arguments, "-consumer", *consumer, "real_time=-1")
+        return luma(out, deep)
+
+    expected = luma(steady, deep).astype(float)
+    errors = {
+        name: float(np.abs(rendered(name, str(clip), "-attach", "vs3r") - expected).mean())
+        for name in ("rgba64", "yuv420p10", "rgba")
+    }
+    assert max(errors["rgba64"], errors["yuv420p10"]) < DEEP_MEAN_LUMA < errors["rgba"] / 3, errors
 
 
 def test_a_timeline_of_another_rate(melt: Host, analysed: Analysed, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tests.bridge.conftest import BUILD, FRAMES, HEIGHT, LIBRARY, WIDTH, Pictures, engines, make_clip, need, stabilize
-from tests.bridge.ofx_host import DEPTHS, OK, REPLY_DEFAULT, Array, Layout, OfxHost, Thing
+from tests.bridge.ofx_host import OK, REPLY_DEFAULT, OfxHost
+from tests.bridge.ofx_things import DEPTHS, Array, Layout, Thing
 from vs3r.config import RenderConfig, SmoothConfig
 
 # Mean difference of luma that went to RGB and back. Worst seen: 0.14; the next frame: 1.3.
@@ -160,15 +161,17 @@ def test_the_result_is_that_of_the_command_line(host: OfxHost, analysed: Clip, d
 
 
 @pytest.mark.parametrize("depth", list(DEPTHS))
-@pytest.mark.parametrize("premultiplied", [False, True])
-def test_alpha_stays_the_source_s(host: OfxHost, analysed: Clip, depth: str, premultiplied: bool) -> None:
+@pytest.mark.parametrize("alpha", ["OfxImageAlphaUnPremultiplied", "OfxImageAlphaPremultiplied", "OfxImageOpaque"])
+@pytest.mark.parametrize("gap_bytes", [32, 36])
+def test_alpha_stays_the_source_s(host: OfxHost, analysed: Clip, depth: str, alpha: str, gap_bytes: int) -> None:
+    """Also in rows that do not begin where the processor likes it; of a source that is opaque nobody reads it."""
     source = grey(depth)
     source[..., 3] = (np.linspace(0, 1, WIDTH) * WHITE[depth]).astype(source.dtype)
     instance = on_clip(host, analysed.path)
-    found = host.render(instance, 5.0, source, Layout(depth=depth, premultiplied=premultiplied)).astype(np.float64)
+    found = host.render(instance, 5.0, source, Layout(depth=depth, alpha=alpha, gap_bytes=gap_bytes)).astype(np.float64)
     opaque = host.render(instance, 5.0, grey("OfxBitDepthFloat"), FLOAT).astype(np.float64)
-    assert (found[..., 3] == source[..., 3]).all()
-    share = source[..., 3:].astype(np.float64) / WHITE[depth] if premultiplied else 1.0
+    assert (found[..., 3] == (WHITE[depth] if alpha == "OfxImageOpaque" else source[..., 3])).all()
+    share = source[..., 3:].astype(np.float64) / WHITE[depth] if alpha == "OfxImageAlphaPremultiplied" else 1.0
     # Two roundings of the depth's step.
     tolerance = 2**-10 if depth == "OfxBitDepthHalf" else 1.01 / max(WHITE[depth], 1000)
     tolerance = 1.01 / 255 if depth == "OfxBitDepthByte" else tolerance

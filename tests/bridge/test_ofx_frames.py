@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tests.bridge.conftest import FRAMES, HEIGHT, VS3R, WIDTH, engines, make_clip, stabilize
-from tests.bridge.ofx_host import DEPTHS, OK, Array, Layout, OfxHost, Thing
+from tests.bridge.ofx_host import OK, OfxHost
+from tests.bridge.ofx_things import DEPTHS, Array, Layout, Thing
 from tests.bridge.test_ofx import WHITE, grey, on_clip, untouched
 from vs3r.config import RenderConfig
 
@@ -186,8 +187,8 @@ def test_by_frames_the_result_is_that_of_the_command_line(
 def test_alpha_moves_along(host: OfxHost, footage: Footage, state: str) -> None:
     pictures = footage.pictures.copy()
     pictures[..., 3] = pictures[..., 0]
-    for premultiplied in (False, True):
-        instance = on_frames(host, pictures, Layout(premultiplied=premultiplied), track=state)
+    for alpha in ("OfxImageAlphaUnPremultiplied", "OfxImageAlphaPremultiplied"):
+        instance = on_frames(host, pictures, Layout(alpha=alpha), track=state)
         found = show(host, instance, 12)
         # Red went the same way.
         assert np.abs(found[..., 3].astype(float) - found[..., 0]).mean() < NEAR

@@ -110,6 +110,7 @@ def test_regions_go_with_a_vanished_client(serve: Serve, segment: SharedMemory) 
 
 # ---- sealed segments, which are mapped
 
+NAME = "vs3r-0123456789abcdef"
 SEALED = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
 
@@ -120,8 +121,9 @@ SEALED = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         (os.MFD_CLOEXEC, 0, {}, "SEGMENT_NAME"),
         (SEALED, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE, {}, "SEGMENT_NAME"),
         (SEALED | os.MFD_HUGETLB, fcntl.F_SEAL_SHRINK, {}, "SEGMENT_NAME"),
-        (SEALED, fcntl.F_SEAL_SHRINK, {"key": "another"}, "SEGMENT_UNKNOWN"),
-        (SEALED, fcntl.F_SEAL_SHRINK, {"key": ""}, "SEGMENT_UNKNOWN"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"key": "vs3r-another-name-of-some-length"}, "SEGMENT_UNKNOWN"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"key": "vs3r-test"}, "SEGMENT_NAME"),
+        (SEALED, fcntl.F_SEAL_SHRINK, {"key": ""}, "SEGMENT_NAME"),
         (SEALED, fcntl.F_SEAL_SHRINK, {"file": 0}, "SEGMENT_UNKNOWN"),
         (SEALED, fcntl.F_SEAL_SHRINK, {"file": (1 << 32) - 1}, "SEGMENT_UNKNOWN"),
         (SEALED, fcntl.F_SEAL_SHRINK, {"process": (1 << 32) - 1}, "SEGMENT_UNKNOWN"),
@@ -134,14 +136,14 @@ def test_sealed_segments_are_checked(
 ) -> None:
     """What can shrink, have holes that nothing fills, or is not the client's own, is refused; nothing stays open."""
     try:
-        file = os.memfd_create("vs3r-test", flags)
+        file = os.memfd_create(NAME, flags)
     except OSError:
         pytest.skip("this system has no large pages")
     os.ftruncate(file, 2 << 20)
     if seals:
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
     with connected(serve(allow_shm=True)) as client:
-        given = {"region": "r", "key": "vs3r-test", "byte_size": 4096, "process": os.getpid(), "file": file} | more
+        given = {"region": "r", "key": NAME, "byte_size": 4096, "process": os.getpid(), "file": file} | more
         session = client.create_session("clip", CONFIG).name
         request = pb.RegisterSharedMemoryRequest(session=session, **given)  # type: ignore[arg-type]
         before = sorted(os.listdir("/proc/self/fd"))
