@@ -60,6 +60,9 @@ READOUT_AFTER_CUT_PX2 = 1e4
 BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
+# Turns within frames must explain this much more: people who move look like them (at most 0.05 in a rendered crowd with
+# a global shutter; 0.08 on a street with a rolling one, 0.1 to 0.28 where the camera vibrates).
+WAVES_GAIN = 0.06
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,13 +316,31 @@ class FlowBundleAdjustment:
 
     def _refined(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
-        for width, iterations, wobbles in ((4.0, 6, False), (1.5, 6, False), (1.5, 3, True), (1.0, 5, True)):
-            if wobbles and self._readout_given != 0:
-                state = find_wobble(state, problem, self._shutter)
-            # A turn that is found frame by frame would take for itself what tells of the read-out.
-            seen = rectify(problem.edges, state, self._shutter, free=self._readout_unsettled and not wobbles)
-            state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=iterations)
-        return state, _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
+        for width, iterations in ((4.0, 6), (1.5, 8)):
+            state = self._adjusted(state, problem, width, iterations)
+        waves = False
+        if self._readout_given != 0:
+            turned = find_wobble(state, problem, self._shutter)
+            waves = self._left(turned, problem, fresh) < (1 - WAVES_GAIN) * self._left(state, problem, fresh)
+        if waves:
+            state = self._adjusted(turned, problem, 1.5, 3, waves=True)
+            state = find_wobble(state, problem, self._shutter)
+            # Blurred frames are lost with a narrower loss.
+            state = self._adjusted(state, problem, 1.0, 5, waves=True)
+        else:
+            state = self._adjusted(state, problem, 0.75, 6)
+        return state, self._left(state, problem, fresh)
+
+    def _adjusted(
+        self, state: State, problem: Problem, width_px: float, iterations: int, *, waves: bool = False
+    ) -> State:
+        # A turn that is found frame by frame would take for itself what tells of the read-out.
+        seen = rectify(problem.edges, state, self._shutter, free=self._readout_unsettled and not waves)
+        return self._adjust(state, replace(problem, edges=seen), width_px=width_px, iterations=iterations)
+
+    def _left(self, state: State, problem: Problem, fresh: Edges) -> float:
+        """What share of the flow of the fresh edges stays unexplained, in [0, 1]."""
+        return _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
 
     @property
     def _readout_unsettled(self) -> bool:
@@ -355,7 +376,7 @@ class FlowBundleAdjustment:
             for width in (12.0, 4.0):
                 seen = rectify(problem.edges, state, self._shutter)
                 state = self._adjust(state, replace(posed, edges=seen), width_px=width, iterations=8)
-            left = _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
+            left = self._left(state, problem, fresh)
             log.debug("outlier share believed %.3f turning %.3f", left, unexplained)
             if left < unexplained:
                 problem = replace(problem, inv_depth_std=BELIEVED_STD)
