@@ -16,9 +16,6 @@ from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFor
 
 ITERATIONS = 4
 """Each step of the fixed point shrinks the error by the map's stretch through parallax, well below 0.3 in practice."""
-CALM_CELLS = 3
-"""Cells around what moves whose depth is not believed either: patches of the flow reach over its outline, and what was
-found of a cell is smoothed with its neighbours. A door behind a dancing man waved without it."""
 FRONT = 0.05
 """Least cosine between a source's axis and a ray that it can see."""
 
@@ -68,15 +65,13 @@ class BackwardMap:
 
 
 def calm_inv_depth(geometry: FrameGeometry) -> FloatArray:
-    """Inverse depth with moving objects, and what is next to them, flattened into their surroundings, so that they are
-    moved but not bent."""
+    """Inverse depth with moving objects flattened into their surroundings, so that they are moved but not bent."""
     rho = np.ascontiguousarray(geometry.inv_depth, dtype=np.float32)
     if not geometry.dynamic.any():
         return rho
     moving = cv2.resize(
         np.ascontiguousarray(geometry.dynamic, dtype=np.float32), rho.shape[::-1], interpolation=cv2.INTER_LINEAR
     ).reshape(rho.shape)
-    moving = cv2.dilate(moving, np.ones((2 * CALM_CELLS + 1, 2 * CALM_CELLS + 1), np.uint8))
     still = np.clip(1.0 - moving, 0.0, 1.0)
     if still.max() < 0.5:
         return rho
