@@ -420,10 +420,11 @@ def show(r: Row) -> None:
     print(f"{r.operator:34s} {r.by:28s} {r.size:10s} {spread}  {r.mib:8.1f} MiB{share}", flush=True)
 
 
-def save(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
+def save(path: Path, rows: Sequence[Any], about: dict[str, str]) -> None:
+    """Write the table so far: rows of one dataclass, at least one, and what they were made with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*(spec.name for spec in fields(Row)), *about])
+        writer = csv.DictWriter(file, [*(spec.name for spec in fields(rows[0])), *about])
         writer.writeheader()
         writer.writerows({**asdict(r), **about} for r in rows)
 

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import functools
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from unittest import mock
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.demo_scene import write_clip
-from benchmarks.kernels import cpu_times, gpu_times, machine
+from benchmarks.kernels import cpu_times, gpu_times, machine, save
 from vs3r.config import Config, EncodeConfig, FlowConfig, NetworkConfig, ReconstructConfig, VggtConfig
 from vs3r.errors import BackendError
 from vs3r.export.build import Task, errors_of, random_like, reference_of
@@ -357,15 +356,6 @@ def main() -> None:
                 continue
             add(row("file", options.video, "bf16", way, [1e3 / fps[way]] * 3, 1, None, None, None, 0))
     tell_bars(rows, fps)
-
-
-def save(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
-    """Write the table, so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*(spec.name for spec in fields(Row)), *about])
-        writer.writeheader()
-        writer.writerows({**asdict(r), **about} for r in rows)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SlotPool, frame_request, own_session, result_bytes
-from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady
-from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
+from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, stream_opening
+from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, kind_of, pictured
 from vs3r.types import Frame
@@ -53,7 +52,7 @@ class AsyncStreaming:
         last_s = time.monotonic()
         while True:
             try:
-                async with aclosing(self._call(source, layout)) as results:
+                async with aclosing(self._call(source, layout, first[1])) as results:
                     async for result in results:
                         last_s = time.monotonic()
                         yield result
@@ -66,7 +65,7 @@ class AsyncStreaming:
                     raise
                 await asyncio.sleep(error.retry_s or _PAUSE_S)
 
-    async def _call(self, source: _Source, layout: Layout) -> AsyncGenerator[Steady | Refused]:
+    async def _call(self, source: _Source, layout: Layout, first: Frame) -> AsyncGenerator[Steady | Refused]:
         async with AsyncExitStack() as held:
             session, own = self._session, None
             if session is None and self._shared:
@@ -75,7 +74,10 @@ class AsyncStreaming:
                 session = own = response.session.name
                 held.push_async_callback(self._forget, own)
             sender = _Sender(source, layout)
-            requests = sender.requests(self._opening(source, layout, session, transient=own is not None))
+            opening = stream_opening(
+                self._config, layout, source.unfinished, first.time_base, session, transient=own is not None
+            )
+            requests = sender.requests(opening)
             try:
                 responses = await held.enter_async_context(self._client.open_call("Stream", requests))
                 async for response in responses:
@@ -100,21 +102,6 @@ class AsyncStreaming:
             if sender.pool is not None and session is not None:
                 with suppress(ServerError):  # the session may have ended, and the region with it
                     await self._client.call("UnregisterSharedMemory", sender.pool.removal(session))
-
-    def _opening(self, source: _Source, layout: Layout, session: str | None, *, transient: bool) -> pb.StreamRequest:
-        first = source.unfinished.after(-1)
-        assert first is not None, "a frame was read, and some before those that are missing are kept"
-        config = pb.StreamConfig(
-            session=session or "",
-            config=None if session else config_message(self._config),
-            format=layout_message(layout),
-            time_base=rational(first[1].time_base),
-            first_sequence=first[0],
-            output_from_sequence=source.unfinished.returned_below,
-            transient=transient,
-            explicit_end=True,
-        )
-        return pb.StreamRequest(config=config)
 
     async def _forget(self, session: str) -> None:
         with suppress(ServerError):  # it is gone, or will expire

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SlotPool, frame_request, own_session, result_bytes
-from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady
-from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Layout, layout_message, planar_layout, rational
+from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, stream_opening
+from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, kind_of, pictured
 from vs3r.types import Frame
@@ -79,7 +78,10 @@ class Streaming:
                 held.callback(self._forget, own)
             sender = _Sender(self._source, layout)
             held.callback(sender.stop)
-            requests = sender.requests(self._opening(layout, first, session, transient=own is not None))
+            opening = stream_opening(
+                self._config, layout, self._source.unfinished, first.time_base, session, transient=own is not None
+            )
+            requests = sender.requests(opening)
             responses = held.enter_context(self._client.open_call("Stream", requests))
             self._source.when_failing(responses.cancel)
             for response in responses:
@@ -100,20 +102,6 @@ class Streaming:
             if sender.pool is not None and session is not None:
                 with suppress(ServerError):  # the session may have ended, and the region with it
                     self._client.call("UnregisterSharedMemory", sender.pool.removal(session))
-
-    def _opening(self, layout: Layout, first: Frame, session: str | None, *, transient: bool) -> pb.StreamRequest:
-        unfinished = self._source.unfinished
-        config = pb.StreamConfig(
-            session=session or "",
-            config=None if session else config_message(self._config),
-            format=layout_message(layout),
-            time_base=rational(first.time_base),
-            first_sequence=unfinished.first,
-            output_from_sequence=unfinished.returned_below,
-            transient=transient,
-            explicit_end=True,
-        )
-        return pb.StreamRequest(config=config)
 
     def _result(self, response: Pictured, layout: Layout, sender: _Sender) -> Steady:
         message = response.frame

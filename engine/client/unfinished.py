@@ -6,7 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vs3r.engine.proto.layout import Layout, layout_of, time_base_of
+from vs3r.config import Config
+from vs3r.engine.proto.convert import config_message
+from vs3r.engine.proto.layout import Layout, layout_message, layout_of, rational, time_base_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, pictured
 from vs3r.types import Frame
@@ -82,6 +84,23 @@ class Unfinished:
     def first(self) -> int:
         """Number of the first frame that a new call sends."""
         return self._kept[0][0] if self._kept else self._next
+
+
+def stream_opening(
+    config: Config, layout: Layout, unfinished: Unfinished, time_base: Fraction, session: str | None, *, transient: bool
+) -> pb.StreamRequest:
+    """The first request of a call, which goes on where the last one broke; of a session its own config counts."""
+    opening = pb.StreamConfig(
+        session=session or "",
+        config=None if session else config_message(config),
+        format=layout_message(layout),
+        time_base=rational(time_base),
+        first_sequence=unfinished.first,
+        output_from_sequence=unfinished.returned_below,
+        transient=transient,
+        explicit_end=True,
+    )
+    return pb.StreamRequest(config=opening)
 
 
 def steady(

@@ -356,8 +356,7 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     cols = torch.cat(
         [e.src[:, None] * 7 + columns, e.dst[:, None] * 7 + columns, torch.full((len(e.src), 1), N - 1)], 1
     )
-    H = _summed(N * N, (cols[:, :, None] * N + cols[:, None, :]).reshape(-1), H15.reshape(-1))
-    g = _summed(N, cols.reshape(-1), g15.reshape(-1))
+    H, g = assembled(N, cols, H15, g15)
     info = grad = coupling = torch.zeros(0, dtype=dtype)
     if problem.free_depth and not problem.rotation_only:
         first = problem.first_free_structure
@@ -371,7 +370,18 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
         C = Mt[own] @ (wJ[:, :L] * D[:, None]).sum(2)
         coupling = _summed((n - first) * N, (src[:, None] * N + cols[own]).reshape(-1), C.reshape(-1, P))
         coupling = coupling.reshape(n - first, N, P)
-    return _Linear(total, H.reshape(N, N), g, info, grad, coupling)
+    return _Linear(total, H, g, info, grad, coupling)
+
+
+def assembled(size: int, unknowns: Tensor, hessians: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal equations (size, size) and (size,) of edges whose own are hessians (E, k, k) and gradients (E, k).
+
+    Args:
+        size: number of unknowns.
+        unknowns: (E, k) which of them an edge's are.
+    """
+    H = _summed(size * size, (unknowns[:, :, None] * size + unknowns[:, None, :]).reshape(-1), hessians.reshape(-1))
+    return H.reshape(size, size), _summed(size, unknowns.reshape(-1), gradients.reshape(-1))
 
 
 def _summed(size: int, rows: Tensor, values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vs3r.geometry import se3_retract
-from vs3r.reconstruct.bundle import Problem, State, reprojection, robust_weight
+from vs3r.reconstruct.bundle import Problem, State, assembled, reprojection, robust_weight
 from vs3r.reconstruct.rolling import Shutter, rectify
 from vs3r.types import ROW_MOTION_ORDER
 
@@ -114,7 +114,4 @@ def _normal_equations(state: State, problem: Problem, shutter: Shutter) -> tuple
     cols = torch.cat(
         [frame[:, None] * size + part * count + columns for part in range(3) for frame in (edges.src, edges.dst)], 1
     )
-    N = n * size
-    normal = torch.zeros(N * N).double()
-    normal.index_add_(0, (cols[:, :, None] * N + cols[:, None, :]).reshape(-1), H.double().reshape(-1))
-    return normal.reshape(N, N), torch.zeros(N).double().index_add_(0, cols.reshape(-1), g.double().reshape(-1))
+    return assembled(n * size, cols, H.double(), g.double())

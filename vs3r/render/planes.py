@@ -11,6 +11,7 @@ import torch
 
 from vs3r.config import RenderConfig
 from vs3r.errors import BackendError
+from vs3r.networks import chosen_device
 from vs3r.render.layers import Canvas, Layer, PlaneView, feather_px, inside_px, plane_views, sample
 from vs3r.render.nodes import CellRect, make_grid, tiles
 from vs3r.types import FloatArray, PictureFormat, Plane
@@ -50,16 +51,15 @@ def choose_device(name: str) -> torch.device:
     Raises:
         BackendError: a GPU was asked for and cannot be used.
     """
-    if name == "cpu":
-        return torch.device("cpu")
-    obstacle = None
-    if not torch.cuda.is_available():
-        obstacle = "expected an NVIDIA GPU; PyTorch finds none"
-    elif importlib.util.find_spec("triton") is None:
-        obstacle = "expected the package triton; it is not installed: pip install 'vs3r[gpu]'"
-    if obstacle is not None and name == "cuda":
-        raise BackendError(f"render_device cuda: {obstacle}; or ask for auto or cpu")
-    return torch.device("cpu" if obstacle else "cuda")
+    device = chosen_device(name, "render_device")
+    if device.type == "cpu" or importlib.util.find_spec("triton") is not None:
+        return device
+    if name == "cuda":
+        raise BackendError(
+            "render_device cuda: expected the package triton; it is not installed: pip install 'vs3r[gpu]'; or ask for "
+            "auto or cpu"
+        )
+    return torch.device("cpu")
 
 
 class CpuDrawer:
