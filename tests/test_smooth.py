@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vs3r.config import SmoothConfig
-from vs3r.smooth import PathSmoother, SmoothedFrame, _line, own_share, reach_s, smooth_path, smooth_track
+from vs3r.smooth import PathSmoother, SmoothedFrame, _Limits, _line, _Path, reach_s, smooth_path, smooth_track
 from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, VirtualCamera
 
 FMT = PictureFormat(
@@ -384,7 +384,7 @@ def covered(frame: FrameGeometry, seen_from: VirtualCamera) -> float:
 @pytest.mark.parametrize("minimum", [0.7, 0.9, 1.0])
 @pytest.mark.parametrize("lookahead", [3, 30])
 def test_the_virtual_camera_stays_near_the_real_one(minimum: float, lookahead: int) -> None:
-    """A jerk of 45 degrees that no smooth camera follows. 24 x 24 samples decide: half a cell at an edge is missed."""
+    """A jerk of 45 degrees that no smooth camera follows."""
     times = uniform(90)
     yaw = np.where(times > 1.5, 45.0, 0.0)
     path = np.stack([camera(turn(y), np.zeros(3)) for y in yaw]) @ shaky(90, deg=0.3, length=0.0)
@@ -392,10 +392,22 @@ def test_the_virtual_camera_stays_near_the_real_one(minimum: float, lookahead: i
     free, bound = (stream(SmoothConfig(lookahead_frames=lookahead, min_own_share=m), frames) for m in (0.0, minimum))
     shares = [[covered(o.geometry, o.camera) for o in out] for out in (free, bound)]
     assert min(shares[0]) < minimum - 0.05, "the free camera must go too far"
-    assert min(shares[1]) > minimum - 0.045
+    assert min(shares[1]) > minimum - 0.03
     # Only where it is needed: to cover all of a picture, everywhere.
     for t in (0, 5, 10) if minimum < 1 else ():
         assert_same_cameras([free[t].camera], [bound[t].camera])
+
+
+@pytest.mark.parametrize("smoothness", [0.5, 0.6, 0.7])
+def test_whipped_pans_use_the_room_there_is(smoothness: float) -> None:
+    """Pans to and fro that no smooth camera follows: it lies on the limit and is not drawn on to the real path."""
+    times = uniform(240)
+    yaw = 40 * np.sin(2 * np.pi * times / 2.4) + 28 * np.sin(2 * np.pi * times / 4.1 + 1)
+    path = np.stack([camera(turn(y), np.zeros(3)) for y in yaw]) @ shaky(240, deg=0.3, length=0.0)
+    out = stream(SmoothConfig(smoothness=smoothness, lookahead_frames=40), geometries(path, times))
+    found = np.rad2deg([math.atan2(o.camera.cam_from_world[0, 2], o.camera.cam_from_world[2, 2]) for o in out])
+    assert np.std(np.diff(found, 2)) < 0.7 * np.std(np.diff(yaw, 2))
+    assert 0.67 < min(covered(o.geometry, o.camera) for o in out) < 0.73
 
 
 def test_near_things_do_not_move_far_against_far_ones() -> None:
@@ -433,11 +445,10 @@ def test_the_limit_does_not_begin_with_a_jolt() -> None:
 
 def test_own_share_of_known_cameras() -> None:
     """Turned by half the field of view, half is left; moved by a quarter picture at its distance, three quarters."""
-    from vs3r.smooth import _Path
-
     K = np.array([[500.0, 0, 320], [0, 500, 180], [0, 0, 1]])
     half_deg = math.degrees(math.atan(320 / 500))
     aside = [np.eye(4), camera(turn(half_deg), np.zeros(3)), camera(turn(0), np.array([640 / 4 * 2 / 500, 0, 0]))]
     real = [replace(geometries(np.eye(4)[None], uniform(1))[0], K=K) for _ in aside]
     virtual = _Path.of([replace(r, cam_from_world=T) for r, T in zip(real, aside, strict=True)])
-    np.testing.assert_allclose(own_share(real, virtual, (640, 360)), [1, 0.5, 0.75], atol=0.08)
+    lost = _Limits(real, (640, 360), min_own_share=0.0).used(virtual)[:, 1]
+    np.testing.assert_allclose(1 - lost, [1, 0.5, 0.75], atol=0.02)

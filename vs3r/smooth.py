@@ -32,9 +32,15 @@ SLOPE_NOISE = 0.3
 # A plan this many reaches ahead no longer changes with what comes after it.
 SETTLED_REACHES = 12
 TRACK_CHUNK_FRAMES = 64
-# Where the virtual camera would leave the real one too far behind, nearness counts so many times more, again and again.
-LIMIT_FACTOR = 4.0
+# Where the virtual camera passes a limit, nearness counts so many times more, and more the further it does; where there
+# is room again it counts less, by this power of what is used of the limit. So the path comes to lie on its limits.
+LIMIT_FACTOR = 2.0
+LIMIT_RELAX = 0.35
+ON_LIMIT = 0.9
 LIMIT_ROUNDS = 16
+MAX_NEARNESS = 1e9
+# What a picture covers of another is counted on so many cells each way.
+SHARE_CELLS = 12
 # How far near things may be moved against far ones, in units of the picture's longer side: a wrong depth bends them as
 # they move.
 MAX_PARALLAX = 0.03
@@ -107,34 +113,36 @@ def reach_s(smoothness: float) -> float:
     return REACH_AT_FULL_S * smoothness**2
 
 
-def _least_acceleration(
-    times: DoubleArray, values: DoubleArray, *, reach: float, nearness: DoubleArray, known: int
-) -> DoubleArray:
-    """The rest of a path that begins with `known` given values: near the values wanted, with little acceleration.
+class _LeastAcceleration:
+    """Paths that begin with `known` given values and go on near the values wanted, with little acceleration.
 
     Minimises the integral of nearness * |z - values|^2 + reach^4 * |z''|^2 (Whittaker 1923). A line costs nothing.
-
-    Args:
-        times: (T,) seconds, increasing.
-        values: (T, C), of which the first `known` are given and the others are wanted.
-        reach: seconds, > 0; a path that swings with a period of 2 pi reach is halved.
-        nearness: (T - known,) weights of the wanted.
-    Returns:
-        (T - known, C).
     """
-    width = np.gradient(times) if len(times) > 1 else np.ones(1)
-    wanted = nearness * width[known:]
-    normal = np.diag(wanted)
-    right = wanted[:, None] * values[known:]
-    if len(times) > 2:
-        before, after = np.diff(times)[:-1, None], np.diff(times)[1:, None]
-        step = np.eye(len(times))
-        second = 2 * ((step[2:] - step[1:-1]) / after - (step[1:-1] - step[:-2]) / before) / (before + after)
-        second *= np.sqrt(0.5 * (before + after)) * reach**2
-        free = second[:, known:]
-        normal += free.T @ free
-        right -= free.T @ (second[:, :known] @ values[:known])
-    return np.asarray(np.linalg.solve(normal, right))
+
+    def __init__(self, times: DoubleArray, *, reach: float, known: int) -> None:
+        """times: (T,) seconds, increasing. reach: seconds, > 0; a swing with a period of 2 pi reach is halved."""
+        self._known = known
+        self._width = (np.gradient(times) if len(times) > 1 else np.ones(1))[known:]
+        bending = np.zeros((0, len(times)))
+        if len(times) > 2:
+            before, after = np.diff(times)[:-1, None], np.diff(times)[1:, None]
+            step = np.eye(len(times))
+            bending = 2 * ((step[2:] - step[1:-1]) / after - (step[1:-1] - step[:-2]) / before) / (before + after)
+            bending *= np.sqrt(0.5 * (before + after)) * reach**2
+        self._stiffness = bending[:, known:].T @ bending
+
+    def path(self, values: DoubleArray, nearness: DoubleArray) -> DoubleArray:
+        """The rest of the path.
+
+        Args:
+            values: (T, C), of which the first `known` are given and the others are wanted.
+            nearness: (T - known,) weights of the wanted.
+        Returns:
+            (T - known, C).
+        """
+        known, wanted = self._known, nearness * self._width
+        right = wanted[:, None] * values[known:] - self._stiffness[:, :known] @ values[:known]
+        return np.asarray(np.linalg.solve(self._stiffness[:, known:] + np.diag(wanted), right))
 
 
 def _line(times: DoubleArray, values: DoubleArray, at: DoubleArray, sigma: float) -> DoubleArray:
@@ -178,33 +186,46 @@ def _inv_depths(frames: list[FrameGeometry]) -> DoubleArray:
     return np.stack([g.inv_depth for g in frames]).reshape(len(frames), -1).astype(np.float64)
 
 
-def own_share(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) -> DoubleArray:
-    """(T,) share of each virtual picture that its own frame covers, taking the scene as one distance."""
-    width, height = size
-    u, v = np.meshgrid((np.arange(24) + 0.5) / 24 * width, (np.arange(24) + 0.5) / 24 * height)
-    pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
-    K = np.stack([g.K for g in real])
-    virtual_K = K.copy()
-    scale = np.exp(virtual.log_focal) / K[:, 0, 0]
-    virtual_K[:, 0, 0] *= scale
-    virtual_K[:, 1, 1] *= scale
-    real_from_virtual = np.stack([g.cam_from_world for g in real]) @ np.linalg.inv(virtual.cam_from_world())
-    inv_depth = np.median(_inv_depths(real), axis=1)
-    ray = np.linalg.inv(virtual_K) @ pixels
-    seen = K @ (real_from_virtual[:, :3, :3] @ ray + inv_depth[:, None, None] * real_from_virtual[:, :3, 3:])
-    x, y = seen[:, 0] / seen[:, 2], seen[:, 1] / seen[:, 2]
-    inside = (seen[:, 2] > 0) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
-    return np.asarray(inside.mean(1), dtype=np.float64)
+class _Limits:
+    """How far virtual cameras may stand off the real ones."""
 
+    def __init__(self, real: list[FrameGeometry], size: tuple[int, int], min_own_share: float) -> None:
+        self._size, self._min_own_share = size, min_own_share
+        self._K = np.stack([g.K for g in real])
+        self._cam_from_world = np.stack([g.cam_from_world for g in real])
+        self._far, self._middle, self._near = np.percentile(_inv_depths(real), (10, 50, 90), axis=1)
 
-def parallax(real: list[FrameGeometry], virtual: _Path, size: tuple[int, int]) -> DoubleArray:
-    """(T,) how far near things are moved against far ones, in units of the picture's longer side."""
-    virtual_from_real = virtual.cam_from_world() @ np.linalg.inv(np.stack([g.cam_from_world for g in real]))
-    x, y, z = virtual_from_real[:, :3, 3].T
-    far, near = np.percentile(_inv_depths(real), (10, 90), axis=1)
-    focal = np.array([g.K[0, 0] for g in real]) / max(size)
-    # A step ahead moves what lies a quarter of the picture off its middle by a quarter of the share of its depth.
-    return np.asarray((focal * np.hypot(x, y) + 0.25 * np.abs(z)) * (near - far))
+    def used(self, virtual: _Path) -> DoubleArray:
+        """(T, 2) what is used of the limits, 1 where a camera stands on one: of places, and of turns."""
+        virtual_from_world = virtual.cam_from_world()
+        lost = (1 - self._own_share(virtual, virtual_from_world)) / max(1 - self._min_own_share, 1e-3)
+        return np.column_stack([np.maximum(lost, self._parallax(virtual_from_world) / MAX_PARALLAX), lost])
+
+    def _own_share(self, virtual: _Path, virtual_from_world: DoubleArray) -> DoubleArray:
+        """(T,) share of each virtual picture that its own frame covers, taking the scene as one distance."""
+        width, height = self._size
+        middles = (np.arange(SHARE_CELLS) + 0.5) / SHARE_CELLS
+        u, v = np.meshgrid(middles * width, middles * height)
+        pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+        virtual_K = self._K.copy()
+        virtual_K[:, :2, :2] *= (np.exp(virtual.log_focal) / self._K[:, 0, 0])[:, None, None]
+        real_from_virtual = self._cam_from_world @ np.linalg.inv(virtual_from_world)
+        ray = np.linalg.inv(virtual_K) @ pixels
+        moved = self._middle[:, None, None] * real_from_virtual[:, :3, 3:]
+        x, y, z = np.moveaxis(self._K @ (real_from_virtual[:, :3, :3] @ ray + moved), 1, 0)
+        z = np.maximum(z, 1e-9)
+        # How far within the borders, in cells of the grid: a cell on a border counts in part.
+        x, y = x / (z * width) * SHARE_CELLS, y / (z * height) * SHARE_CELLS
+        within = np.minimum(np.minimum(x, SHARE_CELLS - x), np.minimum(y, SHARE_CELLS - y))
+        return np.asarray(np.clip(within + 0.5, 0, 1).mean(1), dtype=np.float64)
+
+    def _parallax(self, virtual_from_world: DoubleArray) -> DoubleArray:
+        """(T,) how far near things are moved against far ones, in units of the picture's longer side."""
+        virtual_from_real = virtual_from_world @ np.linalg.inv(self._cam_from_world)
+        x, y, z = virtual_from_real[:, :3, 3].T
+        focal = self._K[:, 0, 0] / max(self._size)
+        # A step ahead moves what lies a quarter of the picture off its middle by a quarter of the share of its depth.
+        return np.asarray((focal * np.hypot(x, y) + 0.25 * np.abs(z)) * (self._near - self._far))
 
 
 class _Planner:
@@ -235,20 +256,18 @@ class _Planner:
         wanted, times, known = real.values(), np.append(self._times, real.pts_s), len(self._times)
         if known and wanted[0, 3:7] @ self._values[-1, 3:7] < 0:
             wanted[:, 3:7] *= -1
-        zoom = _least_acceleration(
-            times,
-            np.concatenate([self._zoom, wanted[:, 7:]]),
-            reach=ZOOM_REACH * self._reach,
-            nearness=np.ones(len(frames)),
-            known=known,
+        zoom = _LeastAcceleration(times, reach=ZOOM_REACH * self._reach, known=known).path(
+            np.concatenate([self._zoom, wanted[:, 7:]]), np.ones(len(frames))
         )
+        calmest = _LeastAcceleration(times, reach=self._reach, known=known)
         values = np.concatenate([self._values, wanted])
+        limits = _Limits(frames, self._size, self._min_own_share)
         # Of places, and of turns and focal lengths.
         nearness = np.concatenate([self._nearness, np.ones((len(frames), 2))])[: len(frames)]
         for _ in range(LIMIT_ROUNDS):
             calm = np.concatenate(
                 [
-                    _least_acceleration(times, part, reach=self._reach, nearness=weight, known=known)
+                    calmest.path(part, weight)
                     for part, weight in zip((values[:, :3], values[:, 3:]), nearness.T, strict=True)
                 ],
                 axis=1,
@@ -257,12 +276,11 @@ class _Planner:
             zooming = zoom[:, 0] - calm[:, 7]
             focal = calm[:, 7] + zooming**3 / (zooming**2 + ZOOM**2)
             planned = _Path.from_values(real.pts_s, np.column_stack([calm[:, :7], focal]))
-            far = own_share(frames, planned, self._size) < self._min_own_share
-            aside = parallax(frames, planned, self._size) > MAX_PARALLAX
-            if not (far | aside).any():
+            used = limits.used(planned)
+            if (used <= 1).all() and (used[nearness > 1] > ON_LIMIT).all():
                 break
-            nearness[far] *= LIMIT_FACTOR
-            nearness[aside & ~far, 0] *= LIMIT_FACTOR
+            more = np.where(used > 1, LIMIT_FACTOR * np.minimum(used, 10) ** 2, used**LIMIT_RELAX)
+            nearness = np.clip(nearness * more, 1, MAX_NEARNESS)
         self._times = np.append(self._times, real.pts_s[:count])[-2:]
         self._values = np.concatenate([self._values, calm[:count]])[-2:]
         self._zoom = np.concatenate([self._zoom, zoom[:count]])[-2:]
