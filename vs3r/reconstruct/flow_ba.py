@@ -310,6 +310,8 @@ class FlowBundleAdjustment:
             log.debug("outlier share zooming %.3f", left_zooming)
             if left_zooming < (1 - (ZOOM_GOES_ON_GAIN if zoomed else ZOOM_GAIN)) * left:
                 state, left, self._zooms = zooming, left_zooming, True
+                problem = replace(problem, zooms=True)
+        state, left = self._finished(state, problem, fresh)
         if left >= enough:
             return None
         return state if was_moving else self._rescaled(state, known)
@@ -318,6 +320,11 @@ class FlowBundleAdjustment:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
         for width, iterations in ((4.0, 6), (1.5, 8)):
             state = self._adjusted(state, problem, width, iterations)
+        return state, self._left(state, problem, fresh)
+
+    def _finished(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
+        """Refined further, with turns within frames where they pay. Whether the lens zooms is known by now: as a line
+        moves further the lower it is, a turn within the frame looks like half of a zoom."""
         waves = False
         if self._readout_given != 0:
             turned = find_wobble(state, problem, self._shutter)
