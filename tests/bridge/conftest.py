@@ -70,7 +70,8 @@ def make_clip(path: Path, *, rate: int = 25, seed: int = 1, form: Form | None = 
     rng = np.random.default_rng(seed)
     texture = cv2.resize(rng.integers(0, 255, (40, 60, 3), np.uint8), (2 * WIDTH, 2 * HEIGHT))
     with av.open(str(path), "w") as out:
-        options = {"crf": "10"} | ({"x264-params": "tff=1"} if form.is_interlaced else {})
+        # Not "crf": with its macroblock trees x264 writes pictures as small as these differently from run to run.
+        options = {"qp": "10"} | ({"x264-params": "tff=1"} if form.is_interlaced else {})
         video = out.add_stream("libx264", rate=rate, options=options)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, form.pix_fmt
         video.codec_context.sample_aspect_ratio = form.pixel_aspect
