@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -70,7 +71,8 @@ def make_clip(path: Path, *, rate: int = 25, seed: int = 1, form: Form | None = 
     rng = np.random.default_rng(seed)
     texture = cv2.resize(rng.integers(0, 255, (40, 60, 3), np.uint8), (2 * WIDTH, 2 * HEIGHT))
     with av.open(str(path), "w") as out:
-        options = {"crf": "10"} | ({"x264-params": "tff=1"} if form.is_interlaced else {})
+        # Not "crf": with its macroblock trees x264 writes pictures as small as these differently from run to run.
+        options = {"qp": "10"} | ({"x264-params": "tff=1"} if form.is_interlaced else {})
         video = out.add_stream("libx264", rate=rate, options=options)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, form.pix_fmt
         video.codec_context.sample_aspect_ratio = form.pixel_aspect
@@ -116,12 +118,45 @@ class Host:
         assert found is not None
         return tuple(map(int, found.groups()))
 
-    def render(self, *arguments: str, real_time: int = -1, environment: dict[str, str] | None = None) -> Pictures:
+    def render(
+        self,
+        *arguments: str,
+        real_time: int = -1,
+        pix_fmt: str = "yuv420p",
+        image_format: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Pictures:
         """Luma of what melt renders without loss."""
-        out = self.folder / "out.mkv"
-        consumer = ("-consumer", f"avformat:{out}", "vcodec=ffv1", "an=1", f"real_time={real_time}")
-        self.run(*arguments, *consumer, environment=environment)
-        return luma(out)
+        pipe = self.folder / "out.mkv"
+        if not pipe.exists():
+            os.mkfifo(pipe)
+        consumer = [f"avformat:{pipe}", "vcodec=ffv1", f"pix_fmt={pix_fmt}", "an=1", f"real_time={real_time}"]
+        consumer += [f"mlt_image_format={image_format}"] if image_format else []
+        command = ["melt", *arguments, "-consumer", *consumer, "terminate_on_pause=1"]
+        # MLT starts the consumer's thread before it notes that it runs. A thread that is quicker than that stops at
+        # once: the file stays empty, and melt may hang. So it is held at a pipe until melt says, at a terminal, that it
+        # has come further.
+        ours, terminal = os.openpty()
+        with subprocess.Popen(
+            command,
+            env=self.environment | (environment or {}),
+            stdin=terminal,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as melt:
+            assert melt.stderr is not None
+            next((line for line in melt.stderr if line.startswith(b"+--")), None)
+            # Open on this side too until melt ends: where melt never writes, the end is seen.
+            held = os.open(pipe, os.O_RDWR)
+            ending = threading.Thread(target=_end, args=(melt, held))
+            ending.start()
+            try:
+                return luma(pipe, pix_fmt)
+            finally:
+                ending.join()
+                os.close(ours)
+                os.close(terminal)
+                assert melt.returncode == 0
 
     def analyse(self, clip: Path, environment: dict[str, str] | None = None) -> str:
         """What an editor's analysis job does; returns the XML that it leaves."""
@@ -129,6 +164,15 @@ class Host:
         job = (str(clip), "-attach", "vs3r", "analyze=1", "-consumer", f"xml:{out}", "all=1", "real_time=-1")
         self.run(*job, environment=environment)
         return out.read_text()
+
+
+def _end(melt: subprocess.Popen[bytes], held: int) -> None:
+    """Wait for melt; then close what is held."""
+    try:
+        melt.communicate(timeout=200)
+    finally:
+        melt.kill()
+        os.close(held)
 
 
 def engines(folder: Path) -> list[int]:
