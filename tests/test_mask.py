@@ -22,6 +22,7 @@ OBJECT = (slice(12, 30), slice(25, 41))
 # 0.055.
 IOU = 0.95
 STILL = 0.1
+BLANK = 0.35  # worst seen: 0.20; 0.63 where being as good as a still world is enough
 
 
 def intrinsics(cell_px: tuple[float, float] = CELL_PX) -> DoubleArray:
@@ -170,6 +171,20 @@ def test_a_wrong_camera_is_seen() -> None:
     right = others([exact_flow(1, np.zeros(3))], [1.0], gaps=[1])
     assert mask([replace(right[0], dst_from_src=np.eye(4))]).mean() > 0.8
     assert mask(right).max() < STILL
+
+
+def test_flow_that_fits_the_noise_of_a_blank_wall_is_not_motion() -> None:
+    """The pictures show nothing, and flow drifts."""
+    rng = np.random.default_rng(3)
+
+    def blank() -> npt.NDArray[np.uint8]:
+        size = round(ROWS * CELL_PX[1]), round(COLS * CELL_PX[0])
+        return np.asarray(np.rint(180 + rng.normal(size=size)), dtype=np.uint8)
+
+    found = others([exact_flow(gap, np.zeros(3)) + np.float32(3) for gap in GAPS], [1.0] * len(GAPS))
+    found = [replace(other, picture=blank()) for other in found]
+    moves = dynamic_probability(wall(), blank(), found, K=intrinsics(), cell_px=CELL_PX)
+    assert np.quantile(moves, 0.97) < BLANK
 
 
 def test_flow_that_is_not_trusted_says_nothing() -> None:

@@ -23,8 +23,8 @@ SUSPECT = 0.1
 # Patches of 4x4 samples, 2 px apart, are compared.
 _STEPS = np.arange(-3, 4, 2).astype(np.float32)
 PATCH_X, PATCH_Y = np.tile(_STEPS, 4), np.repeat(_STEPS, 4)
-# By so many grey levels the flow explains a patch clearly better than a still world does, or worse.
-CLEAR_GREY = 0.25
+# By so many grey levels on average the flow must explain a patch better than a still world does, for it fits noise too.
+BETTER_GREY = 0.5
 # cv2.remap takes no more rows.
 MOST_PATCHES = 1 << 14
 
@@ -84,7 +84,7 @@ def dynamic_probability(
         at = np.asarray((np.argwhere(active)[:, ::-1] + 0.5) * cell_px, dtype=np.float32)
         flow = np.stack([o.flow for o in others])[:, active]
         by_flow, by_still = differences(picture, others, at, np.stack([flow, flow + off[:, active]]))
-        vote[:, active] /= 1 + np.exp(np.clip((by_flow - by_still) / CLEAR_GREY, -50, 50))
+        vote[:, active] /= 1 + np.exp(np.clip((by_flow + BETTER_GREY - by_still) / (BETTER_GREY / 2), -50, 50))
     return _mean_vote(vote, trust)
 
 
