@@ -42,7 +42,7 @@ ROTATION_BARS = {"rotation": (0.05, 0.1), "walking": (0.05, 0.1), "running": (0.
 """Largest RMS error of the rotation between frames in degrees: focal length given, estimated."""
 SHAKE_BAR = 0.5
 """Largest shake left, as a share of what vid.stab leaves."""
-IOU_BAR = 0.5
+IOU_BAR = 0.6
 STILL_BAR_PX = 0.05
 _CRF = 12
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from vs3r.config import Config
 from vs3r.flow import analysis_picture, analysis_size, make_flow
 from vs3r.geometry import rigid_inverse
-from vs3r.mask import dynamic_probability
+from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, chosen_device, eager
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
@@ -75,6 +75,8 @@ class ObservedFrame:
     """Time in seconds."""
     exposed_s: float
     """When the picture was taken: the time of the first frame that shows it."""
+    picture: npt.NDArray[np.uint8]
+    """(H, W) what analysis sees of it."""
     found: list[Observation]
     """Flow between it and earlier frames."""
     agreement: float
@@ -139,6 +141,7 @@ class FlowBundleAdjustment:
     def _start_segment(self) -> None:
         self._last_agreement = 1.0
         self._observed: list[Observation] = []
+        self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
         self._pending: list[ObservedFrame] = []
         self._solved: list[_Solved] = []
         self._zooms = False
@@ -157,6 +160,7 @@ class FlowBundleAdjustment:
             index=index,
             pts_s=frame.pts_s,
             exposed_s=self._exposed_s,
+            picture=picture,
             found=found,
             agreement=agreement(steps) if steps else 1.0,
             change=_histogram_change(before, picture) if before is not None else 0.0,
@@ -176,6 +180,7 @@ class FlowBundleAdjustment:
                 self._segment_first = observed.index
                 self._start_segment()
         self._observed += [o for o in observed.found if min(o.src, o.dst) >= self._segment_first]
+        self._pictures[observed.index] = observed.picture
         self._pending.append(observed)
         # The first block of a segment has no solved frames to lean on and takes twice as many.
         ready = BLOCK if self._solved else 2 * BLOCK
@@ -219,6 +224,7 @@ class FlowBundleAdjustment:
         self._pending = self._pending[ready:]
         keep = base + known + ready - BLOCK
         self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
+        self._pictures = {i: picture for i, picture in self._pictures.items() if i >= keep}
         return out
 
     def _fresh_observations(self, base: int) -> list[Observation]:
@@ -461,16 +467,19 @@ class FlowBundleAdjustment:
             return np.array([[f / cell[0], 0, fine[0] / 2], [0, f / cell[1], fine[1] / 2], [0, 0, 1]])
 
         pose = state.cam_from_world
-        return dynamic_probability(
-            fine_depth,
-            list(flows),
-            [o.fine_weight for o in found],
-            [abs(o.dst - index) for o in found],
-            np.stack([intrinsics(index)] * len(found)),
-            np.stack([intrinsics(o.dst) for o in found]),
-            np.stack([(pose[o.dst - base] @ rigid_inverse(pose[index - base])).numpy() for o in found]),
-            cell,
-        )
+        others = [
+            OtherFrame(
+                gap=abs(o.dst - index),
+                picture=self._pictures[o.dst],
+                flow=o.fine_flow,
+                rectified=flow,
+                weight=o.fine_weight,
+                K=intrinsics(o.dst),
+                dst_from_src=(pose[o.dst - base] @ rigid_inverse(pose[index - base])).numpy(),
+            )
+            for o, flow in zip(found, flows, strict=True)
+        ]
+        return dynamic_probability(fine_depth, self._pictures[index], others, K=intrinsics(index), cell_px=cell)
 
 
 def _outlier_share(state: State, problem: Problem) -> float:
