@@ -28,8 +28,8 @@ from vs3r.networks import Prepare, chosen_device, eager
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
 from vs3r.reconstruct.readout import ReadoutBelief
-from vs3r.reconstruct.rolling import Shutter, rectify
-from vs3r.reconstruct.wobble import find_wobble
+from vs3r.reconstruct.rolling import REACH, Shutter, rectify
+from vs3r.reconstruct.wobble import find_wobble, turn_ends
 from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, read_axis
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,8 @@ class FlowBundleAdjustment:
 
     def _solve(self, ready: int) -> list[FrameGeometry]:
         """Adjust the pending frames and make the geometry of the first `ready` of them final."""
-        old = self._solved[-BLOCK:]
+        # Beyond those that edges reach, frames that tell how the camera moves within the first of them.
+        old = self._solved[-BLOCK - REACH :]
         base = self._pending[0].index - len(old)
         found = self._fresh_observations(base)
         edges = self._edges(found, base) if found else None
@@ -274,8 +275,9 @@ class FlowBundleAdjustment:
         """The camera that only turns, and the read-out."""
         problem = self._problem(edges, known, rotation_only=True)
         for width in (3.0, 1.0):
-            state = self._adjusted(state, problem, width, 6)
-        return state
+            state = self._adjusted(state, problem, width, 3)
+            state = turn_ends(state, problem, self._shutter)
+        return self._adjusted(state, problem, 1.0, 6)
 
     def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
         """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
@@ -313,6 +315,7 @@ class FlowBundleAdjustment:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
         for width, iterations in ((4.0, 6), (1.5, 8)):
             state = self._adjusted(state, problem, width, iterations)
+            state = turn_ends(state, problem, self._shutter)
         waves = False
         if not self._global_shutter:
             turned = find_wobble(state, problem, self._shutter)
@@ -359,7 +362,10 @@ class FlowBundleAdjustment:
         # A lens that zooms while it turns is what walking ahead looks like: begin without.
         log_focal = turning.log_focal.clone()
         log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
-        turning = replace(turning, log_focal=log_focal)
+        # And what parallax made of the newest frames.
+        wobble = turning.wobble.clone()
+        wobble[known:] = 0
+        turning = replace(turning, log_focal=log_focal, wobble=wobble)
         base = self._pending[0].index - known
         numbers = list(range(base, base + len(log_focal)))
         believed = self._believe(turning, numbers, problem.first_free_pose - 1) if self._believe else None
@@ -389,7 +395,7 @@ class FlowBundleAdjustment:
         for width in (12.0, 4.0):
             seen = rectify(problem.edges, state, self._shutter)
             state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
-        return state
+        return turn_ends(state, problem, self._shutter)
 
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
