@@ -31,14 +31,14 @@ def moved_by(coefficients: Tensor, t: Tensor) -> Tensor:
     return rigid(so3_exp(c[3:]), c[:3])
 
 
-@pytest.mark.parametrize(("hz", "worst_px"), [(2.0, 1e-3), (4.0, 0.01), (8.0, 0.6)])
+@pytest.mark.parametrize(("hz", "worst_px"), [(2.0, 1e-4), (4.0, 0.002), (8.0, 0.3)])
 def test_motion_within_a_frame(hz: float, worst_px: float) -> None:
-    """Half an interval to either side, in pixels at a focal length of 380 px; worst seen 4e-5, 0.004, 0.35."""
+    """Half an interval to either side, in pixels at a focal length of 380 px; worst seen 2e-6, 6e-4, 0.17."""
     pts = torch.arange(16).double() / FPS
     poses = camera_at(pts, hz=hz)
     motion = Shutter(pts.tolist(), HEIGHT).motion(poses)
     errors = []
-    for i in range(3, 13):
+    for i in range(4, 12):
         for late in (-0.5, -0.25, 0.25, 0.5):
             t = torch.tensor(late / FPS, dtype=torch.float64)
             true = camera_at(pts[i] + t, hz=hz) @ rigid_inverse(poses[i])

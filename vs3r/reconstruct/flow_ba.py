@@ -27,8 +27,9 @@ from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, chosen_device, eager
 from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement, sample
-from vs3r.reconstruct.rolling import Shutter, rectify
-from vs3r.reconstruct.wobble import find_wobble
+from vs3r.reconstruct.readout import ReadoutBelief
+from vs3r.reconstruct.rolling import REACH, Shutter, rectify
+from vs3r.reconstruct.wobble import find_wobble, turn_ends
 from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, read_axis
 
 log = logging.getLogger(__name__)
@@ -49,13 +50,6 @@ REPEAT_PX = 0.05
 ZOOM_ABOVE = 0.05
 ZOOM_GAIN = 0.3
 ZOOM_GOES_ON_GAIN = 0.05
-# How much the observations say of the read-out: the sum of squares in px^2 by which a read-out of one interval between
-# frames would move them. That there is none is believed as if this much said so: a car that drives steadily gives
-# 1,300 in 5 s, and the errors of its lens look like a read-out; a hand gives 5,000 to 100,000 in half a second.
-READOUT_PRIOR_PX2 = 8e2
-# From here on it is settled; a cut takes it back to this, for it may have been to another camera.
-READOUT_SETTLED_PX2 = 1e5
-READOUT_AFTER_CUT_PX2 = 1e4
 # Of inverse depths that are believed beforehand, relative.
 BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
@@ -122,7 +116,8 @@ class FlowBundleAdjustment:
         angle = math.radians(hfov if hfov is not None else DEFAULT_HFOV_DEG)
         self._log_focal = math.log(0.5 * long_side / math.tan(angle / 2))
         ms = config.reconstruct.readout_ms
-        self._readout_given = None if ms is None else ms / 1000
+        self._global_shutter = ms == 0
+        self._readout = ReadoutBelief(None if ms is None else ms / 1000)
         centre = np.array(self._size, dtype=np.float32) / 2
         self._points = torch.from_numpy((self._grid.centres(fine=False) - centre).reshape(-1, 2))
         self._seen = 0
@@ -134,8 +129,7 @@ class FlowBundleAdjustment:
         """See Reconstructor."""
         self._first: int | None = None
         self._segment = 0
-        self._readout = 0.0 if self._readout_given is None else self._readout_given
-        self._readout_px2 = READOUT_PRIOR_PX2
+        self._readout.reset()
         self._start_segment()
 
     def _start_segment(self) -> None:
@@ -145,7 +139,7 @@ class FlowBundleAdjustment:
         self._pending: list[ObservedFrame] = []
         self._solved: list[_Solved] = []
         self._zooms = False
-        self._readout_px2 = min(self._readout_px2, READOUT_AFTER_CUT_PX2)
+        self._readout.cut()
 
     def observe(self, frame: Frame, /) -> ObservedFrame:
         """See Reconstructor."""
@@ -197,7 +191,8 @@ class FlowBundleAdjustment:
 
     def _solve(self, ready: int) -> list[FrameGeometry]:
         """Adjust the pending frames and make the geometry of the first `ready` of them final."""
-        old = self._solved[-BLOCK:]
+        # Beyond those that edges reach, frames that tell how the camera moves within the first of them.
+        old = self._solved[-BLOCK - REACH :]
         base = self._pending[0].index - len(old)
         found = self._fresh_observations(base)
         edges = self._edges(found, base) if found else None
@@ -211,8 +206,9 @@ class FlowBundleAdjustment:
         solved = self._moving(start, edges, old) if edges is not None else None
         # A camera that only turns stays where the last frame stood: no adjustment of rotations alone moves a centre.
         flat, state = solved is None, solved or start
-        self._readout, self._readout_px2 = float(state.readout), float(state.readout_info) * self._shutter.interval_s**2
-        log.debug("readout %.3f frames, info %.1f", self._readout / self._shutter.interval_s, self._readout_px2)
+        interval_s = self._shutter.interval_s
+        self._readout.learn(state, interval_s)
+        log.debug("readout %.3f frames, info %.1f", state.readout / interval_s, state.readout_info * interval_s**2)
         for k, seen in enumerate(self._pending[:ready], known):
             pose, log_focal, inv_depth = state.cam_from_world[k], state.log_focal[k], state.inv_depth[k]
             self._solved.append(_Solved(pose, log_focal, inv_depth, seen.exposed_s, flat, state.wobble[k]))
@@ -255,7 +251,6 @@ class FlowBundleAdjustment:
             log_focal_prior=self._log_focal,
             rotation_only=rotation_only,
             free_focal=not self._focal_known,
-            readout_prior=(self._readout, self._readout_px2 / self._shutter.interval_s**2),
         )
 
     def _predict(self, old: list[_Solved], edges: Edges | None) -> State:
@@ -265,12 +260,14 @@ class FlowBundleAdjustment:
         focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal, dtype=torch.float64)]
         n = len(old) + new
         level = float(old[-1].inv_depth.median()) if old else 1.0
+        readout_s = self._readout.readout_s
+        _, known_of_it = self._readout.prior(readout_s, self._shutter.interval_s)
         state = State(
             cam_from_world=torch.stack((poses + [poses[-1]] * new)[:n]),
             log_focal=torch.stack((focals + [focals[-1]] * new)[:n]),
             inv_depth=torch.stack([s.inv_depth for s in old] + [torch.full((P,), level)] * new),
-            readout=torch.tensor(self._readout, dtype=torch.float64),
-            readout_info=torch.tensor(self._readout_px2 / self._shutter.interval_s**2, dtype=torch.float64),
+            readout=torch.tensor(readout_s, dtype=torch.float64),
+            readout_info=torch.tensor(known_of_it, dtype=torch.float64),
             wobble=torch.stack([s.wobble for s in old] + [torch.zeros(ROW_MOTION_ORDER, 3).double()] * new),
         )
         if edges is None:
@@ -284,9 +281,9 @@ class FlowBundleAdjustment:
         """The camera that only turns, and the read-out."""
         problem = self._problem(edges, known, rotation_only=True)
         for width in (3.0, 1.0):
-            seen = rectify(edges, state, self._shutter, free=self._readout_unsettled)
-            state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=6)
-        return state
+            state = self._adjusted(state, problem, width, 3)
+            state = turn_ends(state, problem, self._shutter)
+        return self._adjusted(state, problem, 1.0, 6)
 
     def _moving(self, turning: State, edges: Edges, old: list[_Solved]) -> State | None:
         """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
@@ -326,13 +323,14 @@ class FlowBundleAdjustment:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
         for width, iterations in ((4.0, 6), (1.5, 8)):
             state = self._adjusted(state, problem, width, iterations)
+            state = turn_ends(state, problem, self._shutter)
         return state, self._left(state, problem, fresh)
 
     def _finished(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
         """Refined further, with turns within frames where they pay. Whether the lens zooms is known by now: as a line
         moves further the lower it is, a turn within the frame looks like half of a zoom."""
         waves = False
-        if self._readout_given != 0:
+        if not self._global_shutter:
             turned = find_wobble(state, problem, self._shutter)
             waves = self._left(turned, problem, fresh) < (1 - WAVES_GAIN) * self._left(state, problem, fresh)
         if waves:
@@ -348,16 +346,14 @@ class FlowBundleAdjustment:
         self, state: State, problem: Problem, width_px: float, iterations: int, *, waves: bool = False
     ) -> State:
         # A turn that is found frame by frame would take for itself what tells of the read-out.
-        seen = rectify(problem.edges, state, self._shutter, free=self._readout_unsettled and not waves)
-        return self._adjust(state, replace(problem, edges=seen), width_px=width_px, iterations=iterations)
+        seen = rectify(problem.edges, state, self._shutter, free=self._readout.unsettled and not waves)
+        prior = self._readout.prior(float(state.readout), self._shutter.interval_s)
+        now = replace(problem, edges=seen, readout_prior=prior)
+        return self._adjust(state, now, width_px=width_px, iterations=iterations)
 
     def _left(self, state: State, problem: Problem, fresh: Edges) -> float:
         """What share of the flow of the fresh edges stays unexplained, in [0, 1]."""
         return _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
-
-    @property
-    def _readout_unsettled(self) -> bool:
-        return self._readout_given is None and self._readout_px2 < READOUT_SETTLED_PX2
 
     def _rescaled(self, state: State, known: int) -> State:
         """A walk that begins, in the scale of the frames before it: else what stood still a moment ago leaps."""
@@ -379,7 +375,10 @@ class FlowBundleAdjustment:
         # A lens that zooms while it turns is what walking ahead looks like: begin without.
         log_focal = turning.log_focal.clone()
         log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
-        turning = replace(turning, log_focal=log_focal)
+        # And what parallax made of the newest frames.
+        wobble = turning.wobble.clone()
+        wobble[known:] = 0
+        turning = replace(turning, log_focal=log_focal, wobble=wobble)
         base = self._pending[0].index - known
         numbers = list(range(base, base + len(log_focal)))
         believed = self._believe(turning, numbers, problem.first_free_pose - 1) if self._believe else None
@@ -409,7 +408,7 @@ class FlowBundleAdjustment:
         for width in (12.0, 4.0):
             seen = rectify(problem.edges, state, self._shutter)
             state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
-        return state
+        return turn_ends(state, problem, self._shutter)
 
     def _carried_depth(self, turning: State, old: list[_Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""

@@ -3,7 +3,8 @@
 Lines are rows, or columns where the picture lies on its side (read_axis). A picture's geometry is that of its middle
 line. A line at s of the picture's length from the middle, in [-0.5, 0.5], is read readout * s later; the read-out is
 signed, negative where the last line comes first. How the camera moves meanwhile is the polynomial through its poses at
-the frames around, and beyond that a turn found for each frame by itself (wobble.py). Observations are rectified: moved
+the frames around, and beyond that a turn found for each frame by itself (wobble.py); at the ends, where frames lie to
+one side only, the polynomial is of low order and the turn always found. Observations are rectified: moved
 to where they would have been seen had all lines been exposed with the middle one, so that everything after sees a
 global shutter.
 """
@@ -22,9 +23,20 @@ from vs3r.reconstruct.bundle import Edges, State, inv_depth_at_target
 from vs3r.types import ROW_MOTION_ORDER
 
 # The motion within a frame is the polynomial through the poses of so many frames to each side.
-REACH = ROW_MOTION_ORDER // 2
+REACH = 4
 # Step of the derivative with respect to the read-out, in intervals between frames.
 _DELTA = 0.01
+
+
+def _lowered() -> Tensor:
+    """(6, 8) from the coefficients of t**1 to t**8 to those of the nearest polynomial of order 6 for |t| <= 1/2."""
+    t = torch.linspace(-0.5, 0.5, 33, dtype=torch.float64)[:, None]
+    low, high = t ** torch.arange(1, 1 + ROW_MOTION_ORDER), t ** torch.arange(1, 1 + 2 * REACH)
+    found: Tensor = torch.linalg.lstsq(low, high).solution
+    return found
+
+
+_LOWERED = _lowered()
 
 
 class Shutter:
@@ -46,18 +58,20 @@ class Shutter:
         steps = sorted(b - a for a, b in itertools.pairwise(times))
         self.interval_s = steps[len(steps) // 2] if steps else 1 / 30
         """The usual time between exposures."""
+        powers = torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None]
         # Per frame: its neighbours, itself where it has fewer, and what turns their motions into a polynomial.
         n = len(exposed_s)
-        self._neighbour = torch.arange(n)[:, None].repeat(1, ROW_MOTION_ORDER)
-        self._solve = torch.zeros(n, ROW_MOTION_ORDER, ROW_MOTION_ORDER, dtype=torch.float64)
+        self._neighbour = torch.arange(n)[:, None].repeat(1, 2 * REACH)
+        self._solve = torch.zeros(n, ROW_MOTION_ORDER, 2 * REACH, dtype=torch.float64)
+        self.at_an_end = torch.zeros(n, dtype=torch.bool)
+        """(n,) which frames have fewer neighbours to one side."""
         for i, j in enumerate(shows):
             near = self._neighbours(times, j)
+            self.at_an_end[i] = len(near) < 2 * REACH
             t = torch.tensor([times[k] - times[j] for k in near], dtype=torch.float64) / self.interval_s
-            powers = torch.arange(1, len(near) + 1)
             self._neighbour[i, : len(near)] = torch.tensor([firsts[k] for k in near])
-            self._solve[i, : len(near), : len(near)] = (
-                torch.linalg.inv(t[:, None] ** powers) / self.interval_s ** powers[:, None]
-            )
+            found = _LOWERED[:, : len(near)] @ torch.linalg.inv(t[:, None] ** torch.arange(1, len(near) + 1))
+            self._solve[i, :, : len(near)] = found / self.interval_s**powers
 
     def _neighbours(self, times: Sequence[float], i: int) -> list[int]:
         # A polynomial through points of one side only swings out: near an end, take fewer.

@@ -22,6 +22,11 @@ from vs3r.types import ROW_MOTION_ORDER
 # times the number of residuals that share one error.
 STD_PX = 2.0
 PRIOR_PX2 = 50.0
+# Of a frame at an end of what is seen: how far off an extrapolated motion is with a read-out of one interval between
+# frames, in a polynomial of low order; a global shutter has none.
+END_STD_PX = 1.0
+END_MIN_STD_PX = 0.02
+END_ORDER = 2
 # Width of the Geman-McClure loss.
 WIDTH_PX = 2.0
 # Of the points every so many are enough: a frame has 21 unknowns.
@@ -45,26 +50,45 @@ _TURN_FROM_SHIFT = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1
 def find_wobble(state: State, problem: Problem, shutter: Shutter) -> State:
     """The state with the turns, of whole frames and within them, that leave least of the flow; the rest stays.
 
-    A turn about x or y is taken for a shift of the picture, so that both share one block of the normal equations;
-    linear least squares, weighted by the state's residuals.
-
     Args:
         state: where to start.
         problem: its edges are those observed, not rectified.
         shutter: when the lines of the state's frames are read.
     """
-    n, parts, count = len(state.log_focal), 3, len(_BASIS)
-    normal, right = _normal_equations(state, problem, shutter)
+    everywhere = torch.ones(len(state.log_focal), dtype=torch.bool)
+    return _turned(state, problem, shutter, everywhere, order=ROW_MOTION_ORDER, std_px=STD_PX)
+
+
+def turn_ends(state: State, problem: Problem, shutter: Shutter) -> State:
+    """The same for those frames only whose neighbours to one side are missing: a polynomial through few says little."""
+    std_px = END_STD_PX * abs(float(state.readout)) / shutter.interval_s
+    if std_px < END_MIN_STD_PX:
+        return state
+    edges, ends = problem.edges, shutter.at_an_end
+    problem = replace(problem, edges=edges.select(ends[edges.src] | ends[edges.dst]))
+    return _turned(state, problem, shutter, ends, order=END_ORDER, std_px=std_px)
+
+
+def _turned(state: State, problem: Problem, shutter: Shutter, frames: Tensor, *, order: int, std_px: float) -> State:
+    """Turns of the given frames.
+
+    A turn about x or y is taken for a shift of the picture, so that both share one block of the normal equations;
+    linear least squares, weighted by the state's residuals.
+    """
+    n, parts, count = len(state.log_focal), 3, 1 + order
+    normal, right = _normal_equations(state, problem, shutter, count)
     focal = state.log_focal.exp()[:, None, None]
     shifts = torch.zeros(n, parts, count).double()
-    shifts[:, :, 1:] = _TURN_FROM_SHIFT.T @ torch.linalg.solve(_BASIS[1:, 1:].T, state.wobble * focal).transpose(1, 2)
+    coefficients = torch.linalg.solve(_BASIS[1:, 1:].T, state.wobble * focal)[:, :order]
+    shifts[:, :, 1:] = _TURN_FROM_SHIFT.T @ coefficients.transpose(1, 2)
     known = torch.zeros(n, parts, count).double()
-    known[:, :, 1:] = PRIOR_PX2 / STD_PX**2
+    known[:, :, 1:] = PRIOR_PX2 / std_px**2
     right += (known * shifts).reshape(-1)
     # What no observation tells of, a frame's turn as a whole, stays.
     normal += torch.diag(known.reshape(-1) + 1e-6)
     free = torch.zeros(n, parts, count, dtype=torch.bool)
-    free[problem.first_free_structure :] = True
+    free[frames] = True
+    free[: problem.first_free_structure] = False
     free[: problem.first_free_pose, :, 0] = False
     free = free.reshape(-1)
     step = torch.zeros(n * parts * count).double()
@@ -74,20 +98,20 @@ def find_wobble(state: State, problem: Problem, shutter: Shutter) -> State:
     return replace(
         state,
         cam_from_world=se3_retract(xi, state.cam_from_world),
-        wobble=state.wobble + _BASIS[1:, 1:].T @ turn[:, 1:],
+        wobble=state.wobble + _BASIS[1:count, 1:].T @ turn[:, 1:],
     )
 
 
-def _normal_equations(state: State, problem: Problem, shutter: Shutter) -> tuple[Tensor, Tensor]:
-    """Hessian (21 n, 21 n) and gradient (21 n,) of the coefficients of each frame's shift right and down and roll."""
-    edges, n, count = problem.edges, len(state.log_focal), len(_BASIS)
+def _normal_equations(state: State, problem: Problem, shutter: Shutter, count: int) -> tuple[Tensor, Tensor]:
+    """Hessian (3 count n, 3 count n) and gradient of the coefficients of each frame's shifts and roll."""
+    edges, n = problem.edges, len(state.log_focal)
     residual, ahead = reprojection(state, replace(problem, edges=rectify(edges, state, shutter)))
     _, weight = robust_weight(residual, WIDTH_PX)
     weight, residual = (weight * edges.weight * ahead)[:, ::EVERY], residual[:, :, ::EVERY].transpose(1, 2)
-    basis, radius = _BASIS.T.to(weight.dtype), float(state.log_focal.exp().mean())
+    basis, radius = _BASIS[:count, :count].T.to(weight.dtype), float(state.log_focal.exp().mean())
 
     def design(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(E, P, 7) each: values of the basis at points (E, 2 or 3, P), and how a roll moves them right and down."""
+        """(E, P, count): values of the basis at points (E, 2 or 3, P), and how a roll moves them right and down."""
         x, y = points[:, 0, ::EVERY, None], points[:, 1, ::EVERY, None]
         line = points[:, shutter.axis, ::EVERY] / shutter.length
         values = torch.stack([line**p for p in range(count)], -1) @ basis
