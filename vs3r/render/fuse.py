@@ -75,12 +75,10 @@ class Fusion:
             canvas.add(layer, picture)
 
     def fit(self, layer: Layer) -> Layer:
-        """Shift a layer and change its brightness so that it continues the picture so far, and add it to that."""
+        """Shift a layer and change its brightness so that it continues the picture so far."""
         if min(self._small.shape) >= MIN_SIDE:
             layer = self._shifted(layer, layer.source.small[0])
-        layer = replace(layer, offsets=tuple(self._offset(layer, *pair) for pair in self._per_plane(layer)))
-        self.add(layer)
-        return layer
+        return replace(layer, offsets=tuple(self._offset(layer, *pair) for pair in self._per_plane(layer)))
 
     def _per_plane(self, layer: Layer) -> list[tuple[PlaneView, Canvas, Plane]]:
         """View, canvas and picture at the size of the cells, per plane."""

@@ -156,15 +156,14 @@ class WarpRenderer:
             index, rays, target.cam_from_world, sources, window=self._config.fill_window_frames, worth=worth
         )
         fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
-        layers: list[Layer] = []
+        layers = [base]
         while (number := chooser.best()) is not None:
-            if not layers:
-                fusion.add(base)
+            fusion.add(layers[-1])
             ghost = ghost_share(points, chooser.ghosts(number), self._grid.cell_px, base.opacity.shape)
             layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index), ghost))
             layers.append(layer)
             chooser.filled(self._depth(layer, f32(points[:, 0]), f32(points[:, 1])) > 0)
-        return layers
+        return layers[1:]
 
     def _fill_layer(self, target: Target, source: SourceFrame, distance: int, ghost: FloatArray) -> Layer:
         at = backward_map(target.rays, target.cam_from_world, source.geometry, source.inv_depth, self._size)
