@@ -146,7 +146,7 @@ class Vggt4d:
         return dataclasses.replace(geometry, dynamic=np.maximum(geometry.dynamic, moving))
 
     def _believe(self, turning: State, numbers: list[int], anchor: int) -> tuple[State, float] | None:
-        """See flow_ba.Believe."""
+        """See block.Believe."""
         if any(n not in self._estimates for n in numbers[anchor:]):
             return None
         known = [self._estimates[n] for n in numbers[anchor:]]

@@ -1,0 +1,313 @@
+"""One block of frames: from flow to cameras and depth by bundle adjustment (DESIGN section 4).
+
+First the camera that only turns, then the one that moves as well, where it explains clearly more; then whether the lens
+zooms; then how the camera turns within its frames.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vs3r.config import ReconstructConfig
+from vs3r.geometry import rigid_inverse
+from vs3r.networks import chosen_device
+from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
+from vs3r.reconstruct.observe import Grid, sample
+from vs3r.reconstruct.readout import ReadoutBelief
+from vs3r.reconstruct.rolling import Shutter, rectify
+from vs3r.reconstruct.wobble import find_wobble, turn_ends
+from vs3r.types import ROW_MOTION_ORDER
+
+log = logging.getLogger(__name__)
+
+# A phone's main camera filming video; a wider or longer lens shows itself once the camera turns.
+DEFAULT_HFOV_DEG = 62.0
+INLIER_PX = 1.0
+# Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left;
+# right after a zoom it is always tried, and taken for less.
+ZOOM_ABOVE = 0.05
+ZOOM_GAIN = 0.3
+ZOOM_GOES_ON_GAIN = 0.05
+# Of inverse depths that are believed beforehand, relative.
+BELIEVED_STD = 0.1
+# A camera that begins to move must explain this much more of the flow than one that only turns.
+MIN_GAIN = 0.15
+# Turns within frames must explain this much more: people who move look like them (at most 0.05 in a rendered crowd with
+# a global shutter; 0.08 on a street with a rolling one, 0.1 to 0.28 where the camera vibrates).
+WAVES_GAIN = 0.06
+
+
+@dataclass(slots=True)
+class Solved:
+    """A frame whose geometry is final."""
+
+    cam_from_world: Tensor
+    log_focal: Tensor
+    inv_depth: Tensor
+    exposed_s: float
+    flat: bool
+    wobble: Tensor
+
+
+Believe: TypeAlias = Callable[[State, list[int], int], tuple[State, float] | None]
+"""What else is known of a moving camera. Takes the camera that only turns, the numbers of its frames, and the place of
+the last frame that stays as it is; gives a state that begins there, in the scale of its depth, and the log focal length
+to be expected; or None."""
+
+
+class BlockSolver:
+    """Adjusts blocks of frames, each from where the frames before it stand."""
+
+    def __init__(self, config: ReconstructConfig, size: tuple[int, int], grid: Grid, believe: Believe | None) -> None:
+        """
+        Args:
+            config: what is known of the camera, and where to compute.
+            size: width and height of the analysis picture.
+            grid: its cells.
+            believe: see Believe.
+        """
+        self._size, self._grid, self._believe = size, grid, believe
+        self._adjust = functools.partial(adjust, device=chosen_device(config.adjust_device, "adjust_device"))
+        hfov = config.hfov_deg
+        self._focal_known = hfov is not None
+        long_side = size[0] if hfov is not None else max(size)
+        angle = math.radians(hfov if hfov is not None else DEFAULT_HFOV_DEG)
+        self._log_focal = math.log(0.5 * long_side / math.tan(angle / 2))
+        ms = config.readout_ms
+        self._global_shutter = ms == 0
+        self._readout = ReadoutBelief(None if ms is None else ms / 1000)
+        centre = np.array(size, dtype=np.float32) / 2
+        self._points = torch.from_numpy((grid.centres(fine=False) - centre).reshape(-1, 2))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._readout.reset()
+        self._zooms = False
+
+    def cut(self) -> None:
+        """What follows is another shot."""
+        self._readout.cut()
+        self._zooms = False
+
+    def solve(self, old: list[Solved], edges: Edges | None, shutter: Shutter, *, first: int) -> tuple[State, bool]:
+        """Cameras and depths of a block.
+
+        Args:
+            old: frames before it, which stay as they are.
+            edges: flow between frames, numbered from the first of `old`; None where there is none.
+            shutter: when the lines of all those frames are read.
+            first: number of the first of those frames, for `believe`.
+        Returns:
+            The state of all those frames, and whether the camera only turns.
+        """
+        self._shutter, self._first = shutter, first
+        state = self._predict(old, edges)
+        moving = None
+        if edges is not None:
+            state = self._turning(state, edges, len(old))
+            moving = self._moving(state, edges, old)
+        # A camera that only turns stays where the last frame stood: no adjustment of rotations alone moves a centre.
+        flat, state = moving is None, moving or state
+        self._readout.learn(state, shutter.interval_s)
+        said = state.readout / shutter.interval_s, state.readout_info * shutter.interval_s**2
+        log.debug("readout %.3f frames, info %.1f", *said)
+        return state, flat
+
+    def _problem(self, edges: Edges, known: int, *, rotation_only: bool) -> Problem:
+        return Problem(
+            grid=(self._grid.rows, self._grid.cols),
+            edges=edges,
+            first_free_pose=max(1, known),
+            first_free_structure=known,
+            log_focal_prior=self._log_focal,
+            rotation_only=rotation_only,
+            free_focal=not self._focal_known,
+        )
+
+    def _predict(self, old: list[Solved], edges: Edges | None) -> State:
+        """Where to start: each new frame by a robust rotation from the one before it."""
+        new, P = len(self._shutter.at_an_end) - len(old), len(self._points)
+        poses = [s.cam_from_world for s in old] or [torch.eye(4).double()]
+        focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal, dtype=torch.float64)]
+        n = len(old) + new
+        level = float(old[-1].inv_depth.median()) if old else 1.0
+        readout_s = self._readout.readout_s
+        _, known_of_it = self._readout.prior(readout_s, self._shutter.interval_s)
+        state = State(
+            cam_from_world=torch.stack((poses + [poses[-1]] * new)[:n]),
+            log_focal=torch.stack((focals + [focals[-1]] * new)[:n]),
+            inv_depth=torch.stack([s.inv_depth for s in old] + [torch.full((P,), level)] * new),
+            readout=torch.tensor(readout_s, dtype=torch.float64),
+            readout_info=torch.tensor(known_of_it, dtype=torch.float64),
+            wobble=torch.stack([s.wobble for s in old] + [torch.zeros(ROW_MOTION_ORDER, 3).double()] * new),
+        )
+        if edges is None:
+            return state
+        steps = self._problem(edges.select((edges.src - edges.dst).abs() == 1), len(old), rotation_only=True)
+        for width in (16.0, 4.0, 1.5):
+            state = self._adjust(state, steps, width_px=width, iterations=4)
+        return state
+
+    def _turning(self, state: State, edges: Edges, known: int) -> State:
+        """The camera that only turns, and the read-out."""
+        problem = self._problem(edges, known, rotation_only=True)
+        for width in (3.0, 1.0):
+            state = self._adjusted(state, problem, width, 3)
+            state = turn_ends(state, problem, self._shutter)
+        return self._adjusted(state, problem, 1.0, 6)
+
+    def _moving(self, turning: State, edges: Edges, old: list[Solved]) -> State | None:
+        """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
+        known = len(old)
+        was_moving = bool(old) and not old[-1].flat
+        # Frames without depth of their own know neither where they stood nor where a moving camera sees their points:
+        # after them a walk begins where the last of them is thought to be.
+        flat = torch.tensor([s.flat for s in old] + [False] * (len(turning.log_focal) - known))
+        used = edges.select(~flat[edges.src] & ~flat[edges.dst])
+        fresh = used.select(used.src >= known)
+        if not len(fresh.src):
+            return None
+        flat_problem = self._problem(rectify(fresh, turning, self._shutter), known, rotation_only=True)
+        unexplained = _outlier_share(turning, flat_problem)
+        enough = unexplained if was_moving else (1 - MIN_GAIN) * unexplained - 0.01
+        if enough < 0.01:
+            return None
+        problem = self._problem(used, known, rotation_only=False)
+        if not was_moving:
+            problem = replace(problem, first_free_pose=known + 1)
+        begin, problem = self._begin(turning, problem, old, fresh, unexplained)
+        state, left = self._refined(begin, problem, fresh)
+        log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
+        zoomed, self._zooms = self._zooms, False
+        if problem.free_focal and (zoomed or left > ZOOM_ABOVE):
+            zooming, left_zooming = self._refined(begin, replace(problem, zooms=True), fresh)
+            log.debug("outlier share zooming %.3f", left_zooming)
+            if left_zooming < (1 - (ZOOM_GOES_ON_GAIN if zoomed else ZOOM_GAIN)) * left:
+                state, left, self._zooms = zooming, left_zooming, True
+                problem = replace(problem, zooms=True)
+        state, left = self._finished(state, problem, fresh)
+        if left >= enough:
+            return None
+        return state if was_moving else self._rescaled(state, known)
+
+    def _refined(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
+        """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
+        for width, iterations in ((4.0, 6), (1.5, 8)):
+            state = self._adjusted(state, problem, width, iterations)
+            state = turn_ends(state, problem, self._shutter)
+        return state, self._left(state, problem, fresh)
+
+    def _finished(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
+        """Refined further, with turns within frames where they pay. Whether the lens zooms is known by now: as a line
+        moves further the lower it is, a turn within the frame looks like half of a zoom."""
+        waves = False
+        if not self._global_shutter:
+            turned = find_wobble(state, problem, self._shutter)
+            waves = self._left(turned, problem, fresh) < (1 - WAVES_GAIN) * self._left(state, problem, fresh)
+        if waves:
+            state = self._adjusted(turned, problem, 1.5, 3, waves=True)
+            state = find_wobble(state, problem, self._shutter)
+            # Blurred frames are lost with a narrower loss.
+            state = self._adjusted(state, problem, 1.0, 5, waves=True)
+        else:
+            state = self._adjusted(state, problem, 0.75, 6)
+        return state, self._left(state, problem, fresh)
+
+    def _adjusted(
+        self, state: State, problem: Problem, width_px: float, iterations: int, *, waves: bool = False
+    ) -> State:
+        # A turn that is found frame by frame would take for itself what tells of the read-out.
+        seen = rectify(problem.edges, state, self._shutter, free=self._readout.unsettled and not waves)
+        prior = self._readout.prior(float(state.readout), self._shutter.interval_s)
+        now = replace(problem, edges=seen, readout_prior=prior)
+        return self._adjust(state, now, width_px=width_px, iterations=iterations)
+
+    def _left(self, state: State, problem: Problem, fresh: Edges) -> float:
+        """What share of the flow of the fresh edges stays unexplained, in [0, 1]."""
+        return _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
+
+    def _rescaled(self, state: State, known: int) -> State:
+        """A walk that begins, in the scale of the frames before it: else what stood still a moment ago leaps."""
+        depth = state.inv_depth.clone()
+        level = float(depth[known - 1].median()) if known else 1.0
+        ratio = float(depth[known:].median()) / level
+        depth[known:] /= ratio
+        T = state.cam_from_world.clone()
+        centre = rigid_inverse(T)[:, :3, 3]
+        begin = centre[max(known - 1, 0)]
+        T[known:, :3, 3] = -(T[known:, :3, :3] @ (begin + ratio * (centre[known:] - begin))[..., None]).squeeze(-1)
+        return replace(state, cam_from_world=T, inv_depth=depth)
+
+    def _begin(
+        self, turning: State, problem: Problem, old: list[Solved], fresh: Edges, unexplained: float
+    ) -> tuple[State, Problem]:
+        """Where to start with six degrees of freedom: where believed to be, if that explains more than turning."""
+        known = len(old)
+        # A lens that zooms while it turns is what walking ahead looks like: begin without.
+        log_focal = turning.log_focal.clone()
+        log_focal[known:] = log_focal[known - 1] if known else log_focal.mean()
+        # And what parallax made of the newest frames.
+        wobble = turning.wobble.clone()
+        wobble[known:] = 0
+        turning = replace(turning, log_focal=log_focal, wobble=wobble)
+        numbers = list(range(self._first, self._first + len(log_focal)))
+        believed = self._believe(turning, numbers, problem.first_free_pose - 1) if self._believe else None
+        if believed is not None:
+            state, expected = believed
+            posed = replace(problem, free_depth=False, free_focal=False)
+            for width in (12.0, 4.0):
+                seen = rectify(problem.edges, state, self._shutter)
+                state = self._adjust(state, replace(posed, edges=seen), width_px=width, iterations=8)
+            left = self._left(state, problem, fresh)
+            log.debug("outlier share believed %.3f turning %.3f", left, unexplained)
+            if left < unexplained:
+                problem = replace(problem, inv_depth_std=BELIEVED_STD)
+                return state, problem if self._focal_known else replace(problem, log_focal_prior=expected)
+        return self._begin_moving(turning, problem, old), problem
+
+    def _begin_moving(self, turning: State, problem: Problem, old: list[Solved]) -> State:
+        """Where to start with six degrees of freedom."""
+        state = turning
+        if old and not old[-1].flat:
+            # Poses for the depth that is known, a wide basin first: parallax puts the turning camera far off.
+            state = replace(turning, inv_depth=self._carried_depth(turning, old))
+            problem = replace(problem, free_depth=False, free_focal=False)
+        else:
+            # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
+            problem = replace(problem, free_rotation=False, free_focal=False)
+        for width in (12.0, 4.0):
+            seen = rectify(problem.edges, state, self._shutter)
+            state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
+        return turn_ends(state, problem, self._shutter)
+
+    def _carried_depth(self, turning: State, old: list[Solved]) -> Tensor:
+        """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
+        depth = turning.inv_depth.clone()
+        last = len(old) - 1
+        field = old[-1].inv_depth.reshape(self._grid.rows, self._grid.cols).numpy()
+        size = torch.tensor(self._size)
+        for k in range(len(old), len(depth)):
+            R = (turning.cam_from_world[last, :3, :3] @ turning.cam_from_world[k, :3, :3].T).float()
+            ray = torch.cat([self._points / turning.log_focal[k].exp(), torch.ones(len(depth[k]), 1)], 1).float() @ R.T
+            seen = ray[:, :2] / ray[:, 2:].clamp_min(0.1) * turning.log_focal[last].exp() / size + 0.5
+            at = seen * torch.tensor([self._grid.cols, self._grid.rows])
+            cells = at.numpy().astype(np.float32).reshape(self._grid.rows, self._grid.cols, 2)
+            depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)
+        return depth
+
+
+def _outlier_share(state: State, problem: Problem) -> float:
+    """Weighted share of the flow that the state does not explain, in [0, 1]."""
+    outlier = 1 - 1 / (1 + (reprojection_error(state, problem) / INLIER_PX) ** 2)
+    weight = problem.edges.weight
+    return float((weight * outlier).sum() / weight.sum().clamp_min(1e-9))
