@@ -1,5 +1,6 @@
 // vs3r-bridge ADDRESS: the plugins' gateway to the engine. Requests come and answers go on descriptor 0, a socket;
 // docs/decisions/bridge.md has the few lines that are spoken.
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -185,9 +187,17 @@ private:
     std::vector<std::uint8_t> pixels_; // The last picture, whose memory the next one uses.
 };
 
+// A host that is killed in the midst of an answer wants no more of it; the engine sees the connection close.
+void end_with_host() {
+    pollfd line{STDIN_FILENO, POLLRDHUP, 0};
+    while (poll(&line, 1, -1) < 0) {}
+    std::_Exit(0);
+}
+
 } // namespace
 
 int main(int count, char **arguments) {
+    std::thread(end_with_host).detach();
     Gateway gateway(count > 1 ? arguments[1] : "");
     while (auto fields = request()) {
         try {
