@@ -15,7 +15,20 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.bridge.conftest import BUILD, FRAMES, HEIGHT, LIBRARY, WIDTH, Pictures, engines, make_clip, need, stabilize
+from tests.bridge.conftest import (
+    BUILD,
+    FRAMES,
+    HEIGHT,
+    LIBRARY,
+    VS3R,
+    WIDTH,
+    Pictures,
+    engines,
+    luma,
+    make_clip,
+    need,
+    stabilize,
+)
 from tests.bridge.ofx_host import OK, REPLY_DEFAULT, OfxHost
 from tests.bridge.ofx_things import DEPTHS, Array, Layout, Thing
 from vs3r.config import RenderConfig, SmoothConfig
@@ -281,9 +294,11 @@ def test_what_is_not_analysed_passes_through_and_says_so(host: OfxHost, clip: Pa
     assert "press Analyse" in host.messages[-1]
     host.change(instance, smoothness=0.5)
     assert "press Analyse" in instance.parts["status"].value
-    # A thumbnail never waits.
+    # A thumbnail never waits; the second is Resolve's way to say it.
     host.change(instance, unanalysed=1)
     assert untouched(host.render(instance, 0.0, grey(), OfxImageEffectPropThumbnailRender=[1]), grey())
+    instance.parts["Source"].values["kOfxImageClipPropThumbnail"] = [1]
+    assert untouched(host.render(instance, 0.0, grey()), grey())
 
 
 def test_cancel_and_abort_end_the_analysis_and_the_wait(host: OfxHost, tmp_path: Path) -> None:
@@ -297,6 +312,36 @@ def test_cancel_and_abort_end_the_analysis_and_the_wait(host: OfxHost, tmp_path:
     host.change(instance, unanalysed=1)
     host.render(instance, 0.0, grey())
     assert next(asked, None) is None
+
+
+def test_choices_and_the_engine_s_address_reach_the_engine(
+    host: OfxHost, analysed: Clip, engine_environment: dict[str, str], tmp_path: Path
+) -> None:
+    instance = on_clip(host, analysed.path)
+    camera = next(f for f in fields(RenderConfig) if f.name == "camera").metadata["choices"]
+    host.change(instance, fill=1, camera=camera.index("wide"))
+    wide, options = tmp_path / "wide.mkv", ("--camera", "wide", "--refine", "none", "--codec", "ffv1", "--quiet")
+    subprocess.run([VS3R, "stabilize", analysed.path, wide, *options], check=True, timeout=200)
+    host.change(instance, engine=f"unix:{engine_environment['XDG_RUNTIME_DIR']}/vs3r/engine.sock")
+    found = luma_of(host.render(instance, 9.0, grey()))
+    assert near(found, luma(wide)[9]) and not near(found, analysed.steady[9])
+    host.change(instance, engine=f"unix:{tmp_path}/nobody.sock")
+    assert untouched(host.render(instance, 9.0, grey()), grey())
+    assert f"cannot reach the engine at unix:{tmp_path}/nobody.sock" in host.messages[-1]
+
+
+def test_a_host_that_tells_little_is_enough(library: Path, analysed: Clip) -> None:
+    told = {"RegionOfDefinition", "PixelAspectRatio", "PreMultiplication", "RenderScale", "RenderWindow", "FrameRange"}
+    kinds = ("OfxImageEffectProp", "OfxImageProp")
+    hidden = frozenset(kind + name for kind in kinds for name in told) | {"OfxImageEffectPropSrcFilePath"}
+    host = OfxHost(library, hidden=hidden, hollow=True)
+    instance = on_clip(host, analysed.path, source_file=str(analysed.path))
+    # In the background, as no progress can be shown; a render waits.
+    host.change(instance, analyse=None, unanalysed=1)
+    assert near(luma_of(host.render(instance, 9.0, grey())), analysed.steady[9])
+    assert untouched(host.render(on_clip(host, analysed.path), 9.0, grey()), grey())
+    host.unload()
+    assert host.messages == host.violations == []
 
 
 def test_an_export_waits_where_asked(host: OfxHost, tmp_path: Path) -> None:
