@@ -203,7 +203,10 @@ std::uint64_t Engine::open_file(const ClipRequest &request, const Progress &prog
     pb::AnalyzeResponse response;
     while (call->Read(&response)) {
         if (response.has_progress()) progress(response.progress().frames(), response.progress().total_frames());
-        if (response.has_analysis()) frames = response.analysis().frame_count();
+        if (!response.has_analysis()) continue;
+        frames = response.analysis().frame_count();
+        int rotation_deg = static_cast<int>(response.analysis().rotation_deg() % 360);
+        rotation_deg_ = rotation_deg % 90 == 0 ? rotation_deg : 0;
     }
     grpc::Status status = call->Finish();
     if (!status.ok()) refuse(status);

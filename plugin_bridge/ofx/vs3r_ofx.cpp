@@ -59,8 +59,9 @@ struct Rendering {
     Shape shape() const {
         const RectI &whole = source.whole();
         // The host's own frames are as large as its pictures.
-        double aspect = work.way == Way::file ? source.pixel_aspect() * scale() : 0;
-        return {whole.x2 - whole.x1, whole.y2 - whole.y1, depth_of(output.channel()), aspect};
+        bool is_file = work.way == Way::file;
+        double aspect = is_file ? source.pixel_aspect() * scale() : 0;
+        return {whole.x2 - whole.x1, whole.y2 - whole.y1, depth_of(output.channel()), aspect, is_file};
     }
 
     std::string variant() const {

@@ -22,6 +22,7 @@ from tests.bridge.conftest import (
     LIBRARY,
     VS3R,
     WIDTH,
+    Form,
     Pictures,
     engines,
     luma,
@@ -212,6 +213,20 @@ def test_another_shape_gets_bars_of_the_source(host: OfxHost, analysed: Clip) ->
     # The same shape in pixels twice as wide as high.
     found = host.render(instance, 4.0, tall, Layout(pixel_aspect=2.0))
     assert near(cv2.resize(luma_of(found), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), analysed.steady[4], SCALED)
+
+
+@pytest.mark.parametrize(("turn", "rotation"), [(1, 90), (2, 180), (3, 270)])
+def test_a_turned_clip_stands_upright(host: OfxHost, tmp_path: Path, turn: int, rotation: int) -> None:
+    # What the command line makes of it as it is coded.
+    steady = stabilize(make_clip(tmp_path / "flat.mp4", seed=20), tmp_path / "steady.mkv")[9]
+    instance = on_clip(host, make_clip(tmp_path / "turned.mp4", seed=20, form=Form(rotation_deg=rotation)))
+    host.change(instance, unanalysed=1)
+    upright = np.rot90(steady, turn)
+    found = luma_of(host.render(instance, 9.0, grey(width=upright.shape[1], height=upright.shape[0])))
+    assert near(found, upright) and not near(found, np.rot90(steady, turn + 2))
+    # In a timeline of another shape: bars.
+    tall = grey(height=2 * upright.shape[0], width=upright.shape[1])
+    assert near(luma_of(host.render(instance, 9.0, tall))[upright.shape[0] // 2 :][: upright.shape[0]], upright)
 
 
 def test_only_the_window_is_drawn(host: OfxHost, analysed: Clip) -> None:
