@@ -147,6 +147,8 @@ def test_without_an_engine_the_source_passes_and_the_status_says_why(melt: Host,
     found = melt.render(str(clip), "-attach", "vs3r", environment=none)
     assert near(found, melt.render(str(clip)))
     assert "cannot be run" in melt.analyse(clip, none)
+    elsewhere = f"unix:{tmp_path}/nobody.sock"
+    assert f"cannot reach the engine at {elsewhere}" in status(melt, clip, none, f"engine={elsewhere}")
 
 
 def test_an_export_waits_for_the_analysis_where_asked(melt: Host, clip: Path, tmp_path: Path) -> None:
@@ -167,9 +169,10 @@ def test_nothing_of_grpc_enters_the_host() -> None:
     assert "libmlt" in linked and "grpc" not in linked and "protobuf" not in linked
 
 
-def status(melt: Host, clip: Path, environment: dict[str, str] | None = None) -> str:
+def status(melt: Host, clip: Path, environment: dict[str, str] | None = None, *properties: str) -> str:
     """The status line after a frame was asked for."""
     out = melt.folder / "status.mlt"
-    melt.run(str(clip), "-attach", "vs3r", "-consumer", f"xml:{out}", "all=1", "real_time=-1", environment=environment)
+    consumer = ("-consumer", f"xml:{out}", "all=1", "real_time=-1")
+    melt.run(str(clip), "-attach", "vs3r", *properties, *consumer, environment=environment)
     text = out.read_text()
     return text.partition('name="status">')[2].partition("<")[0]
