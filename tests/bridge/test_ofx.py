@@ -282,6 +282,21 @@ def test_frames_come_right_from_threads_and_two_instances(host: OfxHost, analyse
     assert all(own) and not any(other)
 
 
+def test_an_instance_for_every_frame_in_several_threads(host: OfxHost, analysed: Clip) -> None:
+    """As in MLT's own host."""
+
+    def one(index: int) -> Array:
+        instance = on_clip(host, analysed.path)
+        picture = host.render(instance, float(index), grey())
+        host.destroy(instance)
+        return picture
+
+    order = [int(k) for k in np.random.default_rng(8).permutation(FRAMES)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(one, order))
+    assert all(near(luma_of(picture), analysed.steady[k]) for k, picture in zip(order, found, strict=True))
+
+
 def test_a_reopened_project_needs_no_analysis(library: Path, analysed: Clip, tmp_path: Path) -> None:
     moved = tmp_path / "moved.mp4"
     moved.write_bytes(analysed.path.read_bytes())
