@@ -121,7 +121,7 @@ class FrameCalls:
                 old.close()
             if session.track is not None:
                 check_source(session.track, fmt)
-                yield _reused(session)
+                yield _reused(session, rotation_deg=reader.info.rotation_deg)
                 return
             recorder = TrackRecorder(session, self._memory, fmt, reader.info.time_base)
             analysis = ClipAnalysis(recorder, self._state.models, session.config, fmt)
@@ -131,7 +131,9 @@ class FrameCalls:
                 analysis.push(index, frame)
                 if analysis.frames % _PROGRESS_EVERY == 0:
                     yield _progress(analysis.frames, total)
-            yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
+            made = analysis.finish(self._state.store)
+            made.rotation_deg = reader.info.rotation_deg
+            yield pb.AnalyzeResponse(analysis=made)
 
     def _analyze_frames(
         self,
@@ -255,8 +257,8 @@ def _progress(frames: int, total: int) -> pb.AnalyzeResponse:
     )
 
 
-def _reused(session: Session) -> pb.AnalyzeResponse:
+def _reused(session: Session, *, rotation_deg: int = 0) -> pb.AnalyzeResponse:
     track, _ = session.path()
-    return pb.AnalyzeResponse(
-        analysis=analysis_message(session, track, stored=True, failed=len(session.failed), reused=True)
-    )
+    analysis = analysis_message(session, track, stored=True, failed=len(session.failed), reused=True)
+    analysis.rotation_deg = rotation_deg
+    return pb.AnalyzeResponse(analysis=analysis)

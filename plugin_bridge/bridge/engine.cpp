@@ -106,9 +106,14 @@ void Engine::connect() {
     if (is_own_) {
         // Beside a leftover socket file nobody listens: one second tells.
         if (channel_->WaitForConnected(in_seconds(1))) return;
-        start_engine(own_socket());
-        if (channel_->WaitForConnected(in_seconds(kStartS))) return;
-        throw std::runtime_error("the engine did not start within three minutes; run `vs3r serve` in a terminal to see why");
+        std::string program = start_engine(own_socket());
+        for (int waited_s = 0; waited_s < kStartS; ++waited_s) {
+            if (channel_->WaitForConnected(in_seconds(1))) return;
+            if (!is_engine_kept(own_socket()))
+                throw std::runtime_error("the engine ended at once; run `" + program + " serve` in a terminal to see why");
+        }
+        throw std::runtime_error("the engine did not start within three minutes; run `" + program +
+                                 " serve` in a terminal to see why");
     }
     if (!channel_->WaitForConnected(in_seconds(kReachS)))
         throw std::runtime_error("cannot reach the engine at " + address_ + "; start `vs3r serve` there, or clear the "
@@ -198,7 +203,10 @@ std::uint64_t Engine::open_file(const ClipRequest &request, const Progress &prog
     pb::AnalyzeResponse response;
     while (call->Read(&response)) {
         if (response.has_progress()) progress(response.progress().frames(), response.progress().total_frames());
-        if (response.has_analysis()) frames = response.analysis().frame_count();
+        if (!response.has_analysis()) continue;
+        frames = response.analysis().frame_count();
+        int rotation_deg = static_cast<int>(response.analysis().rotation_deg() % 360);
+        rotation_deg_ = rotation_deg % 90 == 0 ? rotation_deg : 0;
     }
     grpc::Status status = call->Finish();
     if (!status.ok()) refuse(status);

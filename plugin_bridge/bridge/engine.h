@@ -50,6 +50,8 @@ public:
     std::uint64_t open(const ClipRequest &request, const std::function<void(std::uint64_t, std::uint64_t)> &progress);
     // What the clip is known by: `media`'s content, or the host's name for its frames.
     const std::string &identity() const { return identity_; }
+    // Clockwise, by which a file's pictures are to be shown: 0, 90, 180 or 270.
+    int rotation_deg() const { return rotation_deg_; }
     // Null where source frames are missing: those in `missing`.
     std::unique_ptr<vs3r::v1::GetFrameResponse> frame(std::uint64_t index, Ranges *missing);
     vs3r::v1::GetWarpResponse warp(std::uint64_t index);
@@ -87,6 +89,7 @@ private:
     void prepare(grpc::ClientContext &context, int seconds) const;
 
     std::string address_, token_, session_, identity_;
+    int rotation_deg_ = 0;
     TrackInfo info_;
     std::unique_ptr<Analysis> analysis_;
     bool reads_files_ = false;

@@ -106,11 +106,11 @@ int idle_s() {
 
 std::string own_socket() { return folder() + "/engine.sock"; }
 
-void start_engine(const std::string &socket) {
+std::string start_engine(const std::string &socket) {
     std::string program = command();
     // The keeper holds the lock as long as it lives: whoever finds it taken only waits for the engine to listen.
     int keeper = locked(socket + ".keeper", LOCK_EX);
-    if (keeper < 0) return;
+    if (keeper < 0) return program;
     pid_t child = fork();
     if (child == 0) {
         // Twice, so that it is nobody's child; the lock goes along with the descriptor.
@@ -119,6 +119,13 @@ void start_engine(const std::string &socket) {
     }
     waitpid(child, nullptr, 0);
     close(keeper);
+    return program;
+}
+
+bool is_engine_kept(const std::string &socket) {
+    int keeper = locked(socket + ".keeper", LOCK_SH);
+    if (keeper >= 0) close(keeper);
+    return keeper < 0;
 }
 
 void use_engine(const std::string &socket) {

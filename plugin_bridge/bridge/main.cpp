@@ -1,5 +1,6 @@
 // vs3r-bridge ADDRESS: the plugins' gateway to the engine. Requests come and answers go on descriptor 0, a socket;
 // docs/decisions/bridge.md has the few lines that are spoken.
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -86,9 +88,9 @@ public:
             push(fields);
         else if (asked == "finish" && is_analysis_)
             ready(engine().finish_analysis());
-        else if (asked == "frame" && fields.size() == 6 && frames_ > 0)
+        else if (asked == "frame" && fields.size() == 7 && frames_ > 0)
             frame(std::stoull(fields[1]), std::stoi(fields[2]), std::stoi(fields[3]), std::stoi(fields[4]),
-                  std::stod(fields[5]));
+                  std::stod(fields[5]), fields[6] == "1");
         else if (asked == "warp" && fields.size() == 2 && frames_ > 0)
             warp(std::stoull(fields[1]));
         else if (asked == "track" && frames_ > 0)
@@ -149,7 +151,7 @@ private:
         }
     }
 
-    void frame(std::uint64_t index, int width, int height, int bytes, double pixel_aspect) {
+    void frame(std::uint64_t index, int width, int height, int bytes, double pixel_aspect, bool is_upright) {
         vs3r::Ranges missing;
         // Some hosts ask beyond the clip.
         auto response = kept([&] { return engine_->frame(std::min(index, frames_ - 1), &missing); });
@@ -160,8 +162,12 @@ private:
             return;
         }
         const vs3r::v1::FrameFormat &format = response->format();
-        if (pixel_aspect > 0) std::tie(width, height) = vs3r::fitted(format, width, height, pixel_aspect);
-        vs3r::rgba(format, response->frame().data(), width, height, bytes, &pixels_);
+        int turned_deg = is_upright ? engine_->rotation_deg() : 0;
+        bool is_across = turned_deg % 180 != 0;
+        if (pixel_aspect > 0) std::tie(width, height) = vs3r::fitted(format, width, height, pixel_aspect, is_across);
+        vs3r::rgba(format, response->frame().data(), is_across ? height : width, is_across ? width : height, bytes,
+                   turned_deg == 0 ? &pixels_ : &coded_);
+        if (turned_deg != 0) vs3r::turn(coded_, width, height, bytes, turned_deg, &pixels_);
         say("frame\t" + std::to_string(width) + "\t" + std::to_string(height) + "\t" + std::to_string(pixels_.size()));
         put(reinterpret_cast<const char *>(pixels_.data()), pixels_.size());
     }
@@ -182,12 +188,20 @@ private:
     ClipRequest clip_;
     bool is_analysis_ = false;
     std::uint64_t frames_ = 0;
-    std::vector<std::uint8_t> pixels_; // The last picture, whose memory the next one uses.
+    std::vector<std::uint8_t> pixels_, coded_; // The last picture, whose memory the next one uses; before it was turned.
 };
+
+// A host that is killed in the midst of an answer wants no more of it; the engine sees the connection close.
+void end_with_host() {
+    pollfd line{STDIN_FILENO, POLLRDHUP, 0};
+    while (poll(&line, 1, -1) < 0) {}
+    std::_Exit(0);
+}
 
 } // namespace
 
 int main(int count, char **arguments) {
+    std::thread(end_with_host).detach();
     Gateway gateway(count > 1 ? arguments[1] : "");
     while (auto fields = request()) {
         try {

@@ -266,15 +266,31 @@ void resize(std::string &pixels, int from_width, int from_height, int bytes, int
     pixels.assign(result.begin(), result.end());
 }
 
-std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect) {
+std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect, bool is_across) {
     double own = static_cast<double>(format.width()) / format.height();
     const vs3r::v1::Rational &own_pixel = format.pixel_aspect();
     if (own_pixel.numerator() > 0 && own_pixel.denominator() > 0)
         own *= static_cast<double>(own_pixel.numerator()) / static_cast<double>(own_pixel.denominator());
+    if (is_across) own = 1 / own;
     int across = std::min(width, static_cast<int>(std::lround(height * own / pixel_aspect)));
     int down = std::min(height, static_cast<int>(std::lround(width * pixel_aspect / own)));
     // Shapes that differ by less than a pixel or two are roundings of the same.
     return {width - across < 2 ? width : std::max(across, 1), height - down < 2 ? height : std::max(down, 1)};
+}
+
+void turn(const std::vector<std::uint8_t> &pixels, int width, int height, int bytes, int clockwise_deg,
+          std::vector<std::uint8_t> *out) {
+    const std::size_t pixel = std::size_t{4} * static_cast<std::size_t>(bytes);
+    const int stride = clockwise_deg == 180 ? width : height;
+    out->resize(pixels.size());
+    std::uint8_t *to = out->data();
+    for (int y = 0; y < height; ++y)
+        for (int x = 0; x < width; ++x, to += pixel) {
+            int column = width - 1 - x, row = height - 1 - y;
+            if (clockwise_deg == 90) column = y, row = width - 1 - x;
+            if (clockwise_deg == 270) column = height - 1 - y, row = x;
+            std::memcpy(to, pixels.data() + pixel * (static_cast<std::size_t>(row) * stride + column), pixel);
+        }
 }
 
 } // namespace vs3r

@@ -46,6 +46,7 @@ struct Shape {
     int width = 0, height = 0;
     Depth depth = Depth::byte;
     double pixel_aspect = 0; // Width of one of its pixels over the height; 0: the frame is stretched to fill it all.
+    bool is_upright = false; // A clip whose file says that it is turned is shown so.
 };
 
 // RGBA, top row first, no gaps. Opaque where it comes from a file; else alpha is as the host's frames have it.
@@ -124,7 +125,7 @@ public:
     static constexpr std::size_t kCacheBytes = std::size_t{256} << 20;
 
 private:
-    using Key = std::tuple<std::int64_t, int, int, Depth, double>;
+    using Key = std::tuple<std::int64_t, int, int, Depth, double, bool>;
 
     void send_open(Helper &helper, bool analyse, const Abort &abort) const;
     void run_analysis();

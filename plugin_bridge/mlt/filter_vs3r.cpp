@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -69,6 +70,24 @@ char *original_of(mlt_properties producer) {
     return nullptr;
 }
 
+// The clip's frame, where a link of its chain maps the time: "Time remap" of the editors.
+std::optional<std::int64_t> remapped(mlt_frame frame, double own_rate) {
+    std::optional<std::int64_t> found;
+    mlt_deque passed = MLT_FRAME_SERVICE_STACK(frame);
+    // Once around: it cannot be read otherwise.
+    for (int i = mlt_deque_count(passed); i > 0; --i) {
+        auto service = static_cast<mlt_service>(mlt_deque_pop_front(passed));
+        mlt_deque_push_back(passed, service);
+        if (mlt_service_identify(service) != mlt_service_link_type) continue;
+        mlt_properties noted = mlt_frame_get_unique_properties(frame, service);
+        double rate = noted == nullptr ? 0 : mlt_properties_get_double(noted, "source_fps");
+        // As the link counts.
+        if (rate > 0)
+            found = std::llround(std::floor(mlt_properties_get_double(noted, "source_time") * rate) * own_rate / rate);
+    }
+    return found;
+}
+
 Source source_of(mlt_frame frame) {
     Source source;
     mlt_producer producer = mlt_frame_get_original_producer(frame);
@@ -97,6 +116,7 @@ Source source_of(mlt_frame frame) {
     double ratio = own_rate > 0 && host_rate > 0 ? own_rate / host_rate : 1;
     // As MLT's own decoder counts.
     source.index = static_cast<std::int64_t>(std::floor(static_cast<double>(position) * std::abs(speed) * ratio + 0.5));
+    if (own_rate > 0) source.index = remapped(frame, own_rate).value_or(source.index);
     source.rotation_deg = rotation(properties);
     double width = mlt_properties_get_double(properties, "meta.media.width");
     double height = mlt_properties_get_double(properties, "meta.media.height");

@@ -1,5 +1,9 @@
 #include "host.h"
 
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+
 namespace vs3r::ofx {
 namespace {
 
@@ -7,6 +11,15 @@ Suites fetched;
 
 template <typename Suite> const Suite *fetch(const Host *host, const char *name, int version) {
     return static_cast<const Suite *>(host->fetchSuite(host->host, name, version));
+}
+
+// One that can be done without; some hosts offer it with functions missing.
+template <typename Suite> const Suite *fetch_whole(const Host *host, const char *name, int version) {
+    const Suite *suite = fetch<Suite>(host, name, version);
+    void *functions[sizeof(Suite) / sizeof(void *)];
+    if (suite != nullptr) std::memcpy(functions, suite, sizeof functions);
+    bool is_whole = suite != nullptr && std::find(std::begin(functions), std::end(functions), nullptr) == std::end(functions);
+    return is_whole ? suite : nullptr;
 }
 
 } // namespace
@@ -18,10 +31,10 @@ bool fetch_suites(const Host *host) {
     fetched.properties = fetch<PropertySuiteV1>(host, "OfxPropertySuite", 1);
     fetched.effects = fetch<ImageEffectSuiteV1>(host, "OfxImageEffectSuite", 1);
     fetched.parameters = fetch<ParameterSuiteV1>(host, "OfxParameterSuite", 1);
-    fetched.message = fetch<MessageSuiteV1>(host, "OfxMessageSuite", 1);
-    fetched.persistent_message = fetch<MessageSuiteV2>(host, "OfxMessageSuite", 2);
-    fetched.progress = fetch<ProgressSuiteV1>(host, "OfxProgressSuite", 1);
-    fetched.named_progress = fetch<ProgressSuiteV2>(host, "OfxProgressSuite", 2);
+    fetched.message = fetch_whole<MessageSuiteV1>(host, "OfxMessageSuite", 1);
+    fetched.persistent_message = fetch_whole<MessageSuiteV2>(host, "OfxMessageSuite", 2);
+    fetched.progress = fetch_whole<ProgressSuiteV1>(host, "OfxProgressSuite", 1);
+    fetched.named_progress = fetch_whole<ProgressSuiteV2>(host, "OfxProgressSuite", 2);
     return fetched.properties != nullptr && fetched.effects != nullptr && fetched.parameters != nullptr;
 }
 

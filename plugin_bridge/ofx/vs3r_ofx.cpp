@@ -59,8 +59,9 @@ struct Rendering {
     Shape shape() const {
         const RectI &whole = source.whole();
         // The host's own frames are as large as its pictures.
-        double aspect = work.way == Way::file ? source.pixel_aspect() * scale() : 0;
-        return {whole.x2 - whole.x1, whole.y2 - whole.y1, depth_of(output.channel()), aspect};
+        bool is_file = work.way == Way::file;
+        double aspect = is_file ? source.pixel_aspect() * scale() : 0;
+        return {whole.x2 - whole.x1, whole.y2 - whole.y1, depth_of(output.channel()), aspect, is_file};
     }
 
     std::string variant() const {
@@ -99,9 +100,11 @@ struct Rendering {
     }
 };
 
-bool is_thumbnail(const Properties &arguments) {
+// Resolve says it of the clip, and with a k before its name.
+bool is_thumbnail(const Properties &arguments, ImageClip source) {
     return arguments.integer("OfxImageEffectPropThumbnailRender").value_or(0) != 0 ||
-           arguments.text("OfxImageEffectPropThumbnailRender").value_or("") == "true";
+           arguments.text("OfxImageEffectPropThumbnailRender").value_or("") == "true" ||
+           properties_of(source).integer("kOfxImageClipPropThumbnail").value_or(0) != 0;
 }
 
 // Whatever comes, the output is a picture: the source, until something better is there.
@@ -121,7 +124,7 @@ Status render(Effect effect, const Properties &arguments) {
         Rendering rendering{effect, arguments, work, source, output, window, place_of(effect, work, arguments, time)};
         work.settings.variant = rendering.variant();
         clip = instance.clip(work.settings);
-        if (work.way == Way::file && Parameters(effect).integer(name::kUnanalysed) == 1 && !is_thumbnail(arguments)) {
+        if (work.way == Way::file && Parameters(effect).integer(name::kUnanalysed) == 1 && !is_thumbnail(arguments, work.source)) {
             // Looks first whether it is there already.
             if (clip->state() == State::unknown || clip->state() == State::not_analysed) clip->analyse();
             clip->wait(kAll, abort);

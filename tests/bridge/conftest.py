@@ -123,16 +123,15 @@ class Host:
         *arguments: str,
         real_time: int = -1,
         pix_fmt: str = "yuv420p",
-        image_format: str | None = None,
+        consumer: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
     ) -> Pictures:
-        """Luma of what melt renders without loss."""
+        """Luma of what melt renders without loss; of a packed pix_fmt all channels. consumer: more properties."""
         pipe = self.folder / "out.mkv"
         if not pipe.exists():
             os.mkfifo(pipe)
-        consumer = [f"avformat:{pipe}", "vcodec=ffv1", f"pix_fmt={pix_fmt}", "an=1", f"real_time={real_time}"]
-        consumer += [f"mlt_image_format={image_format}"] if image_format else []
-        command = ["melt", *arguments, "-consumer", *consumer, "terminate_on_pause=1"]
+        lossless = (f"avformat:{pipe}", "vcodec=ffv1", f"pix_fmt={pix_fmt}", "an=1", f"real_time={real_time}")
+        command = ["melt", *arguments, "-consumer", *lossless, *consumer, "terminate_on_pause=1"]
         # MLT starts the consumer's thread before it notes that it runs. A thread that is quicker than that stops at
         # once: the file stays empty, and melt may hang. So it is held at a pipe until melt says, at a terminal, that it
         # has come further.
@@ -225,6 +224,9 @@ def melt(engine_environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     system = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
     for name in ("core", "avformat", "xml"):
         (modules / f"libmlt{name}.so").symlink_to(system / f"libmlt{name}.so")
+    # MLT's own OpenFX host, in 7.38 and newer.
+    if (system / "libmltopenfx.so").exists():
+        (modules / "libmltopenfx.so").symlink_to(system / "libmltopenfx.so")
     (modules / "libmltvs3r.so").symlink_to(BUILD / "libmltvs3r.so")
     environment = engine_environment | {"MLT_REPOSITORY": str(modules)}
     return Host(environment=environment, folder=tmp_path_factory.mktemp("melt"))

@@ -39,9 +39,18 @@ class OfxHost:
     """Loads a plugin, and is its host until `unload`."""
 
     def __init__(
-        self, library: Path, *, suites: frozenset[tuple[str, int]] | None = None, temporal: bool = False
+        self,
+        library: Path,
+        *,
+        suites: frozenset[tuple[str, int]] | None = None,
+        temporal: bool = False,
+        hidden: frozenset[str] = frozenset(),
+        hollow: bool = False,
     ) -> None:
-        """suites: the optional ones that are offered, None for all; temporal: frames of other times can be had."""
+        """suites: the optional ones that are offered, None for all; temporal: frames of other times can be had.
+
+        hidden: properties that nobody gets; hollow: the optional suites have no functions.
+        """
         self._handles = itertools.count(0x1000, 16)
         self._things: dict[int, Thing] = {}
         self._local = threading.local()
@@ -61,7 +70,10 @@ class OfxHost:
         """The same of the last picture."""
         self.fetched: list[float] = []
         """Times of the source frames that were asked for besides the one shown."""
+        self._hidden = hidden
         self._suites = self._make_suites()
+        if hollow:
+            self._suites |= {key: (c_void_p * 3)() for key in self._suites if key[0] not in _NEEDED}
         self._c_host = _Host(
             self.thing(OfxImageEffectPropTemporalClipAccess=[int(temporal)]).handle,
             CFUNCTYPE(c_void_p, c_void_p, c_char_p, c_int)(self._fetch),
@@ -232,7 +244,7 @@ class OfxHost:
         if thing is None:
             return BAD_HANDLE
         values = thing.values.get(name.decode())
-        if values is None:
+        if values is None or name.decode() in self._hidden:
             return UNKNOWN
         if index >= len(values):
             return BAD_INDEX

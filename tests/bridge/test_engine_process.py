@@ -80,7 +80,7 @@ def test_one_engine_serves_all_and_ends_after_the_last(
 
 def test_requests_that_make_no_sense_are_answered(engine_environment: dict[str, str], tmp_path: Path) -> None:
     with bridge(engine_environment) as line:
-        assert "makes no sense" in ask(line, "frame", "1", "2", "2", "1", "0")
+        assert "makes no sense" in ask(line, "frame", "1", "2", "2", "1", "0", "0")
         assert "makes no sense" in ask(line, "\xff", "open")
         missing = ask(line, *opening_of(tmp_path / "none.mp4"))
         assert missing.startswith("error\tcannot read the clip")
@@ -98,6 +98,53 @@ def test_a_slider_that_is_drawn_finds_the_engine_at_every_step(engine_environmen
         # More than the 64 sessions that the server gives one host by itself.
         for step in range(80):
             assert ask(line, *opening_of(clip, smoothness=step / 100)) == "unanalysed\n"
+
+
+@pytest.mark.parametrize("where", ["setting", "config", "path"])
+def test_an_engine_that_cannot_run_is_found_and_told_at_once(
+    engine_environment: dict[str, str], clip: Path, tmp_path: Path, where: str
+) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "vs3r"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o700)
+    environment = engine_environment | {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "XDG_CONFIG_HOME": str(tmp_path)}
+    (tmp_path / "run").mkdir(mode=0o700)
+    del environment["VS3R_COMMAND"]
+    environment["PATH"] = f"/nonexistent:{folder}" if where == "path" else "/nonexistent"
+    if where == "setting":
+        environment["VS3R_COMMAND"] = str(program)
+    if where == "config":
+        (tmp_path / "vs3r").mkdir()
+        (tmp_path / "vs3r" / "command").write_text(f"{program}\n")
+    with bridge(environment) as line:
+        assert f"ended at once; run `{program} serve`" in ask(line, *opening_of(clip))
+
+
+def test_what_a_killed_host_has_asked_for_is_left(
+    engine_environment: dict[str, str], clip: Path, tmp_path: Path
+) -> None:
+    """Also while the engine gives no answer."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    with bridge(engine_environment | {"XDG_RUNTIME_DIR": str(runtime)}) as line:
+        assert ask(line, *opening_of(clip)) == "unanalysed\n"
+        (engine,) = engines(runtime)
+        (child,) = (int(pid) for pid in Path("/proc/thread-self/children").read_text().split() if is_bridge(int(pid)))
+        ended = os.pidfd_open(child)
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            line.sendall(("\t".join(opening_of(clip, analyse=True)) + "\n").encode())
+            line.close()
+            wait_for(ended)
+        finally:
+            os.kill(engine, signal.SIGKILL)
+
+
+def is_bridge(process: int) -> bool:
+    """Of a child that may be anything."""
+    return b"vs3r-bridge" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 class OldEngine(grpc.GenericRpcHandler):
@@ -138,7 +185,7 @@ def test_a_session_that_has_expired_is_opened_again(engine_environment: dict[str
         with Client(f"unix:{engine_environment['XDG_RUNTIME_DIR']}/vs3r/engine.sock") as client:
             for session in client.list_sessions():
                 client.delete_session(session.name)
-        assert ask(line, "frame", "3", "4", "2", "1", "0") == "frame\t4\t2\t32\n"
+        assert ask(line, "frame", "3", "4", "2", "1", "0", "0") == "frame\t4\t2\t32\n"
 
 
 def test_analyses_at_once_do_not_mix(engine_environment: dict[str, str], tmp_path: Path) -> None:

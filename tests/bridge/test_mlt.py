@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -28,6 +29,8 @@ from tests.bridge.conftest import (
 MEAN_LUMA = 0.05
 # In levels of 10 bits. Worst seen: 0.0; by way of 8 bits: 0.51.
 DEEP_MEAN_LUMA = 0.1
+# Of pictures that were halved by another filter.
+SCALED = 3.0
 
 
 def near(found: Pictures, expected: Pictures) -> bool:
@@ -64,14 +67,30 @@ def test_a_deep_clip_stays_deep(melt: Host, tmp_path: Path) -> None:
     melt.analyse(clip)
     stabilize(clip, steady)
 
-    expected = luma(steady, deep).astype(float)
+    expected, asked = luma(steady, deep).astype(float), "mlt_image_format="
     errors = {
         name: float(
-            np.abs(melt.render(str(clip), "-attach", "vs3r", pix_fmt=deep, image_format=name) - expected).mean()
+            np.abs(melt.render(str(clip), "-attach", "vs3r", pix_fmt=deep, consumer=(asked + name,)) - expected).mean()
         )
         for name in ("rgba64", "yuv420p10", "rgba")
     }
     assert max(errors["rgba64"], errors["yuv420p10"]) < DEEP_MEAN_LUMA < errors["rgba"] / 3, errors
+
+
+def test_alpha_of_filters_before_it_is_kept(melt: Host, analysed: Analysed) -> None:
+    rgba, half = ("mlt_image_format=rgba",), ("-attach", "brightness", "alpha=0.5")
+    opaque = melt.render(str(analysed.clip), "-attach", "vs3r", pix_fmt="bgra", consumer=rgba)
+    found = melt.render(str(analysed.clip), *half, "-attach", "vs3r", pix_fmt="bgra", consumer=rgba)
+    assert (opaque[..., 3] == 255).all() and (np.abs(found[..., 3].astype(int) - 128) <= 1).all()
+    assert (found[..., :3] == opaque[..., :3]).all()
+
+
+def test_a_preview_is_the_same_picture_smaller(melt: Host, analysed: Analysed) -> None:
+    found = melt.render(str(analysed.clip), "-attach", "vs3r", consumer=("scale=0.5",))
+    small = np.stack([cv2.resize(f, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA) for f in analysed.steady])
+    each = np.abs(found.astype(float) - small).mean(axis=(1, 2))
+    assert (each < SCALED).all()
+    assert (np.abs(found.astype(float) - np.roll(small, 1, axis=0)).mean(axis=(1, 2)) > SCALED).any()
 
 
 def test_a_timeline_of_another_rate(melt: Host, analysed: Analysed, tmp_path: Path) -> None:
@@ -128,6 +147,8 @@ def test_without_an_engine_the_source_passes_and_the_status_says_why(melt: Host,
     found = melt.render(str(clip), "-attach", "vs3r", environment=none)
     assert near(found, melt.render(str(clip)))
     assert "cannot be run" in melt.analyse(clip, none)
+    elsewhere = f"unix:{tmp_path}/nobody.sock"
+    assert f"cannot reach the engine at {elsewhere}" in status(melt, clip, none, f"engine={elsewhere}")
 
 
 def test_an_export_waits_for_the_analysis_where_asked(melt: Host, clip: Path, tmp_path: Path) -> None:
@@ -148,9 +169,10 @@ def test_nothing_of_grpc_enters_the_host() -> None:
     assert "libmlt" in linked and "grpc" not in linked and "protobuf" not in linked
 
 
-def status(melt: Host, clip: Path, environment: dict[str, str] | None = None) -> str:
+def status(melt: Host, clip: Path, environment: dict[str, str] | None = None, *properties: str) -> str:
     """The status line after a frame was asked for."""
     out = melt.folder / "status.mlt"
-    melt.run(str(clip), "-attach", "vs3r", "-consumer", f"xml:{out}", "all=1", "real_time=-1", environment=environment)
+    consumer = ("-consumer", f"xml:{out}", "all=1", "real_time=-1")
+    melt.run(str(clip), "-attach", "vs3r", *properties, *consumer, environment=environment)
     text = out.read_text()
     return text.partition('name="status">')[2].partition("<")[0]

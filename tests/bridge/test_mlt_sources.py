@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,19 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.bridge.conftest import FRAMES, HEIGHT, WIDTH, Analysed, Form, Host, Pictures, engines, make_clip, stabilize
+from tests.bridge.conftest import (
+    FRAMES,
+    HEIGHT,
+    WIDTH,
+    Analysed,
+    Form,
+    Host,
+    Pictures,
+    engines,
+    luma,
+    make_clip,
+    stabilize,
+)
 from tests.bridge.test_mlt import near, status
 from vs3r.engine.track_file import load_track
 
@@ -20,12 +33,14 @@ from vs3r.engine.track_file import load_track
 SCALED = 0.5
 
 
-def profile(folder: Path, width: int, height: int, pixel_aspect: Fraction = Fraction(1)) -> tuple[str, str]:
-    """Arguments that give a timeline of 25 frames a second its size."""
+def profile(
+    folder: Path, width: int, height: int, pixel_aspect: Fraction = Fraction(1), *, rate: int = 25
+) -> tuple[str, str]:
+    """Arguments that give a timeline its size and frames a second."""
     path = folder / f"{width}x{height}"
     shown = Fraction(width, height) * pixel_aspect
     path.write_text(
-        f"description=own\nframe_rate_num=25\nframe_rate_den=1\nwidth={width}\nheight={height}\nprogressive=1\n"
+        f"description=own\nframe_rate_num={rate}\nframe_rate_den=1\nwidth={width}\nheight={height}\nprogressive=1\n"
         f"sample_aspect_num={pixel_aspect.numerator}\nsample_aspect_den={pixel_aspect.denominator}\n"
         f"display_aspect_num={shown.numerator}\ndisplay_aspect_den={shown.denominator}\ncolorspace=601\n"
     )
@@ -93,6 +108,30 @@ def test_a_retimed_clip_shows_the_frames_of_that_time(melt: Host, analysed: Anal
     assert near(found, analysed.steady[shown])
 
 
+@pytest.mark.parametrize(("rate", "seconds"), [(25, 0.46), (50, 0.47), (50, None)])
+def test_a_clip_whose_time_is_remapped(
+    melt: Host, analysed: Analysed, tmp_path: Path, rate: int, seconds: float | None
+) -> None:
+    """By a link of its chain, as the editors do it: to half its speed, or only to the timeline's rate."""
+    length = FRAMES * rate // 25
+    timing = f'<property name="map">0=0;{length - 1}={seconds}</property>' if seconds is not None else ""
+
+    def shown(filter_: str) -> Pictures:
+        project = tmp_path / "project.mlt"
+        project.write_text(
+            f'<mlt><chain in="0" out="{length - 1}"><property name="length">{length}</property>'
+            f'<property name="resource">{analysed.clip}</property><property name="mlt_service">avformat</property>'
+            f'<link><property name="mlt_service">timeremap</property>{timing}</link>{filter_}</chain></mlt>'
+        )
+        return melt.render(*profile(tmp_path, WIDTH, HEIGHT, rate=rate), str(project))
+
+    bare, clip = shown(""), luma(analysed.clip).astype(float)
+    frames = [int(np.abs(clip - picture).mean(axis=(1, 2)).argmin()) for picture in bare]
+    assert len(frames) == length and max(frames) <= (FRAMES // 2 if seconds else FRAMES - 1)
+    found = shown('<filter><property name="mlt_service">vs3r</property></filter>')
+    assert near(found, analysed.steady[frames])
+
+
 def test_a_proxy_shows_its_file(melt: Host, analysed: Analysed, tmp_path: Path) -> None:
     proxy = tmp_path / "proxy.mkv"
     with av.open(str(proxy), "w") as out, av.open(str(analysed.clip)) as file:
@@ -126,6 +165,17 @@ def test_a_track_file_is_for_its_clip_on_any_machine(
     try:
         use = ("-attach", "vs3r", f"filename={track}", f"results={results}")
         assert near(melt.render(str(analysed.clip), *use, environment=elsewhere), analysed.steady)
+        # A project that names them from its own folder, which was moved there.
+        (tmp_path / "home").mkdir()
+        shutil.copy(analysed.clip, tmp_path / "home" / "clip.mp4")
+        shutil.copy(track, tmp_path / "home")
+        here = (f"xml:{tmp_path}/home/project.mlt", f"root={tmp_path}/home", "no_root=1")
+        own = ("-attach", "vs3r", f"filename={tmp_path}/home/{track.name}", f"results={results}")
+        melt.run(str(tmp_path / "home" / "clip.mp4"), *own, "-consumer", *here)
+        (tmp_path / "home").rename(tmp_path / "moved")
+        assert str(tmp_path) not in (tmp_path / "moved" / "project.mlt").read_text()
+        found = melt.render(str(tmp_path / "moved" / "project.mlt"), environment=elsewhere)
+        assert near(found, analysed.steady)
         # The same filter on another clip, and one whose track file is lost.
         for source, filter_ in ((clip, use), (analysed.clip, (*use[:2], f"filename={tmp_path}/none.vs3r", use[3]))):
             found = melt.render(str(source), *filter_, environment=elsewhere)

@@ -15,7 +15,21 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.bridge.conftest import BUILD, FRAMES, HEIGHT, LIBRARY, WIDTH, Pictures, engines, make_clip, need, stabilize
+from tests.bridge.conftest import (
+    BUILD,
+    FRAMES,
+    HEIGHT,
+    LIBRARY,
+    VS3R,
+    WIDTH,
+    Form,
+    Pictures,
+    engines,
+    luma,
+    make_clip,
+    need,
+    stabilize,
+)
 from tests.bridge.ofx_host import OK, REPLY_DEFAULT, OfxHost
 from tests.bridge.ofx_things import DEPTHS, Array, Layout, Thing
 from vs3r.config import RenderConfig, SmoothConfig
@@ -201,6 +215,20 @@ def test_another_shape_gets_bars_of_the_source(host: OfxHost, analysed: Clip) ->
     assert near(cv2.resize(luma_of(found), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), analysed.steady[4], SCALED)
 
 
+@pytest.mark.parametrize(("turn", "rotation"), [(1, 90), (2, 180), (3, 270)])
+def test_a_turned_clip_stands_upright(host: OfxHost, tmp_path: Path, turn: int, rotation: int) -> None:
+    # What the command line makes of it as it is coded.
+    steady = stabilize(make_clip(tmp_path / "flat.mp4", seed=20), tmp_path / "steady.mkv")[9]
+    instance = on_clip(host, make_clip(tmp_path / "turned.mp4", seed=20, form=Form(rotation_deg=rotation)))
+    host.change(instance, unanalysed=1)
+    upright = np.rot90(steady, turn)
+    found = luma_of(host.render(instance, 9.0, grey(width=upright.shape[1], height=upright.shape[0])))
+    assert near(found, upright) and not near(found, np.rot90(steady, turn + 2))
+    # In a timeline of another shape: bars.
+    tall = grey(height=2 * upright.shape[0], width=upright.shape[1])
+    assert near(luma_of(host.render(instance, 9.0, tall))[upright.shape[0] // 2 :][: upright.shape[0]], upright)
+
+
 def test_only_the_window_is_drawn(host: OfxHost, analysed: Clip) -> None:
     found = host.render(
         on_clip(host, analysed.path), 4.0, grey(), OfxImageEffectPropRenderWindow=[10, 5, WIDTH - 20, HEIGHT - 15]
@@ -254,6 +282,21 @@ def test_frames_come_right_from_threads_and_two_instances(host: OfxHost, analyse
     assert all(own) and not any(other)
 
 
+def test_an_instance_for_every_frame_in_several_threads(host: OfxHost, analysed: Clip) -> None:
+    """As in MLT's own host."""
+
+    def one(index: int) -> Array:
+        instance = on_clip(host, analysed.path)
+        picture = host.render(instance, float(index), grey())
+        host.destroy(instance)
+        return picture
+
+    order = [int(k) for k in np.random.default_rng(8).permutation(FRAMES)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(one, order))
+    assert all(near(luma_of(picture), analysed.steady[k]) for k, picture in zip(order, found, strict=True))
+
+
 def test_a_reopened_project_needs_no_analysis(library: Path, analysed: Clip, tmp_path: Path) -> None:
     moved = tmp_path / "moved.mp4"
     moved.write_bytes(analysed.path.read_bytes())
@@ -281,9 +324,11 @@ def test_what_is_not_analysed_passes_through_and_says_so(host: OfxHost, clip: Pa
     assert "press Analyse" in host.messages[-1]
     host.change(instance, smoothness=0.5)
     assert "press Analyse" in instance.parts["status"].value
-    # A thumbnail never waits.
+    # A thumbnail never waits; the second is Resolve's way to say it.
     host.change(instance, unanalysed=1)
     assert untouched(host.render(instance, 0.0, grey(), OfxImageEffectPropThumbnailRender=[1]), grey())
+    instance.parts["Source"].values["kOfxImageClipPropThumbnail"] = [1]
+    assert untouched(host.render(instance, 0.0, grey()), grey())
 
 
 def test_cancel_and_abort_end_the_analysis_and_the_wait(host: OfxHost, tmp_path: Path) -> None:
@@ -297,6 +342,36 @@ def test_cancel_and_abort_end_the_analysis_and_the_wait(host: OfxHost, tmp_path:
     host.change(instance, unanalysed=1)
     host.render(instance, 0.0, grey())
     assert next(asked, None) is None
+
+
+def test_choices_and_the_engine_s_address_reach_the_engine(
+    host: OfxHost, analysed: Clip, engine_environment: dict[str, str], tmp_path: Path
+) -> None:
+    instance = on_clip(host, analysed.path)
+    camera = next(f for f in fields(RenderConfig) if f.name == "camera").metadata["choices"]
+    host.change(instance, fill=1, camera=camera.index("wide"))
+    wide, options = tmp_path / "wide.mkv", ("--camera", "wide", "--refine", "none", "--codec", "ffv1", "--quiet")
+    subprocess.run([VS3R, "stabilize", analysed.path, wide, *options], check=True, timeout=200)
+    host.change(instance, engine=f"unix:{engine_environment['XDG_RUNTIME_DIR']}/vs3r/engine.sock")
+    found = luma_of(host.render(instance, 9.0, grey()))
+    assert near(found, luma(wide)[9]) and not near(found, analysed.steady[9])
+    host.change(instance, engine=f"unix:{tmp_path}/nobody.sock")
+    assert untouched(host.render(instance, 9.0, grey()), grey())
+    assert f"cannot reach the engine at unix:{tmp_path}/nobody.sock" in host.messages[-1]
+
+
+def test_a_host_that_tells_little_is_enough(library: Path, analysed: Clip) -> None:
+    told = {"RegionOfDefinition", "PixelAspectRatio", "PreMultiplication", "RenderScale", "RenderWindow", "FrameRange"}
+    kinds = ("OfxImageEffectProp", "OfxImageProp")
+    hidden = frozenset(kind + name for kind in kinds for name in told) | {"OfxImageEffectPropSrcFilePath"}
+    host = OfxHost(library, hidden=hidden, hollow=True)
+    instance = on_clip(host, analysed.path, source_file=str(analysed.path))
+    # In the background, as no progress can be shown; a render waits.
+    host.change(instance, analyse=None, unanalysed=1)
+    assert near(luma_of(host.render(instance, 9.0, grey())), analysed.steady[9])
+    assert untouched(host.render(on_clip(host, analysed.path), 9.0, grey()), grey())
+    host.unload()
+    assert host.messages == host.violations == []
 
 
 def test_an_export_waits_where_asked(host: OfxHost, tmp_path: Path) -> None:

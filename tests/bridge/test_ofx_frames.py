@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,6 +183,16 @@ def test_by_frames_the_result_is_that_of_the_command_line(
     assert min(host.fetched) >= FIRST and max(host.fetched) < FIRST + FRAMES
     # Another instance in another session of the host needs no analysis, and takes its own frames.
     assert host.messages == []
+
+
+def test_frames_come_right_from_threads(host: OfxHost, footage: Footage, state: str) -> None:
+    """Each of which may have to fetch frames that another is fetching."""
+    instance = on_frames(host, footage.pictures, track=state)
+    order = [int(k) for k in np.random.default_rng(6).permutation(FRAMES)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: show(host, instance, k), order))
+    assert all(difference(picture, footage.steady[k]) < NEAR for k, picture in zip(order, found, strict=True))
+    assert min(host.fetched) >= FIRST and max(host.fetched) < FIRST + FRAMES
 
 
 def test_alpha_moves_along(host: OfxHost, footage: Footage, state: str) -> None:

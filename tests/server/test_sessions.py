@@ -335,6 +335,15 @@ def test_files_below_the_root_only(serve: Serve, tmp_path: Path) -> None:
     assert caught.value.reason == "NO_MEDIA_ROOT"
 
 
+def test_how_a_file_is_turned_is_told(serve: Serve, tmp_path: Path) -> None:
+    write_clip(tmp_path / "in.mkv", Clip(frames=8, width=64, height=48, codec="ffv1", rotation_deg=90))
+    with connected(serve(media_root=str(tmp_path))) as client:
+        session = client.create_session("clip", CONFIG).name
+        made, again = (client.analyze_file(session, "in.mkv") for _ in range(2))
+        assert again.reused and not made.reused
+        assert made.rotation_deg == again.rotation_deg == 270
+
+
 def test_warps_and_patches_make_the_frame(client: Client) -> None:
     """A host that samples the source by the grid and lays the patches over it gets the frame, but for rounding."""
     frames = make_frames(Clip(frames=8, width=320, height=240))

@@ -447,20 +447,22 @@ class AnalyzeProgress(_message.Message):
     def __init__(self, frames: _Optional[int] = ..., total_frames: _Optional[int] = ...) -> None: ...
 
 class Analysis(_message.Message):
-    __slots__ = ("track", "frame_count", "scene_count", "reused", "stored", "failed_frames")
+    __slots__ = ("track", "frame_count", "scene_count", "reused", "stored", "failed_frames", "rotation_deg")
     TRACK_FIELD_NUMBER: _ClassVar[int]
     FRAME_COUNT_FIELD_NUMBER: _ClassVar[int]
     SCENE_COUNT_FIELD_NUMBER: _ClassVar[int]
     REUSED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_DEG_FIELD_NUMBER: _ClassVar[int]
     track: str
     frame_count: int
     scene_count: int
     reused: bool
     stored: bool
     failed_frames: int
-    def __init__(self, track: _Optional[str] = ..., frame_count: _Optional[int] = ..., scene_count: _Optional[int] = ..., reused: _Optional[bool] = ..., stored: _Optional[bool] = ..., failed_frames: _Optional[int] = ...) -> None: ...
+    rotation_deg: int
+    def __init__(self, track: _Optional[str] = ..., frame_count: _Optional[int] = ..., scene_count: _Optional[int] = ..., reused: _Optional[bool] = ..., stored: _Optional[bool] = ..., failed_frames: _Optional[int] = ..., rotation_deg: _Optional[int] = ...) -> None: ...
 
 class DownloadTrackRequest(_message.Message):
     __slots__ = ("session",)
