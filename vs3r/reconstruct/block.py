@@ -51,11 +51,17 @@ class Solved:
     """A frame whose geometry is final."""
 
     cam_from_world: Tensor
+    """(4, 4) see State."""
     log_focal: Tensor
+    """() see State."""
     inv_depth: Tensor
+    """(P,) see State."""
     exposed_s: float
+    """When the picture was taken, in seconds."""
     flat: bool
+    """The camera only turned: it knows no depth."""
     wobble: Tensor
+    """(6, 3) see State."""
 
 
 Believe: TypeAlias = Callable[[State, list[int], int], tuple[State, float] | None]
