@@ -200,7 +200,8 @@ class FlowBundleAdjustment:
             inv_depth=inv_depth,
             dynamic=self._dynamic(index, inv_depth, state, base),
             readout_s=readout_s,
-            row_motion=motion.numpy(),
+            # Rounded, and no negative zeros: the last bits of MKL's small products depend on where in memory they lie.
+            row_motion=(motion.round(decimals=12) + 0.0).numpy(),
         )
 
     def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int) -> FloatArray:
