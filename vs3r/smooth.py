@@ -181,11 +181,6 @@ def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, reach: float
     return np.stack([camera.cam_from_world for camera in planner.plan(geometries, count=len(geometries))])
 
 
-def _inv_depths(frames: list[FrameGeometry]) -> DoubleArray:
-    """(T, cells) inverse depths of frames that are seen on one grid."""
-    return np.stack([g.inv_depth for g in frames]).reshape(len(frames), -1).astype(np.float64)
-
-
 class _Limits:
     """How far virtual cameras may stand off the real ones."""
 
@@ -193,7 +188,9 @@ class _Limits:
         self._size, self._min_own_share = size, min_own_share
         self._K = np.stack([g.K for g in real])
         self._cam_from_world = np.stack([g.cam_from_world for g in real])
-        self._far, self._middle, self._near = np.percentile(_inv_depths(real), (10, 50, 90), axis=1)
+        # All of a segment's frames are seen on one grid.
+        inv_depth = np.stack([g.inv_depth for g in real]).reshape(len(real), -1).astype(np.float64)
+        self._far, self._middle, self._near = np.percentile(inv_depth, (10, 50, 90), axis=1)
 
     def used(self, virtual: _Path) -> DoubleArray:
         """(T, 2) what is used of the limits, 1 where a camera stands on one: of places, and of turns."""

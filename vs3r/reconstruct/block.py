@@ -270,10 +270,7 @@ class BlockSolver:
         believed = self._believe(turning, numbers, problem.first_free_pose - 1) if self._believe else None
         if believed is not None:
             state, expected = believed
-            posed = replace(problem, free_depth=False, free_focal=False)
-            for width in (12.0, 4.0):
-                seen = rectify(problem.edges, state, self._shutter)
-                state = self._adjust(state, replace(posed, edges=seen), width_px=width, iterations=8)
+            state = self._placed(state, replace(problem, free_depth=False, free_focal=False))
             left = self._left(state, problem, fresh)
             log.debug("outlier share believed %.3f turning %.3f", left, unexplained)
             if left < unexplained:
@@ -291,10 +288,14 @@ class BlockSolver:
         else:
             # With no depth yet, sideways motion and rotation are one: find depth and translation for these rotations.
             problem = replace(problem, free_rotation=False, free_focal=False)
+        return turn_ends(self._placed(state, problem), problem, self._shutter)
+
+    def _placed(self, state: State, problem: Problem) -> State:
+        """What is free adjusted from afar, with the read-out as it is."""
         for width in (12.0, 4.0):
             seen = rectify(problem.edges, state, self._shutter)
             state = self._adjust(state, replace(problem, edges=seen), width_px=width, iterations=8)
-        return turn_ends(state, problem, self._shutter)
+        return state
 
     def _carried_depth(self, turning: State, old: list[Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
