@@ -58,7 +58,7 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     yield splat.largest_kernel, {"values": types["attributes"], "largest": "*i32"}, {"BLOCK": 4 * splat.BLOCK}
     yield splat.mean_kernel, {"largest": "*fp32"}, {"HAS_SOURCE": more, "CHANNELS": i, "BLOCK": splat.BLOCK}
     types = {**dict.fromkeys(("p0", "p1", "p2", "p3", "p4", "p5", "p6", "out"), pixels), "x": "*fp32", "y": "*fp32"}
-    given = {"HAS_OFFSETS": more, "INTEGER": pixels != "*fp16", "ALIGNED": (16, 1)[i % 2]}
+    given = {"HAS_OFFSETS": more, "INTEGER": pixels != "*fp16"}
     yield compose.compose_kernel, types, {**given, "ROWS": compose.ROWS, "COLUMNS": compose.COLUMNS}
 
 
