@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.reconstruct.vggt.common import SMALL, pictures, seeded_state, small
 from vs3r.errors import InputError, ShapeError
-from vs3r.reconstruct.vggt import layers
+from vs3r.reconstruct.vggt import heads, layers
 from vs3r.reconstruct.vggt.model import FirstPass, SecondPass, Vggt, load_state
 
 
@@ -179,7 +179,6 @@ def test_alike_blocks_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
 
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda part, **given: compiler(part, backend=backend, **given))
-    layers._compiled_parts.cache_clear()
     network, window = small(), pictures(3, 56, 84)
     first, second = FirstPass(network, 56, 84, cues=True), SecondPass(network, 56, 84)
 
@@ -188,14 +187,19 @@ def test_alike_blocks_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
             values = first(window)
             return [*values, *second(values[4], torch.ones(3, 24))]
 
+    kept = layers._compiled_parts, heads._compiled_some
     try:
+        for each in kept:
+            each.cache_clear()
         want = found()
         first.compile_parts(True)
         torch.testing.assert_close(found(), want, atol=1e-5, rtol=0)
-        # Blocks of the encoder, within a frame and over frames; of the last also those that cues look at.
-        assert len(graphs) == 7
+        # Blocks of the encoder, within a frame and over frames; of the last also those that cues look at. And depth,
+        # of three frames.
+        assert len(graphs) == 8
         first.compile_parts(False)
         assert all(torch.equal(one, other) for one, other in zip(found(), want, strict=True))
     finally:
-        layers._compiled_parts.cache_clear()
+        for each in kept:
+            each.cache_clear()
         torch._dynamo.reset()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +95,9 @@ class Places(nn.Module):
 class DepthHead(nn.Module):
     """DPT (Ranftl et al. 2021)."""
 
+    compiled = False
+    """Whether torch.compile fuses what surrounds the convolutions."""
+
     def __init__(self, width: int, *, patch: int, special: int, features: int, channels: Sequence[int]) -> None:
         super().__init__()
         self.patch, self.special = patch, special
@@ -126,7 +131,8 @@ class DepthHead(nn.Module):
     def forward(self, kept: Sequence[Tensor], places: nn.ModuleList, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Four (S, N, width) to depth and confidence, (S, *size) each."""
         chunks = zip(*(torch.split(tokens, _CHUNK) for tokens in kept), strict=True)
-        parts = [self._some(chunk, places, size) for chunk in chunks]
+        some = _compiled_some() if self.compiled else DepthHead._some
+        parts = [some(self, chunk, places, size) for chunk in chunks]
         depth, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
         return depth, confidence
 
@@ -146,3 +152,8 @@ class DepthHead(nn.Module):
         x = places[4](F.interpolate(x, size=size, mode="bilinear", align_corners=True))
         x = self.scratch.get_submodule("output_conv2")(x)
         return x[:, 0].exp(), 1 + x[:, 1].exp()
+
+
+@functools.cache
+def _compiled_some() -> Callable[..., Any]:
+    return torch.compile(DepthHead._some, dynamic=False)

@@ -230,8 +230,8 @@ class Pass(nn.Module):
 
     def compile_parts(self, on: bool, /) -> None:
         """See vs3r.networks.Parts."""
-        for module in self.network.aggregator.modules():
-            if isinstance(module, Block):
+        for module in (*self.network.aggregator.modules(), self.network.depth_head):
+            if isinstance(module, Block | DepthHead):
                 module.compiled = on
 
 
