@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from vs3r import __version__
 from vs3r.config import EncodeConfig
+from vs3r.engine.threads import usable_cores
 
 _OPTIONAL = {
     "matplotlib": "plots: vs3r evaluate --plot; install with: pip install matplotlib",
@@ -83,8 +83,7 @@ class _Absent(Exception):
 
 
 def _cpu() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} cores, {platform.machine()}"
+    return f"{usable_cores()} cores, {platform.machine()}"
 
 
 def _torch() -> str:

@@ -2,7 +2,8 @@
 
     read ──► observe ──► analyse ──► render ──► encode (the caller's thread)
 
-The caller's thread writes, so that an interrupt reaches the output file at once: it is removed, then the stages end.
+Where there are cores for it, several pictures are rendered at a time. The caller's thread writes, so that an interrupt
+reaches the output file at once: it is removed, then the stages end.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from vs3r.config import Config
 from vs3r.engine.media import VideoReader, VideoWriter
 from vs3r.engine.progress import Meter, ProgressCallback
-from vs3r.engine.threads import Cancellation, Channel, Stages
+from vs3r.engine.threads import Cancellation, Channel, Stages, crew_of_cores
 from vs3r.engine.track_file import TrackBuilder, check_source
 from vs3r.types import CameraTrack, Frame
 
@@ -93,6 +94,7 @@ def stabilize_file(
     with VideoReader(in_path) as reader:
         tally.meter.total = reader.info.frames_estimate
         with (
+            crew_of_cores() as crew,
             _stages([frames, observed, items, pictures], cancel) as stages,
             VideoWriter(out_path, like=reader, config=config.encode) as writer,
         ):
@@ -101,7 +103,7 @@ def stabilize_file(
 
             fmt = reader.info.format
             analysis = make_analysis(config, fmt)
-            rendering = make_rendering(config, fmt, SourceWindow.of_stream(config), check=pictures.check)
+            rendering = make_rendering(config, fmt, SourceWindow.of_stream(config), crew=crew, check=pictures.check)
             with _thread_pools():
                 stages.start("observe", lambda: _each(analysis.observe, frames, observed))
                 stages.start("analyse", lambda: _work(analysis, observed, items))
@@ -164,6 +166,7 @@ def render_file(
         check_source(track, reader.info.format)
         tally.meter.total = len(track)
         with (
+            crew_of_cores() as crew,
             _stages([frames, items, pictures], cancel) as stages,
             VideoWriter(out_path, like=reader, config=config.encode) as writer,
         ):
@@ -173,7 +176,7 @@ def render_file(
             with _thread_pools():
                 analysis = TrackAnalysis(track, config.smooth)
                 window = SourceWindow.of_track(config.render)
-                rendering = make_rendering(config, reader.info.format, window, check=pictures.check)
+                rendering = make_rendering(config, reader.info.format, window, crew=crew, check=pictures.check)
                 stages.start("analyse", lambda: _work(analysis, frames, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, writer, tally)

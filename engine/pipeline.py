@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from vs3r.config import Config, RenderConfig, SmoothConfig
 from vs3r.engine.networks import make_reconstructor
+from vs3r.engine.threads import Crew
 from vs3r.engine.track_file import check_frame, check_length
 from vs3r.errors import ShapeError
 from vs3r.reconstruct import Reconstructor
@@ -162,12 +164,21 @@ class TrackAnalysis:
 class Rendering:
     """Sources and cameras to pictures. Holds the sources that a picture still to come may need."""
 
-    def __init__(self, renderer: Renderer, refiner: Refiner, window: SourceWindow) -> None:
+    def __init__(self, renderer: Renderer, refiner: Refiner, window: SourceWindow, crew: Crew | None = None) -> None:
+        """
+        Args:
+            renderer: draws.
+            refiner: repairs what it drew.
+            window: which frames may fill one.
+            crew: who calls both, pictures then come later; None: the caller's thread.
+        """
         self._renderer = renderer
         self._refiner = refiner
         self._window = window
+        self._crew = crew
         self._sources: dict[int, SourceFrame] = {}
         self._waiting: deque[SmoothedFrame] = deque()
+        self._drawn: deque[Future[StabilizedFrame]] = deque()
         self._newest: SourceFrame | None = None
 
     def push(self, item: AnalysisItem) -> list[StabilizedFrame]:
@@ -187,12 +198,13 @@ class Rendering:
         """Forget everything."""
         self._sources.clear()
         self._waiting.clear()
+        self._drawn.clear()
         self._newest = None
 
     @property
     def held(self) -> int:
         """Number of full-size frames held."""
-        return len(self._sources)
+        return len(self._sources) + len(self._drawn)
 
     @property
     def readout_s(self) -> float:
@@ -202,8 +214,18 @@ class Rendering:
     def _ready(self, *, end: bool) -> list[StabilizedFrame]:
         done = []
         while self._waiting and (end or self._complete(self._waiting[0].geometry)):
-            done.append(self._draw(self._waiting.popleft()))
+            done += self._begun(self._waiting.popleft())
+        while end and self._drawn:
+            done.append(self._drawn.popleft().result())
         return done
+
+    def _begun(self, smoothed: SmoothedFrame) -> list[StabilizedFrame]:
+        """Draw the picture, or have it drawn; return what is finished."""
+        sources = self._usable(smoothed)
+        if self._crew is None:
+            return [self._draw(smoothed, sources)]
+        self._drawn.append(self._crew.pool.submit(self._draw, smoothed, sources))
+        return [self._drawn.popleft().result()] if len(self._drawn) > self._crew.ahead else []
 
     def _complete(self, geometry: FrameGeometry) -> bool:
         """Nothing that may fill this frame is still to come."""
@@ -213,13 +235,17 @@ class Rendering:
         reached = newest.geometry.index >= geometry.index + self._window.after
         return reached or newest.geometry.segment != geometry.segment
 
-    def _draw(self, smoothed: SmoothedFrame) -> StabilizedFrame:
+    def _usable(self, smoothed: SmoothedFrame) -> dict[int, SourceFrame]:
+        """The sources of the next picture; those that no later one needs are let go."""
         index, segment = smoothed.geometry.index, smoothed.geometry.segment
         first, last = index - self._window.before, index + self._window.after
         for old in [i for i in self._sources if i < first]:
             del self._sources[old]
-        usable = {i: s for i, s in self._sources.items() if i <= last and s.geometry.segment == segment}
-        rendered = self._renderer.render(index, smoothed.camera, usable)
+        return {i: s for i, s in self._sources.items() if i <= last and s.geometry.segment == segment}
+
+    def _draw(self, smoothed: SmoothedFrame, sources: dict[int, SourceFrame]) -> StabilizedFrame:
+        index = smoothed.geometry.index
+        rendered = self._renderer.render(index, smoothed.camera, sources)
         return StabilizedFrame(
             index=index,
             frame=self._refiner(rendered),
@@ -288,7 +314,12 @@ def make_analysis(config: Config, fmt: PictureFormat) -> Analysis:
 
 
 def make_rendering(
-    config: Config, fmt: PictureFormat, window: SourceWindow, *, check: Callable[[], None] = lambda: None
+    config: Config,
+    fmt: PictureFormat,
+    window: SourceWindow,
+    *,
+    crew: Crew | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Rendering | ClipRendering:
     """The rendering stage that the config asks for.
 
@@ -296,6 +327,7 @@ def make_rendering(
         config: all settings.
         fmt: of every frame.
         window: which frames may fill one.
+        crew: see Rendering; not used with a refiner of many frames.
         check: called now and then in work that takes long; what it raises ends it.
     Raises:
         InputError: weights that the config names are missing or wrong.
@@ -304,7 +336,7 @@ def make_rendering(
     renderer = make_renderer(config.render, fmt)
     if config.refine.backend == "wan":
         return ClipRendering(renderer, make_clip_refiner(config.wan, check), window)
-    return Rendering(renderer, make_refiner(config.refine), window)
+    return Rendering(renderer, make_refiner(config.refine), window, crew)
 
 
 class Stabilizer:

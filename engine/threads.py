@@ -6,13 +6,20 @@ itself, a KeyboardInterrupt for one. No thread outlives its `Stages`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
+
+# One frame is analysed after the other, and a picture takes two to three times as long to draw.
+_LARGEST_CREW = 4
 
 
 class Stopped(Exception):
@@ -142,3 +149,34 @@ class Cancellation:
             self._stop = stop
             if self._cancelled:
                 stop()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """Threads that share the work of one stage, whose items do not depend on each other."""
+
+    pool: Executor
+    """The threads."""
+    ahead: int
+    """Items that are begun before the oldest is waited for, >= 1."""
+
+
+@contextmanager
+def crew_of_cores() -> Iterator[Crew | None]:
+    """A crew for half of the cores, the rest is left to the other stages; None where that is one."""
+    count = min(usable_cores() // 2, _LARGEST_CREW)
+    if count < 2:
+        yield None
+        return
+    pool = ThreadPoolExecutor(count, "vs3r-crew")
+    try:
+        yield Crew(pool=pool, ahead=2 * (count - 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

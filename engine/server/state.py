@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.store import TrackStore, default_folder
 from vs3r.engine.server.stream_run import StreamRun
+from vs3r.engine.threads import usable_cores
 from vs3r.types import PictureFormat
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class State:
         self._busy = 0
         self._quiet = threading.Condition()
         self._calls = 0
-        self.drawing = threading.Semaphore(os.cpu_count() or 1)
+        self.drawing = threading.Semaphore(usable_cores())
         """Held while a picture is drawn for random access: more at once would only take more memory."""
 
     def admit(self, context: grpc.ServicerContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,17 +19,20 @@ from tests.engine.fakes import (
 )
 from vs3r.config import Config, RenderConfig, SmoothConfig
 from vs3r.engine.pipeline import Analysis, Rendering, SourceWindow, StabilizedFrame, Stabilizer
+from vs3r.engine.threads import Crew
 from vs3r.errors import ShapeError
 
 
 class Run:
     """The two stages with stand-ins inside."""
 
-    def __init__(self, *, batch: int, lookahead: int, fill: int, cuts: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, *, batch: int, lookahead: int, fill: int, cuts: tuple[int, ...] = (), crew: Crew | None = None
+    ) -> None:
         config = Config(smooth=SmoothConfig(lookahead_frames=lookahead), render=RenderConfig(fill_window_frames=fill))
         self.renderer = RecordingRenderer()
         self.analysis = Analysis(BatchReconstructor(batch, cuts), LookaheadSmoother(lookahead))
-        self.rendering = Rendering(self.renderer, take_picture, SourceWindow.of_stream(config))
+        self.rendering = Rendering(self.renderer, take_picture, SourceWindow.of_stream(config), crew)
         self.most_held = 0
 
     def frames(self, count: int) -> list[StabilizedFrame]:
@@ -40,6 +44,17 @@ class Run:
         for item in self.analysis.flush():
             done.extend(self.rendering.push(item))
         return done + self.rendering.flush()
+
+
+def test_pictures_drawn_at_once_come_in_order() -> None:
+    one = Run(batch=8, lookahead=3, fill=5)
+    alone = one.frames(31)
+    with ThreadPoolExecutor(3) as pool:
+        many = Run(batch=8, lookahead=3, fill=5, crew=Crew(pool=pool, ahead=4))
+        together = many.frames(31)
+    assert sorted(many.renderer.calls) == one.renderer.calls
+    assert [d.index for d in together] == [d.index for d in alone]
+    assert many.most_held == one.most_held + 4
 
 
 @pytest.mark.parametrize("batch", [1, 8, 11, 1000])

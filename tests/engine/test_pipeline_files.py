@@ -17,6 +17,7 @@ from vs3r.engine.media import VideoReader
 from vs3r.engine.progress import Progress
 from vs3r.engine.threads import Cancellation, Channel, Stages, Stopped
 from vs3r.errors import MediaError, TrackError
+from vs3r.render.renderer import WarpRenderer
 
 CONFIG = Config(
     smooth=SmoothConfig(lookahead_frames=4),
@@ -40,10 +41,18 @@ def no_leftovers(folder: Path) -> bool:
     return not workers and not list(folder.iterdir())
 
 
-def test_threads_change_nothing(clip: Path, tmp_path: Path) -> None:
+def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """With more than three several pictures are drawn at a time."""
+    monkeypatch.setattr("vs3r.engine.threads.usable_cores", lambda: count)
+
+
+def test_threads_change_nothing(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, 2)
     report = stabilize_file(clip, tmp_path / "a.mkv", CONFIG)
     stabilize_file(clip, tmp_path / "b.mkv", CONFIG)
-    assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
+    cores(monkeypatch, 8)
+    stabilize_file(clip, tmp_path / "c.mkv", CONFIG)
+    assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes() == (tmp_path / "c.mkv").read_bytes()
     with VideoReader(clip) as reader:
         stabilizer = pipeline.Stabilizer(CONFIG, reader.info.format)
         done = [d for frame in reader for d in stabilizer.push(frame)] + stabilizer.flush()
@@ -118,6 +127,21 @@ def test_error_of_a_stage_stops_all(
 ) -> None:
     make: Callable[..., Any] = getattr(pipeline, stage)
     monkeypatch.setattr(pipeline, stage, lambda *args, **more: Failing(make(*args, **more), at))
+    with pytest.raises(MediaError, match="broken on purpose"):
+        stabilize_file(clip, tmp_path / "out.mkv", CONFIG)
+    assert no_leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_error_of_a_drawing_stops_all(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    def render(self: WarpRenderer, index: int, *given: Any) -> Any:
+        if index == 7:
+            raise MediaError("broken on purpose")
+        return drawn(self, index, *given)
+
+    drawn = WarpRenderer.render
+    monkeypatch.setattr(WarpRenderer, "render", render)
+    cores(monkeypatch, count)
     with pytest.raises(MediaError, match="broken on purpose"):
         stabilize_file(clip, tmp_path / "out.mkv", CONFIG)
     assert no_leftovers(tmp_path)

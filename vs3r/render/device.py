@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -22,7 +23,8 @@ from vs3r.types import FloatArray, PictureFormat, Plane
 class DeviceDrawer:
     """Draws planes with the operator compose_layers; see PlaneDrawer.
 
-    A source is sent to the device when it is first used, and stays there for as long as it lives.
+    A source is sent to the device when it is first used, and stays there for as long as it lives. Several threads may
+    draw at once.
     """
 
     def __init__(self, fmt: PictureFormat, device: torch.device, *, backend: Backend = "auto") -> None:
@@ -50,6 +52,7 @@ class DeviceDrawer:
         ]
         self._ends = np.cumsum([0, *(plane.size for plane in self._planes)])
         self._sent: WeakKeyDictionary[SourceFrame, Tensor] = WeakKeyDictionary()
+        self._sending = threading.Lock()
 
     def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
         """See PlaneDrawer."""
@@ -89,7 +92,8 @@ class DeviceDrawer:
         )
 
     def _picture(self, source: SourceFrame) -> Tensor:
-        if source not in self._sent:
-            flat = np.concatenate([plane.ravel() for plane in source.frame.planes])
-            self._sent[source] = torch.from_numpy(flat).to(self._device)
-        return self._sent[source]
+        with self._sending:
+            if source not in self._sent:
+                flat = np.concatenate([plane.ravel() for plane in source.frame.planes])
+                self._sent[source] = torch.from_numpy(flat).to(self._device)
+            return self._sent[source]
