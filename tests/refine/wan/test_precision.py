@@ -63,6 +63,14 @@ def test_fp8_products_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < (found - exact).std() / exact.std() < 0.04
 
 
+@pytest.mark.parametrize("precision", ["fp8", "fp8-weights"])
+def test_the_compiler_stays_as_it_was(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda _granularity: None)
+    before = torch._inductor.config.get_config_copy()
+    hold_as(bfloat16_expert(), precision)
+    assert torch._inductor.config.get_config_copy() == before
+
+
 @pytest.mark.needs_cuda
 @torch.no_grad()
 @pytest.mark.parametrize(

@@ -79,9 +79,10 @@ def hold_as(expert: Any, precision: str) -> None:
             quantize_,
         )
 
-        config: Any = Float8WeightOnlyConfig()
+        # torchao would have every kernel of the process tuned from then on, which takes minutes.
+        config: Any = Float8WeightOnlyConfig(set_inductor_config=False)
         if precision == "fp8":
-            config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+            config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
         quantize_(expert, config, filter_fn=is_block_linear)
 
 
