@@ -43,7 +43,6 @@ from vs3r.flow.learned import example_inputs
 from vs3r.flow.raft import Raft
 from vs3r.networks import DTYPES, default_device, replayed
 from vs3r.reconstruct.observe import Grid
-from vs3r.reconstruct.vggt import reconstructor as vggt_reconstructor
 from vs3r.reconstruct.vggt import window as vggt_window
 from vs3r.reconstruct.vggt.cues import CueLayers
 from vs3r.reconstruct.vggt.mask import Candidates
@@ -258,14 +257,16 @@ def end_to_end(small: bool, size: str, frames: int, runtime: str, device: torch.
     network_size = SMALL if small else VggtSize()
     taken: list[float] = []
 
-    def noted(frame: Frame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    def noted(self: WindowNetwork, frame: Frame) -> npt.NDArray[np.uint8]:
         taken.append(time.perf_counter())
-        return vggt_window.network_picture(frame, size)
+        return picture(self, frame)
+
+    picture = WindowNetwork.picture
 
     with (
         always_moving(),
         mock.patch.object(vggt_window, "Vggt", functools.partial(Vggt, network_size)),
-        mock.patch.object(vggt_reconstructor, "network_picture", noted),
+        mock.patch.object(WindowNetwork, "picture", noted),
     ):
         stabilize_file(folder / "in.mp4", folder / "out.mp4", config)
     # What goes in is what comes out once the pipeline is full; at the end it empties faster.

@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # loads PyTorch, which takes seconds; reading starts before t
     from vs3r.engine.pipeline import AnalysisItem, ObservedFrame, StabilizedFrame
 
 # Frames in flight between two stages. Analysis works in bursts of 8 frames (a source and a camera each): the queue
-# before it holds one burst and that behind it two, so that its neighbours go on meanwhile.
+# before it holds one burst and that behind it two, so that its neighbours go on meanwhile. With VGGT a burst is what is
+# new in a window.
 _FRAME_QUEUE = 4
 _OBSERVED_QUEUE = 8
 _ITEM_QUEUE = 32
@@ -88,7 +89,7 @@ def stabilize_file(
     """
     tally = _Tally(progress)
     frames: Channel[Frame] = Channel(_FRAME_QUEUE)
-    observed: Channel[ObservedFrame] = Channel(_OBSERVED_QUEUE)
+    observed: Channel[ObservedFrame] = Channel(_burst(config))
     items: Channel[AnalysisItem] = Channel(_ITEM_QUEUE)
     pictures: Channel[StabilizedFrame] = Channel(_FRAME_QUEUE)
     with VideoReader(in_path) as reader:
@@ -122,7 +123,7 @@ def analyze_file(
     """Recover the camera track of a video file, see stabilize_file."""
     meter = Meter(progress)
     frames: Channel[Frame] = Channel(_FRAME_QUEUE)
-    observed: Channel[Any] = Channel(_OBSERVED_QUEUE)
+    observed: Channel[Any] = Channel(_burst(config))
     with VideoReader(in_path) as reader, _stages([frames, observed], cancel) as stages:
         meter.total = reader.info.frames_estimate
         stages.start("read", lambda: _read(reader, frames))
@@ -187,6 +188,13 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _In_contra = TypeVar("_In_contra", contravariant=True)
 _Out_co = TypeVar("_Out_co", covariant=True)
+
+
+def _burst(config: Config) -> int:
+    """Frames in flight between the halves of analysis."""
+    if config.reconstruct.backend == "vggt4d":
+        return config.vggt.vggt_window_frames - config.vggt.vggt_overlap_frames
+    return _OBSERVED_QUEUE
 
 
 class _Stage(Protocol[_In_contra, _Out_co]):

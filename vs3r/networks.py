@@ -5,7 +5,9 @@ Who gives the way (`Prepare`) decides how: the engine compiles it or takes a bui
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -81,6 +83,23 @@ def replayed(network: Network, example: tuple[Tensor, ...]) -> Network:
         return found
 
     return replay
+
+
+def queue_of_its_own(device: torch.device, *, ahead: bool = False) -> Callable[[], AbstractContextManager[object]]:
+    """What to enter around work on a device that must not wait for that of other threads.
+
+    Args:
+        device: on a CPU nothing is done.
+        ahead: short work, which a GPU begins before the rest of what it was asked for.
+    """
+    if device.type != "cuda":
+        return nullcontext
+
+    @functools.cache
+    def stream() -> torch.cuda.Stream:
+        return torch.cuda.Stream(device, priority=-1 if ahead else 0)  # type: ignore[no-untyped-call]
+
+    return lambda: torch.cuda.stream(stream())
 
 
 def default_device() -> torch.device:

@@ -14,7 +14,7 @@ from vs3r.config import FlowConfig
 from vs3r.errors import BackendError, ShapeError
 from vs3r.flow import Guesses
 from vs3r.flow.raft import MIN_SIDE, STRIDE, Raft, load_raft
-from vs3r.networks import DTYPES, Network, Prepare, default_device, eager, replayed
+from vs3r.networks import DTYPES, Network, Prepare, default_device, eager, queue_of_its_own, replayed
 from vs3r.types import FloatArray
 from vs3r.weights import load_checkpoint
 
@@ -41,6 +41,7 @@ class RaftFlow:
         self._prepare = prepare
         self._device = next(network.parameters()).device
         self._ready: dict[tuple[int, int], Network] = {}
+        self._queue = queue_of_its_own(self._device, ahead=True)
 
     def __call__(
         self, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], guesses: Guesses = (None, None)
@@ -57,17 +58,18 @@ class RaftFlow:
             raise ShapeError(f"expected two (H, W) pictures and (H, W, 2) guesses, got {got}")
         height, width = a.shape
         try:
-            pictures = self._colours(np.stack([a, b]))
-            nothing = np.zeros((height, width, 2), np.float32)
-            starts = self._coarse(np.stack([nothing if guess is None else guess for guess in guesses]))
-            inputs = (pictures, pictures.flip(0), starts)
-            size = (height, width)
-            if size not in self._ready:
-                # Outside inference mode, where compilers do not work.
-                self._ready[size] = replayed(self._prepare("raft", self._network, inputs), inputs)
-            with torch.inference_mode():
-                flow: Tensor = self._ready[size](*inputs)
-                there, back = flow[:, :, :height, :width].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            with self._queue():
+                pictures = self._colours(np.stack([a, b]))
+                nothing = np.zeros((height, width, 2), np.float32)
+                starts = self._coarse(np.stack([nothing if guess is None else guess for guess in guesses]))
+                inputs = (pictures, pictures.flip(0), starts)
+                size = (height, width)
+                if size not in self._ready:
+                    # Outside inference mode, where compilers do not work.
+                    self._ready[size] = replayed(self._prepare("raft", self._network, inputs), inputs)
+                with torch.inference_mode():
+                    flow: Tensor = self._ready[size](*inputs)
+                    there, back = flow[:, :, :height, :width].permute(0, 2, 3, 1).contiguous().cpu().numpy()
         except torch.cuda.OutOfMemoryError:
             raise BackendError(
                 f"not enough GPU memory for RAFT at {width}x{height}; use fewer --analysis-pixels, or --flow dis"

@@ -52,4 +52,7 @@ def make_reconstructor(config: Config, fmt: PictureFormat, prepare: Prepare = ea
 def delay_frames(config: Config) -> int:
     """How many frames at most are pushed before the geometry of the first of them is returned."""
     adjustment = 2 * BLOCK + OVERLAP
-    return adjustment if config.reconstruct.backend == "flow-ba" else adjustment + config.vggt.vggt_window_frames
+    if config.reconstruct.backend == "flow-ba":
+        return adjustment
+    # A window, and the stride until the next one is full.
+    return adjustment + 2 * config.vggt.vggt_window_frames - config.vggt.vggt_overlap_frames

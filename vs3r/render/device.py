@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vs3r.kernels.compose import Layers, PlaneLayout, compose_layers
 from vs3r.kernels.dispatch import Backend
+from vs3r.networks import queue_of_its_own
 from vs3r.render.layers import Layer, feather_px, plane_views
 from vs3r.render.nodes import make_grid
 from vs3r.render.planes import empty_value
@@ -53,17 +54,19 @@ class DeviceDrawer:
         self._ends = np.cumsum([0, *(plane.size for plane in self._planes)])
         self._sent: WeakKeyDictionary[SourceFrame, Tensor] = WeakKeyDictionary()
         self._sending = threading.Lock()
+        self._queue = queue_of_its_own(device, ahead=True)
 
     def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
         """See PlaneDrawer."""
-        drawn = compose_layers(
-            self._layers(layers, keep),
-            self._planes,
-            feather_px=self._feather_px,
-            peak=self._peak,
-            backend=self._backend,
-        )
-        flat = drawn.cpu().numpy()
+        with self._queue():
+            drawn = compose_layers(
+                self._layers(layers, keep),
+                self._planes,
+                feather_px=self._feather_px,
+                peak=self._peak,
+                backend=self._backend,
+            )
+            flat = drawn.cpu().numpy()
         parts = zip(pairwise(self._ends), self._planes, strict=True)
         return tuple(flat[begin:end].reshape(p.rows, p.columns) for (begin, end), p in parts)
 

@@ -135,7 +135,7 @@ def test_numbers_that_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings() -> None:
     with pytest.raises(InputError, match="vggt_overlap_frames: expected fewer than vggt_window_frames"):
         VggtConfig(vggt_window_frames=8, vggt_overlap_frames=8)
-    assert delay_frames(Config(reconstruct=ReconstructConfig(backend="vggt4d"))) == 32 + delay_frames(Config())
+    assert delay_frames(Config(reconstruct=ReconstructConfig(backend="vggt4d"))) == 32 + 24 + delay_frames(Config())
 
 
 def test_groups_and_thresholds() -> None:

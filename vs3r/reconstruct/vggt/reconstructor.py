@@ -3,11 +3,14 @@
 Windows begin at fixed frame numbers of a segment, so the result does not depend on how the frames arrived. What the
 network believes of a frame, in the world that the windows are joined to, is where the bundle adjustment begins, as long
 as it explains the flow better than a camera that only turns; and what the network says moves weighs nothing there.
+
+While the network looks at a window, what it said of the window before is adjusted: geometry comes a stride later so.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import cv2
@@ -23,7 +26,7 @@ from vs3r.reconstruct.bundle import State
 from vs3r.reconstruct.flow_ba import BLOCK, CONNECTED, FlowBundleAdjustment, ObservedFrame, is_cut
 from vs3r.reconstruct.observe import Grid, Observation
 from vs3r.reconstruct.vggt.chain import Chain, FrameEstimate
-from vs3r.reconstruct.vggt.window import WindowNetwork, load_network, network_picture
+from vs3r.reconstruct.vggt.window import WindowNetwork, load_network
 from vs3r.types import FloatArray, Frame, FrameGeometry, PictureFormat
 
 # Frames before the newest whose estimates an adjustment may still ask for.
@@ -38,6 +41,18 @@ class ObservedPicture:
     """(H, W, 3) as the network takes it."""
     flow: ObservedFrame
     """What the bundle adjustment has to know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeenWindow:
+    """A window that the network looks at, in a thread of its own."""
+
+    first: int
+    """Number of its first frame in the segment."""
+    final: int
+    """Frames of the segment that no later window will see."""
+    estimates: Future[list[FrameEstimate]]
+    """What it says of the frames."""
 
 
 class Vggt4d:
@@ -55,14 +70,17 @@ class Vggt4d:
         self._focal_given = config.reconstruct.hfov_deg is not None
         self._grid = Grid.of(*analysis_size(fmt, config.flow.analysis_pixels))
         self._adjustment = FlowBundleAdjustment(config, fmt, prepare, self._believe)
+        self._seen: SeenWindow | None = None  # the newest, whose frames are not adjusted yet
         self.reset()
 
     def observe(self, frame: Frame, /) -> ObservedPicture:
         """See Reconstructor."""
-        return ObservedPicture(picture=network_picture(frame, self._network.size), flow=self._adjustment.observe(frame))
+        return ObservedPicture(picture=self._network.picture(frame), flow=self._adjustment.observe(frame))
 
     def reset(self) -> None:
         """See Reconstructor."""
+        if self._seen is not None:
+            wait([self._seen.estimates])  # it would meet the next one in the network
         self._adjustment.reset()
         self._first: int | None = None
         self._estimates: dict[int, FrameEstimate] = {}  # in the numbers of all frames seen
@@ -75,6 +93,7 @@ class Vggt4d:
         self._waiting: list[ObservedFrame] = []  # of the segment, not yet given to the adjustment
         self._count = 0
         self._started = 0  # windows
+        self._seen = None
 
     def push(self, observed: ObservedPicture, /) -> list[FrameGeometry]:
         """See Reconstructor."""
@@ -110,12 +129,25 @@ class Vggt4d:
         if self._count > seen:
             # A last window of full length as well, which begins earlier: it knows more, and engines have one length.
             done = self._window(final=self._count)
-        return done + self._adjusted(self._chain.flush())
+        assert self._seen is not None
+        return done + self._joined(self._seen) + self._adjusted(self._chain.flush())
 
     def _window(self, *, final: int) -> list[FrameGeometry]:
-        first = self._count - len(self._pictures)
-        estimates = self._network(self._pictures, self._grid)
-        return self._adjusted(self._chain.push(first, estimates, final=final))
+        """Let the network look at the newest pictures, and meanwhile adjust what it said of the window before."""
+        before = self._seen
+        if before is not None:
+            wait([before.estimates])  # the GPU's memory may be enough for one window
+        thread = ThreadPoolExecutor(1, "vs3r-window")
+        self._seen = SeenWindow(
+            first=self._count - len(self._pictures),
+            final=final,
+            estimates=thread.submit(self._network, self._pictures, self._grid),
+        )
+        thread.shutdown(wait=False)
+        return [] if before is None else self._joined(before)
+
+    def _joined(self, window: SeenWindow) -> list[FrameGeometry]:
+        return self._adjusted(self._chain.push(window.first, window.estimates.result(), final=window.final))
 
     def _adjusted(self, final: list[FrameEstimate]) -> list[FrameGeometry]:
         """Give the next frames, of which the network's estimates are final, to the adjustment."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from vs3r.config import VggtConfig
 from vs3r.errors import BackendError
 from vs3r.geometry import matrix_from_quat_wxyz, rigid
-from vs3r.networks import DTYPES, Network, Prepare, eager
+from vs3r.networks import DTYPES, Network, Prepare, eager, queue_of_its_own
 from vs3r.reconstruct.observe import Grid
 from vs3r.reconstruct.vggt.chain import FrameEstimate, weighted_median
 from vs3r.reconstruct.vggt.mask import Candidates, Geometry, candidates, confirmed, contradiction
@@ -25,6 +25,7 @@ from vs3r.weights import load_checkpoint
 
 log = logging.getLogger(__name__)
 
+_CPU = torch.device("cpu")
 _FOV_RAD = (math.radians(5), math.radians(160))
 
 
@@ -41,17 +42,18 @@ def network_size(fmt: PictureFormat, long_side: int, patch: int) -> tuple[int, i
     return size_of(fmt.width * float(fmt.sample_aspect), fmt.height, long_side, patch)
 
 
-def network_picture(frame: Frame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) RGB of a frame at `size` = (H, W), made smaller by cubic interpolation over all that a pixel covers."""
+def network_picture(frame: Frame, size: tuple[int, int], device: torch.device = _CPU) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) RGB of a frame at `size` = (H, W), made smaller by cubic interpolation over all that a pixel covers;
+    `device` computes it."""
     # Imported here: most reconstructors need no colours.
     from vs3r.refine.wan.pictures import rgb_from_frame
 
     top = (1 << frame.format.bit_depth) - 1
 
     def resized(plane: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        values = torch.from_numpy(plane.astype(np.float32))[None, None]
+        values = torch.from_numpy(plane).to(device)[None, None].float()
         small = F.interpolate(values, size=size, mode="bicubic", antialias=True, align_corners=False)
-        return np.asarray(small[0, 0].round().clamp(0, top).numpy(), plane.dtype)
+        return np.asarray(small[0, 0].round().clamp(0, top).cpu().numpy(), plane.dtype)
 
     small = Frame(
         format=frame.format,
@@ -103,11 +105,18 @@ class WindowNetwork:
         self.patches = self.size[0] // patch, self.size[1] // patch
         self._passes = FirstPass(network, *self.size, cues=True).eval(), SecondPass(network, *self.size).eval()
         self._ready: list[Network] = []
+        self._queue = queue_of_its_own(self._device)
+        self._picture_queue = queue_of_its_own(self._device, ahead=True)
+
+    def picture(self, frame: Frame) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) a frame as it is given to the network, see `network_picture`; also beside a window."""
+        with self._picture_queue():
+            return network_picture(frame, self.size, self._device)
 
     def __call__(self, pictures: list[npt.NDArray[np.uint8]], grid: Grid) -> list[FrameEstimate]:
         """
         Args:
-            pictures: (H, W, 3) each, see `network_picture`.
+            pictures: (H, W, 3) each, see `picture`.
             grid: cells of the analysis picture.
         Returns:
             What is believed of them, in a world of their own.
@@ -115,11 +124,12 @@ class WindowNetwork:
             BackendError: the GPU's memory does not suffice, or the network's numbers overflow.
         """
         try:
-            with torch.inference_mode():
-                window = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2).float() / 255
-            first, second = self._runners(window)
-            with torch.inference_mode():
-                return self._estimates(window, first, second, grid)
+            with self._queue():
+                with torch.inference_mode():
+                    window = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2).float() / 255
+                first, second = self._runners(window)
+                with torch.inference_mode():
+                    return self._estimates(window, first, second, grid)
         except torch.cuda.OutOfMemoryError:
             raise BackendError(self._too_long(len(pictures))) from None
 
