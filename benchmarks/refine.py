@@ -47,11 +47,16 @@ TI2V_VAE = {
 
 
 WAYS = {
-    "bf16": ("bf16", False, "sdpa"), "bf16-compiled": ("bf16", True, "sdpa"), "fp8-compiled": ("fp8", True, "sdpa"),
-    "fp8-weights-compiled": ("fp8-weights", True, "sdpa"), "fp8-storage": ("fp8-storage", False, "sdpa"),
-    "flash3-compiled": ("bf16", True, "flash3"), "sage-compiled": ("bf16", True, "sage"),
-}  # fmt: skip
-"""Number format, whether compiled, attention."""
+    "bf16": (A14B, "bf16", False, "sdpa"),
+    "bf16-compiled": (A14B, "bf16", True, "sdpa"),
+    "fp8-compiled": (A14B, "fp8", True, "sdpa"),
+    "fp8-weights-compiled": (A14B, "fp8-weights", True, "sdpa"),
+    "fp8-storage": (A14B, "fp8-storage", False, "sdpa"),
+    "flash3-compiled": (A14B, "bf16", True, "flash3"),
+    "sage-compiled": (A14B, "bf16", True, "sage"),
+    "5b-compiled": (TI2V_5B, "bf16", True, "sdpa"),
+}
+"""Of a step: network, number format, whether compiled, attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +100,14 @@ class Plan:
     vae: dict[str, Any] | None = None
     """Settings of AutoencoderKLWan likewise."""
     ways: tuple[str, ...] = tuple(WAYS)
-    """Of WAYS, those that a step of 14B is measured in."""
+    """Of WAYS, those that a step is measured in."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--sizes", default=",".join(f"{w}x{h}" for w, h in SIZES))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of a step of 14B")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of a step")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/refine_gpu.csv"))
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -123,15 +128,15 @@ def main() -> None:
 
 def steps(plan: Plan) -> Iterator[Row]:
     """One expert of 14B in every way that can run here, and TI2V-5B."""
-    for precision, compiled, attention in map(WAYS.__getitem__, plan.ways):
+    for layout, precision, compiled, attention in map(WAYS.__getitem__, plan.ways):
         try:
             choose_precision(precision, plan.device)
             choose_attention(attention, plan.device)
         except BackendError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        yield from _timed_steps("step 14B", plan, A14B, precision=precision, compiled=compiled, attention=attention)
-    yield from _timed_steps("step TI2V-5B", plan, TI2V_5B, precision="bf16", compiled=True, attention="sdpa")
+        what = "step TI2V-5B" if layout == TI2V_5B else "step 14B"
+        yield from _timed_steps(what, plan, layout, precision=precision, compiled=compiled, attention=attention)
 
 
 def _timed_steps(
