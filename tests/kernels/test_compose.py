@@ -36,7 +36,7 @@ BACKENDS: tuple[Backend, ...] = ("reference", "triton")
 
 
 @pytest.fixture(autouse=True)
-def _wide_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def _wide_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's cost is per program."""
     if DEVICE == "cpu":
         monkeypatch.setattr("vs3r.kernels.compose.triton_impl.COLUMNS", 256)
@@ -152,7 +152,7 @@ def test_other_subsampling(steps: tuple[int, int, int, int]) -> None:
     agree(*compare(problem(planes, 2), planes))
 
 
-def test_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vs3r.kernels.compose.triton_impl.COLUMNS", 32)
     planes = planes_of(24, 96)
     layers = problem(planes, 2)
