@@ -41,8 +41,10 @@ def build(network: nn.Module, example: tuple[Tensor, ...], folder: Path) -> str:
 
 def load(path: Path, device: torch.device) -> Network:
     """See build.Format."""
-    from torch._inductor import aoti_load_package
+    from torch._inductor import aoti_load_package, config
 
     index = -1 if device.index is None else device.index
-    runner: Network = aoti_load_package(str(path), device_index=index if device.type == "cuda" else -1)
+    # Else PyTorch compiles a program or two, only to find out whether to warn: 15 s or more, and a compiler is needed.
+    with config.patch({"cpp.vec_isa_ok": True}):
+        runner: Network = aoti_load_package(str(path), device_index=index if device.type == "cuda" else -1)
     return runner
