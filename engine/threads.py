@@ -18,8 +18,9 @@ from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 
-# One frame is analysed after the other, and a picture takes two to three times as long to draw.
-_LARGEST_CREW = 4
+# One frame is analysed after the other, and a picture takes two to three times as long to draw. On two cores, too: when
+# the last frame has been analysed, a lookahead of pictures is still to be drawn.
+_SMALLEST_CREW, _LARGEST_CREW = 2, 4
 
 
 class Stopped(Exception):
@@ -162,12 +163,9 @@ class Crew:
 
 
 @contextmanager
-def crew_of_cores() -> Iterator[Crew | None]:
-    """A crew for half of the cores, the rest is left to the other stages; None where that is one."""
-    count = min(usable_cores() // 2, _LARGEST_CREW)
-    if count < 2:
-        yield None
-        return
+def crew_of_cores() -> Iterator[Crew]:
+    """A crew for half of the cores; the other stages take the rest."""
+    count = min(max(usable_cores() // 2, _SMALLEST_CREW), _LARGEST_CREW)
     pool = ThreadPoolExecutor(count, "vs3r-crew")
     try:
         yield Crew(pool=pool, ahead=2 * (count - 1))

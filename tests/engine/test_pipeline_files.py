@@ -42,7 +42,7 @@ def no_leftovers(folder: Path) -> bool:
 
 
 def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """With more than three several pictures are drawn at a time."""
+    """Half as many pictures are drawn at a time, but two at least."""
     monkeypatch.setattr("vs3r.engine.threads.usable_cores", lambda: count)
 
 
