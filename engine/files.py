@@ -2,8 +2,8 @@
 
     read ──► observe ──► analyse ──► render ──► encode (the caller's thread)
 
-Several pictures are rendered at a time. The caller's thread writes, so that an interrupt reaches the output file at once:
-it is removed, then the stages end.
+Several pictures are rendered at a time. The caller's thread writes, so that an interrupt reaches the output file at
+once: it is removed, then the stages end.
 """
 
 from __future__ import annotations
