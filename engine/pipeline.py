@@ -26,7 +26,7 @@ from vs3r.reconstruct import Reconstructor
 from vs3r.refine import ClipRefiner, make_clip_refiner, make_refiner
 from vs3r.render import Renderer, SourceFrame, make_renderer
 from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track
-from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, RenderedFrame
+from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, Plane, RenderedFrame
 
 AnalysisItem: TypeAlias = SourceFrame | SmoothedFrame
 """What Analysis hands to Rendering: a frame whose geometry is final, or a frame's smoothed camera."""
@@ -168,7 +168,12 @@ class Rendering:
         self._window = window
         self._sources: dict[int, SourceFrame] = {}
         self._waiting: deque[SmoothedFrame] = deque()
+        self._outs: dict[int, tuple[Plane, ...]] = {}
         self._newest: SourceFrame | None = None
+
+    def draw_into(self, index: int, planes: tuple[Plane, ...]) -> None:
+        """Where the picture of a frame may be drawn; to be called before its source is pushed. See Renderer."""
+        self._outs[index] = planes
 
     def push(self, item: AnalysisItem) -> list[StabilizedFrame]:
         """Take a source or a camera; return the pictures whose sources are now complete."""
@@ -187,6 +192,7 @@ class Rendering:
         """Forget everything."""
         self._sources.clear()
         self._waiting.clear()
+        self._outs.clear()
         self._newest = None
 
     @property
@@ -219,7 +225,7 @@ class Rendering:
         for old in [i for i in self._sources if i < first]:
             del self._sources[old]
         usable = {i: s for i, s in self._sources.items() if i <= last and s.geometry.segment == segment}
-        rendered = self._renderer.render(index, smoothed.camera, usable)
+        rendered = self._renderer.render(index, smoothed.camera, usable, self._outs.pop(index, None))
         return StabilizedFrame(
             index=index,
             frame=self._refiner(rendered),

@@ -32,7 +32,7 @@ class ClipRefiner(Protocol):
 
 
 def make_refiner(config: RefineConfig) -> Refiner:
-    """The function that the config names. It depends on its argument alone.
+    """The function that the config names. It depends on its argument alone, and may change the picture where it lies.
 
     Raises:
         BackendError: the backend needs many frames at a time; see make_clip_refiner.

@@ -51,7 +51,7 @@ class DeviceDrawer:
         self._ends = np.cumsum([0, *(plane.size for plane in self._planes)])
         self._sent: WeakKeyDictionary[SourceFrame, Tensor] = WeakKeyDictionary()
 
-    def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
+    def draw(self, layers: Sequence[Layer], keep: FloatArray, out: Sequence[Plane], /) -> None:
         """See PlaneDrawer."""
         drawn = compose_layers(
             self._layers(layers, keep),
@@ -60,9 +60,8 @@ class DeviceDrawer:
             peak=self._peak,
             backend=self._backend,
         )
-        flat = drawn.cpu().numpy()
-        parts = zip(pairwise(self._ends), self._planes, strict=True)
-        return tuple(flat[begin:end].reshape(p.rows, p.columns) for (begin, end), p in parts)
+        for (begin, end), plane in zip(pairwise(self._ends), out, strict=True):
+            torch.from_numpy(plane).copy_(drawn[begin:end].view(plane.shape))
 
     def _layers(self, layers: Sequence[Layer], keep: FloatArray) -> Layers:
         """The layers on the device, all their fields sent together."""

@@ -369,16 +369,18 @@ class StreamConfig(_message.Message):
     def __init__(self, session: _Optional[str] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., format: _Optional[_Union[FrameFormat, _Mapping]] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., first_sequence: _Optional[int] = ..., output_from_sequence: _Optional[int] = ..., transient: _Optional[bool] = ..., explicit_end: _Optional[bool] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("started", "credit", "frame", "frame_error")
+    __slots__ = ("started", "credit", "frame", "frame_error", "returned")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     FRAME_ERROR_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
     started: StreamStarted
     credit: Credit
     frame: StabilizedFrame
     frame_error: FrameError
-    def __init__(self, started: _Optional[_Union[StreamStarted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., frame: _Optional[_Union[StabilizedFrame, _Mapping]] = ..., frame_error: _Optional[_Union[FrameError, _Mapping]] = ...) -> None: ...
+    returned: _containers.RepeatedCompositeFieldContainer[SharedMemorySlot]
+    def __init__(self, started: _Optional[_Union[StreamStarted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., frame: _Optional[_Union[StabilizedFrame, _Mapping]] = ..., frame_error: _Optional[_Union[FrameError, _Mapping]] = ..., returned: _Optional[_Iterable[_Union[SharedMemorySlot, _Mapping]]] = ...) -> None: ...
 
 class StreamStarted(_message.Message):
     __slots__ = ("credits", "latency_frames")
