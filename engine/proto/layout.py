@@ -78,7 +78,7 @@ class _WirePlane:
         """Bytes between rows."""
         return self.stride - self.shape[1] * self.kind.itemsize
 
-    def lies_in(self, data: Buffer) -> npt.NDArray[np.generic]:
+    def lies_in(self, data: Buffer | npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
         """Its samples where they lie in the bytes of a frame."""
         strides = self.stride, self.kind.itemsize
         return np.ndarray(self.shape, self.kind, buffer=data, offset=self.start, strides=strides)
@@ -141,8 +141,10 @@ class Layout:
         """The planes of a frame as they lie in `data`; None where they lie otherwise on the wire than in a Frame."""
         if self.pixel_format not in (pb.PIXEL_FORMAT_PLANAR, pb.PIXEL_FORMAT_I420):
             return None
-        planes = self.unpack(data.data)
-        return planes if all(np.may_share_memory(plane, data) for plane in planes) else None
+        planes = [plane.lies_in(data) for plane in self._wire]
+        if not all(plane.flags.aligned and plane.flags.c_contiguous for plane in planes):
+            return None
+        return tuple(cast("list[Plane]", planes))
 
     def pack(self, planes: Sequence[Plane]) -> list[memoryview]:
         """The bytes of a frame, in pieces that follow each other; padding at the ends of rows is zero."""
