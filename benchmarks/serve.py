@@ -31,6 +31,7 @@ from benchmarks.process import run
 from tests.server.conftest import still_models
 from tests.server.relay import BreakingRelay
 from vs3r.config import Config, FlowConfig, RenderConfig, SmoothConfig
+from vs3r.engine.allocator import keep_freed_memory
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
@@ -84,6 +85,7 @@ class Usage:
 
 def serve(models: str) -> None:
     """A server as a process of its own, until its standard input ends."""
+    keep_freed_memory()
     if models == "echo":
         _serve_echo()
         return
@@ -346,6 +348,7 @@ def main() -> None:
         "sessions": sessions,
         "soak": lambda: soak(seconds),
     }
+    keep_freed_memory()
     for name, part in parts.items():
         if given.part in ("all", name):
             part()
