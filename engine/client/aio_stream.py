@@ -81,8 +81,6 @@ class AsyncStreaming:
             try:
                 responses = await held.enter_async_context(self._client.open_call("Stream", requests))
                 async for response in responses:
-                    if sender.lent is not None:
-                        sender.lent.take_back(response)
                     match kind_of(response):
                         case "started":
                             self._started = True
@@ -92,6 +90,8 @@ class AsyncStreaming:
                                     await self._client.call("RegisterSharedMemory", registration)
                             sender.add_credit(response.started.credits)
                         case "credit":
+                            if sender.lent is not None:
+                                sender.lent.take_back(response.credit)
                             sender.add_credit(response.credit.frames)
                         case "frame":
                             yield _result(pictured(response), source, sender, layout)

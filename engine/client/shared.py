@@ -19,7 +19,7 @@ from vs3r.engine.client.errors import ServerError
 from vs3r.engine.proto.convert import config_message
 from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
-from vs3r.engine.proto.wire import Pictured, rest_of
+from vs3r.engine.proto.wire import Pictured
 from vs3r.errors import InputError
 from vs3r.types import Frame, PictureFormat, Plane
 
@@ -186,9 +186,9 @@ class Lent:
         slot = self._results.take()
         return None if slot is None else self._lend(self._results_region, slot.offset, slot.memory)
 
-    def take_back(self, response: pb.StreamResponse | Pictured) -> None:
-        """What a response returns is the client's again."""
-        for slot in rest_of(response).returned:
+    def take_back(self, credit: pb.Credit) -> None:
+        """What comes back with credit is the client's again."""
+        for slot in credit.returned:
             self._take(slot)
 
     def result(self, slot: pb.SharedMemorySlot) -> memoryview:

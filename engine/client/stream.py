@@ -85,8 +85,6 @@ class Streaming:
             responses = held.enter_context(self._client.open_call("Stream", requests))
             self._source.when_failing(responses.cancel)
             for response in responses:
-                if sender.lent is not None:
-                    sender.lent.take_back(response)
                 match kind_of(response):
                     case "started":
                         self._started = True
@@ -96,6 +94,8 @@ class Streaming:
                                 self._client.call("RegisterSharedMemory", registration)
                         sender.add_credit(response.started.credits)
                     case "credit":
+                        if sender.lent is not None:
+                            sender.lent.take_back(response.credit)
                         sender.add_credit(response.credit.frames)
                     case "frame":
                         yield self._result(pictured(response), layout, sender)

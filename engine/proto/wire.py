@@ -54,11 +54,6 @@ def kind_of(message: Any) -> str | None:
     return "frame" if isinstance(message, Pictured) else message.WhichOneof("message")
 
 
-def rest_of(message: Any) -> Any:
-    """The fields beside `frame` of a message, also where that is a Pictured."""
-    return message.rest if isinstance(message, Pictured) else message
-
-
 def whole(message: Any) -> Any:
     """A Pictured as one message; any other message as it is."""
     if not isinstance(message, Pictured):
@@ -93,14 +88,12 @@ def decode(kind: Any, data: bytes) -> Any:
     if frame is None:
         return kind.FromString(data)
     pixels = _cut(data, frame.start, frame.stop, inner)
-    if pixels is None:
-        return kind.FromString(data)
-    picture = kind.DESCRIPTOR.fields_by_name["frame"]
-    rest = kind.FromString(data[: frame.head] + data[frame.stop :])
     # Where two fields of a oneof come, the last one counts: protobuf knows the rules.
-    oneof = picture.containing_oneof
-    if oneof is not None and rest.WhichOneof(oneof.name) is not None:
+    picture = kind.DESCRIPTOR.fields_by_name["frame"]
+    alone = picture.containing_oneof is None or (frame.head == 0 and frame.stop == len(data))
+    if pixels is None or not alone:
         return kind.FromString(data)
+    rest = kind.FromString(data[: frame.head] + data[frame.stop :])
     described = getattr(pb, picture.message_type.name)
     found = described.FromString(data[frame.start : pixels.head] + data[pixels.stop : frame.stop])
     if found.WhichOneof("pixels") is not None:

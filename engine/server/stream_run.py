@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from vs3r.engine.pipeline import AnalysisItem, ObservedFrame, StabilizedFrame
 from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
-from vs3r.engine.proto.wire import Pictured, rest_of
+from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server.guard import GuardedStages
 from vs3r.engine.server.intake import Arrival, Intake, Output, frame_error
 from vs3r.engine.server.metrics import Metrics
@@ -122,7 +122,6 @@ class StreamRun:
                     self.active_s = time.monotonic()
                     response = self._response(item)
                     if response is not None:
-                        rest_of(response).returned.extend(self._intake.lending.returned())
                         yield response
         except Stopped:
             raise self._problem or client_gone() from None
@@ -239,6 +238,7 @@ class StreamRun:
         if isinstance(item, pb.Credit):
             with self._lock:
                 self._credits += item.frames
+            item.returned.extend(self._intake.lending.returned())
             return pb.StreamResponse(credit=item)
         if isinstance(item, pb.FrameError):
             return pb.StreamResponse(frame_error=item)

@@ -101,7 +101,7 @@ class Talk:
         try:
             with self._client.open_call("Stream", sending()) as responses:
                 for response in map(wire.whole, responses):
-                    self.returned += [s.offset // STEP for s in response.returned]
+                    self.returned += [s.offset // STEP for s in response.credit.returned]
                     if response.HasField("frame"):
                         self.results.append(response.frame)
                     if response.HasField("frame_error"):
@@ -216,24 +216,24 @@ def test_every_slot_comes_back_once_and_not_before_its_time(serve: Serve) -> Non
     """A frame may fill the eight after it, so its slot stays lent until those are drawn."""
     config = replace(CONFIG, render=RenderConfig(fill_window_frames=8))
     with connected(serve(still_models(batch=1), allow_shm=True)) as client:
-        talk = Talk(client, Slots(SIZE, 32), config)
+        talk = Talk(client, Slots(SIZE, 2 * len(FRAMES)), config)
         drawn_at: dict[int, int] = {}
-        sent = iter(range(16))
+        sent = iter(range(len(FRAMES)))
         for response in talk:
-            credit = response.started.credits or response.credit.frames
-            for i in itertools.islice(sent, credit):
+            # In step: a frame for every result.
+            for i in itertools.islice(sent, response.started.credits + response.HasField("frame")):
                 talk.put(i, FRAMES[i])
-                talk.send(i, slot(i), slot(16 + i))
-                if i == 15:
+                talk.send(i, slot(i), slot(len(FRAMES) + i))
+                if i == len(FRAMES) - 1:
                     talk.request(None)
-            for number in (s.offset // STEP for s in response.returned):
+            for number in (s.offset // STEP for s in response.credit.returned):
                 assert number not in drawn_at, "given back twice"
                 drawn_at[number] = len(talk.results)
-        assert [r.sequence for r in talk.results] == list(range(16))
+        assert [r.sequence for r in talk.results] == list(range(len(FRAMES)))
         for i, result in enumerate(talk.results):
-            assert result.slot == slot(16 + i)
-            assert bytes(talk.memory_of[16 + i]) == pixels(FRAMES[i])
-        assert set(drawn_at) >= set(range(16 - 8 - 2))
+            assert result.slot == slot(len(FRAMES) + i)
+            assert bytes(talk.memory_of[len(FRAMES) + i]) == pixels(FRAMES[i])
+        assert set(drawn_at) >= set(range(5))
         # Four pictures may be drawn and wait to be sent, a fifth is on its way.
         assert all(results > number + 8 - 5 for number, results in drawn_at.items()), drawn_at
 
@@ -361,11 +361,13 @@ def test_frames_that_stay_are_copied(serve: Serve) -> None:
 def test_results_that_nobody_wants_give_their_slots_back(serve: Serve) -> None:
     with connected(serve(still_models(batch=1), allow_shm=True)) as client:
         talk = Talk(client, Slots(SIZE, 8), AT_ONCE, output_from_sequence=2)
-        for i in range(4):
+        for i in range(3):
             talk.put(i, FRAMES[i])
             talk.send(i, slot(i), slot(4 + i))
-        talk.request(None)
-        talk_all(talk)
+        for response in talk:
+            if response.HasField("frame") and response.frame.sequence == 2:
+                talk.send(3, slot(0), slot(7))
+                talk.request(None)
         assert [r.sequence for r in talk.results] == [2, 3]
         assert {4, 5} <= set(talk.returned)
         assert not {6, 7} & set(talk.returned), "these came with their results"
@@ -418,10 +420,10 @@ def test_what_is_lent_is_kept_until_it_comes_back() -> None:
     assert lent.frame(FRAMES[2]) is None, "no slot for it: it goes as bytes"
     del there
     assert memory.slots.take() is None, "the server looks at it"
-    lent.take_back(pb.StreamResponse(returned=[first]))
+    lent.take_back(pb.Credit(returned=[first]))
     assert memory.slots.take() is not None
     with pytest.raises(ServerError, match="not lent"):
-        lent.take_back(pb.StreamResponse(returned=[first]))
+        lent.take_back(pb.Credit(returned=[first]))
     outputs = [lent.output() for _ in range(3)]
     assert [o is None for o in outputs] == [False, False, True]
     assert outputs[0] is not None and len(lent.result(outputs[0])) == SIZE

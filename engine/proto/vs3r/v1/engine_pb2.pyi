@@ -369,18 +369,16 @@ class StreamConfig(_message.Message):
     def __init__(self, session: _Optional[str] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., format: _Optional[_Union[FrameFormat, _Mapping]] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., first_sequence: _Optional[int] = ..., output_from_sequence: _Optional[int] = ..., transient: _Optional[bool] = ..., explicit_end: _Optional[bool] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("started", "credit", "frame", "frame_error", "returned")
+    __slots__ = ("started", "credit", "frame", "frame_error")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     FRAME_ERROR_FIELD_NUMBER: _ClassVar[int]
-    RETURNED_FIELD_NUMBER: _ClassVar[int]
     started: StreamStarted
     credit: Credit
     frame: StabilizedFrame
     frame_error: FrameError
-    returned: _containers.RepeatedCompositeFieldContainer[SharedMemorySlot]
-    def __init__(self, started: _Optional[_Union[StreamStarted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., frame: _Optional[_Union[StabilizedFrame, _Mapping]] = ..., frame_error: _Optional[_Union[FrameError, _Mapping]] = ..., returned: _Optional[_Iterable[_Union[SharedMemorySlot, _Mapping]]] = ...) -> None: ...
+    def __init__(self, started: _Optional[_Union[StreamStarted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., frame: _Optional[_Union[StabilizedFrame, _Mapping]] = ..., frame_error: _Optional[_Union[FrameError, _Mapping]] = ...) -> None: ...
 
 class StreamStarted(_message.Message):
     __slots__ = ("credits", "latency_frames")
@@ -391,12 +389,14 @@ class StreamStarted(_message.Message):
     def __init__(self, credits: _Optional[int] = ..., latency_frames: _Optional[int] = ...) -> None: ...
 
 class Credit(_message.Message):
-    __slots__ = ("frames", "acknowledged_sequence")
+    __slots__ = ("frames", "acknowledged_sequence", "returned")
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
     frames: int
     acknowledged_sequence: int
-    def __init__(self, frames: _Optional[int] = ..., acknowledged_sequence: _Optional[int] = ...) -> None: ...
+    returned: _containers.RepeatedCompositeFieldContainer[SharedMemorySlot]
+    def __init__(self, frames: _Optional[int] = ..., acknowledged_sequence: _Optional[int] = ..., returned: _Optional[_Iterable[_Union[SharedMemorySlot, _Mapping]]] = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
     __slots__ = ("config", "frame", "end")
