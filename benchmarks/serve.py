@@ -248,35 +248,38 @@ def throughput(clip: str) -> None:
 
 
 def sessions(count: int = 1000) -> None:
-    """Sessions with shared memory and a stream; every second one's connection is reset in the middle of a frame."""
+    """Sessions with a stream, over bytes and over shared memory in turn. Of four, one's connection is reset in the
+    middle of a frame, another one's while its slots are lent."""
     pictures = noise(160, 120, 12)
+    lengths = 150_000, 3_000  # bytes sent until then
 
-    def one(address: str) -> None:
-        memory = SharedFrames(pictures[0].format, frames=4)
+    def one(address: str, memory: SharedFrames | None) -> None:
         with Client(address) as client:
             session = client.create_session(str(uuid.uuid4()), AT_ONCE).name
-            client.call("RegisterSharedMemory", memory.slots.registration(session, "r"))
-            list(client.stabilize(pictures, session=session, patience_s=0))
+            list(client.stabilize(pictures, session=session, shared_memory=memory, patience_s=0))
             client.delete_session(session)
 
     with (
         server("still") as (address, pid),
         Client(address) as client,
-        BreakingRelay(address, itertools.repeat(150_000)) as relay,
+        BreakingRelay(address, itertools.repeat(lengths[0])) as bytes_relay,
+        BreakingRelay(address, itertools.repeat(lengths[1])) as shared_relay,
     ):
 
         def round_(number: int) -> None:
             for i in range(number):
+                shared = i % 4 >= 2
+                relay = shared_relay if shared else bytes_relay
                 with suppress(ServerError):
-                    one(relay.address if i % 2 else address)
+                    one(relay.address if i % 2 else address, SharedFrames(pictures[0].format) if shared else None)
 
         round_(50)
         before = _settled(client, pid)
         start = time.perf_counter()
         round_(count)
-        seconds, broken = time.perf_counter() - start, relay.broken
+        seconds, broken = time.perf_counter() - start, (bytes_relay.broken, shared_relay.broken)
         after = _settled(client, pid)
-    print(f"sessions, {count} in {seconds:.0f} s, {broken} connections reset (with 50 to warm up)")
+    print(f"sessions, {count} in {seconds:.0f} s; connections reset (with 50 to warm up), bytes and shared: {broken}")
     print(f"  before: {before}\n  after:  {after}")
 
 

@@ -20,7 +20,7 @@ from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server.guard import GuardedStages
 from vs3r.engine.server.intake import Arrival, Intake, Output, frame_error
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Problem, client_gone, draining
+from vs3r.engine.server.problems import Problem, client_gone, draining, forget_origin
 from vs3r.engine.server.track_run import TrackRecorder
 from vs3r.engine.threads import Channel, Stages, Stopped
 from vs3r.errors import Vs3rError
@@ -160,6 +160,7 @@ class StreamRun:
             self.fail(problem)
         except Exception as error:  # gRPC's way to say that the call is over; or a bug, which must not be lost
             self.fail(client_gone(type(error).__name__))
+            forget_origin(error)
         else:
             self._frames.end()
 
