@@ -19,7 +19,8 @@ class ClipRefiner(Protocol):
     """Repairs many frames together. Its result depends on the frames, not on when they arrived."""
 
     def push(self, rendered: RenderedFrame, *, segment: int) -> list[Frame]:
-        """Take the next picture, and the number of its scene; return those that are finished, in order."""
+        """Take the next picture, which may be changed, and the number of its scene; return those that are finished, in
+        order."""
         ...
 
     def flush(self) -> list[Frame]:
