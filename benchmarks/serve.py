@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,12 +31,13 @@ from benchmarks.process import run
 from tests.server.conftest import still_models
 from tests.server.relay import BreakingRelay
 from vs3r.config import Config, FlowConfig, RenderConfig, SmoothConfig
+from vs3r.engine.allocator import keep_freed_memory
 from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Steady
 from vs3r.engine.media import VideoReader
 from vs3r.engine.media.formats import picture_format
-from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.serve import Server
 from vs3r.engine.server.settings import ServeConfig
@@ -64,7 +64,7 @@ class Usage:
     descriptors: int
     """Open files and sockets."""
     segments: int
-    """Shared-memory segments of this machine."""
+    """Shared-memory segments of clients that it has mapped."""
 
     @staticmethod
     def of(pid: int) -> Usage:
@@ -74,7 +74,7 @@ class Usage:
             rss_mib=int(status["VmRSS"].split()[0]) / 1024,
             threads=int(status["Threads"]),
             descriptors=len(os.listdir(f"/proc/{pid}/fd")),
-            segments=len(os.listdir("/dev/shm")),
+            segments=Path(f"/proc/{pid}/maps").read_text().count("/memfd:vs3r-"),
         )
 
     def __str__(self) -> str:
@@ -85,6 +85,7 @@ class Usage:
 
 def serve(models: str) -> None:
     """A server as a process of its own, until its standard input ends."""
+    keep_freed_memory()
     if models == "echo":
         _serve_echo()
         return
@@ -147,25 +148,37 @@ def noise(width: int, height: int, count: int) -> list[Frame]:
 
 def percentiles(values: Sequence[float]) -> str:
     """In milliseconds."""
-    return ", ".join(f"p{q} {np.percentile(values, q) * 1e3:.1f} ms" for q in (10, 50, 99))
+    return ", ".join(f"p{q} {np.percentile(values, q) * 1e3:.2f} ms" for q in (10, 50, 99))
 
 
 def overhead(frames: int = 300, warm_up: int = 30) -> None:
     """Time of a 1080p frame outside the pipeline: one frame at a time, from the client's hands to its hands. In turn
-    with it, what gRPC alone needs for messages of the same size."""
+    with it, what gRPC alone needs for messages of the same size.
+
+    Over shared memory, frames that the client has made there, and frames that are copied to it.
+    """
     pictures = noise(1920, 1080, frames)
     pixels = b"".join(plane.tobytes() for plane in pictures[0].planes)
-    for transport, message in (("gRPC bytes", pixels), ("shared memory", bytes(60))):
+    for transport, message in (("gRPC bytes", pixels), ("shared memory", bytes(60)), ("copied to it", bytes(60))):
+        memory = None if transport == "gRPC bytes" else SharedFrames(pictures[0].format)
+        made_there = memory if transport == "shared memory" else None
         with server("still") as (address, _), Client(address) as client, echo() as floor:
             turn, sent, outside, alone = threading.Semaphore(1), [0.0] * frames, [], []
 
-            def source(turn: threading.Semaphore = turn, sent: list[float] = sent) -> Iterator[Frame]:
+            def source(
+                turn: threading.Semaphore = turn, sent: list[float] = sent, made_there: SharedFrames | None = made_there
+            ) -> Iterator[Frame]:
                 for i, frame in enumerate(pictures):
                     turn.acquire()
+                    given = frame
+                    if made_there is not None:
+                        given = replace(frame, planes=made_there.planes())
+                        for plane, drawn in zip(given.planes, frame.planes, strict=True):
+                            np.copyto(plane, drawn)
                     sent[i] = time.perf_counter()
-                    yield frame
+                    yield given
 
-            for result in client.stabilize(source(), AT_ONCE, shared_memory=transport == "shared memory"):
+            for result in client.stabilize(source(), AT_ONCE, shared_memory=memory):
                 now = time.perf_counter()
                 assert isinstance(result, Steady)
                 outside.append(now - sent[result.sequence] - result.timings.pipeline_us / 1e6)
@@ -235,42 +248,38 @@ def throughput(clip: str) -> None:
 
 
 def sessions(count: int = 1000) -> None:
-    """Sessions with shared memory and a stream; every second one's connection is reset in the middle of a frame."""
+    """Sessions with a stream, over bytes and over shared memory in turn. Of four, one's connection is reset in the
+    middle of a frame, another one's while its slots are lent."""
     pictures = noise(160, 120, 12)
+    lengths = 150_000, 3_000  # bytes sent until then
 
-    def one(address: str) -> None:
-        memory = SharedMemory(create=True, size=4096)
-        try:
-            with Client(address) as client:
-                session = client.create_session(str(uuid.uuid4()), AT_ONCE).name
-                client.call(
-                    "RegisterSharedMemory",
-                    pb.RegisterSharedMemoryRequest(session=session, region="r", key=memory.name, byte_size=4096),
-                )
-                list(client.stabilize(pictures, session=session, patience_s=0))
-                client.delete_session(session)
-        finally:
-            memory.close()
-            memory.unlink()
+    def one(address: str, memory: SharedFrames | None) -> None:
+        with Client(address) as client:
+            session = client.create_session(str(uuid.uuid4()), AT_ONCE).name
+            list(client.stabilize(pictures, session=session, shared_memory=memory, patience_s=0))
+            client.delete_session(session)
 
     with (
         server("still") as (address, pid),
         Client(address) as client,
-        BreakingRelay(address, itertools.repeat(150_000)) as relay,
+        BreakingRelay(address, itertools.repeat(lengths[0])) as bytes_relay,
+        BreakingRelay(address, itertools.repeat(lengths[1])) as shared_relay,
     ):
 
         def round_(number: int) -> None:
             for i in range(number):
+                shared = i % 4 >= 2
+                relay = shared_relay if shared else bytes_relay
                 with suppress(ServerError):
-                    one(relay.address if i % 2 else address)
+                    one(relay.address if i % 2 else address, SharedFrames(pictures[0].format) if shared else None)
 
         round_(50)
         before = _settled(client, pid)
         start = time.perf_counter()
         round_(count)
-        seconds, broken = time.perf_counter() - start, relay.broken
+        seconds, broken = time.perf_counter() - start, (bytes_relay.broken, shared_relay.broken)
         after = _settled(client, pid)
-    print(f"sessions, {count} in {seconds:.0f} s, {broken} connections reset (with 50 to warm up)")
+    print(f"sessions, {count} in {seconds:.0f} s; connections reset (with 50 to warm up), bytes and shared: {broken}")
     print(f"  before: {before}\n  after:  {after}")
 
 
@@ -342,6 +351,7 @@ def main() -> None:
         "sessions": sessions,
         "soak": lambda: soak(seconds),
     }
+    keep_freed_memory()
     for name, part in parts.items():
         if given.part in ("all", name):
             part()

@@ -21,6 +21,7 @@ import click
 
 from vs3r import __version__
 from vs3r.config import FlowConfig, VggtConfig
+from vs3r.engine.allocator import keep_freed_memory
 from vs3r.engine.options import config_from, config_options, settings_from, settings_options
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.talk import Talk, talk_options
@@ -136,6 +137,7 @@ def stabilize(
             from vs3r.engine.client.connection import read_access
             from vs3r.engine.client.files import stabilize_file_at
 
+            keep_freed_memory()
             access = read_access(server_token_file, server_ca)
             report = stabilize_file_at(server, access, source, target, config, progress=progress)
     _tell_report(talk, report)
@@ -247,6 +249,7 @@ def serve(as_json: bool, quiet: bool, **values: Any) -> None:
     )
     from vs3r.engine.server.serve import Server
 
+    keep_freed_memory()
     with Server(config) as server:
         talk = Talk(as_json=as_json, quiet=quiet)
         talk.event("serving", f"serving on {server.address}", address=server.address, metrics_port=server.metrics_port)

@@ -28,7 +28,7 @@ from vs3r.reconstruct import Reconstructor
 from vs3r.refine import ClipRefiner, make_clip_refiner, make_refiner
 from vs3r.render import Renderer, SourceFrame, make_renderer
 from vs3r.smooth import PathSmoother, SmoothedFrame, smooth_track
-from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, RenderedFrame
+from vs3r.types import CameraTrack, Frame, FrameGeometry, PictureFormat, Plane, RenderedFrame
 
 AnalysisItem: TypeAlias = SourceFrame | SmoothedFrame
 """What Analysis hands to Rendering: a frame whose geometry is final, or a frame's smoothed camera."""
@@ -178,8 +178,13 @@ class Rendering:
         self._crew = crew
         self._sources: dict[int, SourceFrame] = {}
         self._waiting: deque[SmoothedFrame] = deque()
+        self._outs: dict[int, tuple[Plane, ...]] = {}
         self._drawn: deque[Future[StabilizedFrame]] = deque()
         self._newest: SourceFrame | None = None
+
+    def draw_into(self, index: int, planes: tuple[Plane, ...]) -> None:
+        """Where the picture of a frame may be drawn; to be called before its source is pushed. See Renderer."""
+        self._outs[index] = planes
 
     def push(self, item: AnalysisItem) -> list[StabilizedFrame]:
         """Take a source or a camera; return the pictures whose sources are now complete."""
@@ -198,6 +203,7 @@ class Rendering:
         """Forget everything."""
         self._sources.clear()
         self._waiting.clear()
+        self._outs.clear()
         self._drawn.clear()
         self._newest = None
 
@@ -221,10 +227,10 @@ class Rendering:
 
     def _begun(self, smoothed: SmoothedFrame) -> list[StabilizedFrame]:
         """Draw the picture, or have it drawn; return what is finished."""
-        sources = self._usable(smoothed)
+        sources, out = self._usable(smoothed), self._outs.pop(smoothed.geometry.index, None)
         if self._crew is None:
-            return [self._draw(smoothed, sources)]
-        self._drawn.append(self._crew.pool.submit(self._draw, smoothed, sources))
+            return [self._draw(smoothed, sources, out)]
+        self._drawn.append(self._crew.pool.submit(self._draw, smoothed, sources, out))
         return [self._drawn.popleft().result()] if len(self._drawn) > self._crew.ahead else []
 
     def _complete(self, geometry: FrameGeometry) -> bool:
@@ -243,9 +249,11 @@ class Rendering:
             del self._sources[old]
         return {i: s for i, s in self._sources.items() if i <= last and s.geometry.segment == segment}
 
-    def _draw(self, smoothed: SmoothedFrame, sources: dict[int, SourceFrame]) -> StabilizedFrame:
+    def _draw(
+        self, smoothed: SmoothedFrame, sources: dict[int, SourceFrame], out: tuple[Plane, ...] | None
+    ) -> StabilizedFrame:
         index = smoothed.geometry.index
-        rendered = self._renderer.render(index, smoothed.camera, sources)
+        rendered = self._renderer.render(index, smoothed.camera, sources, out)
         return StabilizedFrame(
             index=index,
             frame=self._refiner(rendered),

@@ -13,6 +13,7 @@ from vs3r.engine.client.aio_stream import AsyncStreaming
 from vs3r.engine.client.connection import Access, open_channel, stubs
 from vs3r.engine.client.errors import server_error
 from vs3r.engine.client.messages import Messages, track_requests
+from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.unfinished import Refused, Steady, steady_of
 from vs3r.engine.proto.convert import config_message
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -211,7 +212,7 @@ class AsyncClient:
         config: Config | None = None,
         *,
         session: str | None = None,
-        shared_memory: bool = False,
+        shared_memory: SharedFrames | None = None,
         patience_s: float = 30.0,
     ) -> AsyncGenerator[Steady | Refused]:
         """See Client."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
-from vs3r.engine.client.shared import SlotPool, frame_request, own_session, result_bytes
+from vs3r.engine.client.shared import Lent, SharedFrames, frame_request, own_session, result_bytes
 from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, stream_opening
 from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -32,7 +32,7 @@ class AsyncStreaming:
         config: Config | None,
         *,
         session: str | None,
-        shared_memory: bool,
+        shared_memory: SharedFrames | None,
         patience_s: float,
     ) -> None:
         self._client = client
@@ -68,7 +68,7 @@ class AsyncStreaming:
     async def _call(self, source: _Source, layout: Layout, first: Frame) -> AsyncGenerator[Steady | Refused]:
         async with AsyncExitStack() as held:
             session, own = self._session, None
-            if session is None and self._shared:
+            if session is None and self._shared is not None:
                 # Shared memory belongs to a session.
                 response = await self._client.call("CreateSession", own_session(self._config))
                 session = own = response.session.name
@@ -84,11 +84,14 @@ class AsyncStreaming:
                     match kind_of(response):
                         case "started":
                             self._started = True
-                            if self._shared and session is not None:
-                                sender.pool = SlotPool.of_stream(response.started, layout)
-                                await self._client.call("RegisterSharedMemory", sender.pool.registration(session))
+                            if self._shared is not None and session is not None:
+                                sender.lent = Lent(self._shared, response.started, layout)
+                                for registration in sender.lent.registrations(session):
+                                    await self._client.call("RegisterSharedMemory", registration)
                             sender.add_credit(response.started.credits)
                         case "credit":
+                            if sender.lent is not None:
+                                sender.lent.take_back(response.credit)
                             sender.add_credit(response.credit.frames)
                         case "frame":
                             yield _result(pictured(response), source, sender, layout)
@@ -99,9 +102,10 @@ class AsyncStreaming:
                 if source.error is not None:
                     raise source.error from None
                 raise
-            if sender.pool is not None and session is not None:
-                with suppress(ServerError):  # the session may have ended, and the region with it
-                    await self._client.call("UnregisterSharedMemory", sender.pool.removal(session))
+            if sender.lent is not None and session is not None:
+                for removal in sender.lent.removals(session):
+                    with suppress(ServerError):  # the session may have ended, and the region with it
+                        await self._client.call("UnregisterSharedMemory", removal)
 
     async def _forget(self, session: str) -> None:
         with suppress(ServerError):  # it is gone, or will expire
@@ -114,7 +118,7 @@ def _result(response: Pictured, source: _Source, sender: _Sender, layout: Layout
     frame = source.unfinished.find(message.sequence)
     if frame is None:
         raise ServerError(f"the server sent a result for frame {message.sequence}, not sent", code="INTERNAL")
-    data = result_bytes(response, sender.pool)
+    data = result_bytes(response, sender.lent)
     found = steady(message, data, layout, time_base=frame.time_base, key_frame=frame.key_frame)
     source.unfinished.done(message.sequence)
     return found
@@ -152,7 +156,7 @@ class _Sender:
         self._source = source
         self._layout = layout
         self._credit = asyncio.Semaphore(0)
-        self.pool: SlotPool | None = None
+        self.lent: Lent | None = None
         """Shared memory, where it is used."""
 
     def add_credit(self, frames: int) -> None:
@@ -163,11 +167,11 @@ class _Sender:
     async def requests(self, opening: pb.StreamRequest) -> AsyncGenerator[pb.StreamRequest | Pictured]:
         """Read by gRPC."""
         yield opening
-        last = -1
+        last, output_from = -1, opening.config.output_from_sequence
         while await self._credit.acquire():
             item = await self._source.next(last)
             if item is None:
                 break
             last, frame = item
-            yield frame_request(last, frame, self._layout, self.pool)
+            yield frame_request(last, frame, self._layout, self.lent, output_from=output_from)
         yield pb.StreamRequest(end=pb.EndOfClip())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
-from vs3r.engine.client.shared import SlotPool, frame_request, own_session, result_bytes
+from vs3r.engine.client.shared import Lent, SharedFrames, frame_request, own_session, result_bytes
 from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, stream_opening
 from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -32,7 +32,7 @@ class Streaming:
         config: Config | None,
         *,
         session: str | None,
-        shared_memory: bool,
+        shared_memory: SharedFrames | None,
         patience_s: float,
     ) -> None:
         self._client = client
@@ -72,7 +72,7 @@ class Streaming:
     def _call(self, layout: Layout, first: Frame) -> Iterator[Steady | Refused]:
         with ExitStack() as held:
             session, own = self._session, None
-            if session is None and self._shared:
+            if session is None and self._shared is not None:
                 # Shared memory belongs to a session.
                 session = own = self._client.call("CreateSession", own_session(self._config)).session.name
                 held.callback(self._forget, own)
@@ -88,24 +88,28 @@ class Streaming:
                 match kind_of(response):
                     case "started":
                         self._started = True
-                        if self._shared and session is not None:
-                            sender.pool = SlotPool.of_stream(response.started, layout)
-                            self._client.call("RegisterSharedMemory", sender.pool.registration(session))
+                        if self._shared is not None and session is not None:
+                            sender.lent = Lent(self._shared, response.started, layout)
+                            for registration in sender.lent.registrations(session):
+                                self._client.call("RegisterSharedMemory", registration)
                         sender.add_credit(response.started.credits)
                     case "credit":
+                        if sender.lent is not None:
+                            sender.lent.take_back(response.credit)
                         sender.add_credit(response.credit.frames)
                     case "frame":
                         yield self._result(pictured(response), layout, sender)
                     case "frame_error":
                         self._source.drop(response.frame_error.sequence)
                         yield refused(response.frame_error)
-            if sender.pool is not None and session is not None:
-                with suppress(ServerError):  # the session may have ended, and the region with it
-                    self._client.call("UnregisterSharedMemory", sender.pool.removal(session))
+            if sender.lent is not None and session is not None:
+                for removal in sender.lent.removals(session):
+                    with suppress(ServerError):  # the session may have ended, and the region with it
+                        self._client.call("UnregisterSharedMemory", removal)
 
     def _result(self, response: Pictured, layout: Layout, sender: _Sender) -> Steady:
         message = response.frame
-        data = result_bytes(response, sender.pool)
+        data = result_bytes(response, sender.lent)
         source = self._source.find(message.sequence)
         result = steady(message, data, layout, time_base=source.time_base, key_frame=source.key_frame)
         self._source.done(message.sequence)
@@ -199,7 +203,7 @@ class _Sender:
         self._changed = threading.Condition()
         self._credit = 0
         self._stopped = False
-        self.pool: SlotPool | None = None
+        self.lent: Lent | None = None
         """Shared memory, where it is used."""
 
     def add_credit(self, frames: int) -> None:
@@ -217,13 +221,13 @@ class _Sender:
     def requests(self, opening: pb.StreamRequest) -> Iterator[pb.StreamRequest | Pictured]:
         """Run by gRPC in a thread of its own."""
         yield opening
-        last = -1
+        last, output_from = -1, opening.config.output_from_sequence
         while self._take_credit():
             item = self._source.next(last)
             if item is None:
                 break
             last, frame = item
-            yield frame_request(last, frame, self._layout, self.pool)
+            yield frame_request(last, frame, self._layout, self.lent, output_from=output_from)
         if self._source.is_whole:
             yield pb.StreamRequest(end=pb.EndOfClip())
         else:

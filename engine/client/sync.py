@@ -12,6 +12,7 @@ from vs3r.engine.client.connection import Access, open_channel, stubs
 from vs3r.engine.client.errors import ServerError, server_error
 from vs3r.engine.client.guarded import Guarded
 from vs3r.engine.client.messages import Messages, track_requests
+from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.stream import Streaming
 from vs3r.engine.client.unfinished import Refused, Steady, steady_of
 from vs3r.engine.proto.convert import config_message
@@ -98,7 +99,7 @@ class Client:
         config: Config | None = None,
         *,
         session: str | None = None,
-        shared_memory: bool = False,
+        shared_memory: SharedFrames | None = None,
         patience_s: float = 30.0,
     ) -> Iterator[Steady | Refused]:
         """Stabilize frames as they come, results in order.
@@ -110,8 +111,11 @@ class Client:
             frames: all of one format and time base.
             config: settings; not with a session, which has its own.
             session: name of a session that gets the track.
-            shared_memory: hand frames over in shared memory; for a server on this machine that allows it.
+            shared_memory: for a server on this machine that allows it: frames whose planes are of this memory are used
+                where they lie, others are copied to it, and results lie in shared memory as well.
             patience_s: how long to try to reach the server again.
+        Raises:
+            InputError: the shared memory is for frames of another format.
         """
         streaming = Streaming(self, config, session=session, shared_memory=shared_memory, patience_s=patience_s)
         return streaming.run(iter(frames))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -51,39 +50,41 @@ class Unfinished:
     """Frames sent, or to be sent, whose results have not come, and a few before them."""
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[int, Frame]] = deque()
+        self._kept: dict[int, Frame] = {}  # in the order of the numbers
         self._next = 0
         self.returned_below = 0
         """All frames before this one are done."""
 
     def add(self, frame: Frame) -> int:
         """A new frame of the clip; returns its number."""
-        self._kept.append((self._next, frame))
+        self._kept[self._next] = frame
         self._next += 1
         return self._next - 1
 
     def after(self, sequence: int) -> tuple[int, Frame] | None:
         """The first frame kept beyond a number."""
-        return next((item for item in self._kept if item[0] > sequence), None)
+        if sequence >= self._next - 1:
+            return None
+        return next((item for item in self._kept.items() if item[0] > sequence), None)
 
     def find(self, sequence: int) -> Frame | None:
         """A frame that is kept."""
-        return next((frame for number, frame in self._kept if number == sequence), None)
+        return self._kept.get(sequence)
 
     def done(self, sequence: int) -> None:
         """A frame's result has come; so have those of all before it."""
         self.returned_below = max(self.returned_below, sequence + 1)
-        while self._kept and self._kept[0][0] < self.returned_below - CONTEXT_FRAMES:
-            self._kept.popleft()
+        while self._kept and self.first < self.returned_below - CONTEXT_FRAMES:
+            del self._kept[self.first]
 
     def drop(self, sequence: int) -> None:
         """A frame was refused."""
-        self._kept = deque(item for item in self._kept if item[0] != sequence)
+        self._kept.pop(sequence, None)
 
     @property
     def first(self) -> int:
         """Number of the first frame that a new call sends."""
-        return self._kept[0][0] if self._kept else self._next
+        return next(iter(self._kept), self._next)
 
 
 def stream_opening(

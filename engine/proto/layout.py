@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import cast
 
@@ -61,6 +61,30 @@ def field_error(field: str, description: str) -> FieldError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _WirePlane:
+    """A plane of the wire."""
+
+    start: int
+    """Its first byte in the frame."""
+    shape: tuple[int, int]
+    """Rows, and samples in a row."""
+    stride: int
+    """Bytes from row to row."""
+    kind: np.dtype[np.generic]
+    """Of a sample."""
+
+    @property
+    def gap(self) -> int:
+        """Bytes between rows."""
+        return self.stride - self.shape[1] * self.kind.itemsize
+
+    def lies_in(self, data: Buffer | npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
+        """Its samples where they lie in the bytes of a frame."""
+        strides = self.stride, self.kind.itemsize
+        return np.ndarray(self.shape, self.kind, buffer=data, offset=self.start, strides=strides)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How the bytes of a frame lie, and the planar format that they are worked on in."""
 
@@ -68,29 +92,31 @@ class Layout:
     """A value of pb.PixelFormat."""
     format: PictureFormat
     """What the planes are."""
-    strides: tuple[int, ...]
-    """Bytes from row to row, one per plane of the wire."""
+    strides: tuple[int, ...] = ()
+    """Bytes from row to row, one per plane of the wire; none for rows without gaps."""
+    byte_size: int = field(init=False)
+    """Bytes of a frame."""
+    _wire: tuple[_WirePlane, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def byte_size(self) -> int:
-        """Bytes of a frame."""
-        return sum(rows * stride for (rows, _), stride in zip(self._shapes, self.strides, strict=True))
-
-    @property
-    def _shapes(self) -> list[tuple[int, int]]:
-        return _wire_shapes(self.pixel_format, self.format)
+    def __post_init__(self) -> None:
+        # Once: they are needed for every frame.
+        kind = np.dtype(_sample_type(self.pixel_format, self.format))
+        shapes = _wire_shapes(self.pixel_format, self.format)
+        strides = self.strides or tuple(width for _, width in shapes)
+        wire, start = [], 0
+        for (rows, width), stride in zip(shapes, strides, strict=True):
+            wire.append(_WirePlane(start=start, shape=(rows, width // kind.itemsize), stride=stride, kind=kind))
+            start += rows * stride
+        for name, value in (("strides", strides), ("byte_size", start), ("_wire", tuple(wire))):
+            object.__setattr__(self, name, value)
 
     def of_size(self, width: int, height: int) -> Layout:
         """The same for another picture size, without gaps between rows."""
-        return Layout(
-            pixel_format=self.pixel_format, format=replace(self.format, width=width, height=height), strides=()
-        ).tight()
+        return Layout(pixel_format=self.pixel_format, format=replace(self.format, width=width, height=height))
 
     def tight(self) -> Layout:
         """The same without gaps between rows."""
-        return Layout(
-            pixel_format=self.pixel_format, format=self.format, strides=tuple(width for _, width in self._shapes)
-        )
+        return Layout(pixel_format=self.pixel_format, format=self.format)
 
     def unpack(self, data: Buffer) -> tuple[Plane, ...]:
         """The planes of a frame. They may share memory with `data`.
@@ -100,10 +126,7 @@ class Layout:
         """
         if len(data) != self.byte_size:
             raise InputError(f"expected {self.byte_size} bytes for {self._named}, got {len(data)}")
-        kind = _sample_type(self.pixel_format, self.format)
-        rows = self._rows(np.frombuffer(data, np.uint8))
-        shapes = self._shapes
-        wire = [_aligned(p[:, :width].view(kind)) for p, (_, width) in zip(rows, shapes, strict=True)]
+        wire = [_aligned(plane.lies_in(data)) for plane in self._wire]
         if self.pixel_format in _RGBA:
             r, g, b, a = _split(_as_integers(wire[0]).reshape(self.format.height, self.format.width, 4))
             return g, b, r, a
@@ -114,14 +137,23 @@ class Layout:
             wire = planes
         return tuple(cast("Plane", np.ascontiguousarray(plane)) for plane in wire)
 
+    def planes_in(self, data: npt.NDArray[np.uint8]) -> tuple[Plane, ...] | None:
+        """The planes of a frame as they lie in `data`; None where they lie otherwise on the wire than in a Frame."""
+        if self.pixel_format not in (pb.PIXEL_FORMAT_PLANAR, pb.PIXEL_FORMAT_I420):
+            return None
+        planes = [plane.lies_in(data) for plane in self._wire]
+        if not all(plane.flags.aligned and plane.flags.c_contiguous for plane in planes):
+            return None
+        return tuple(cast("list[Plane]", planes))
+
     def pack(self, planes: Sequence[Plane]) -> list[memoryview]:
         """The bytes of a frame, in pieces that follow each other; padding at the ends of rows is zero."""
         wire = self._wire_planes(planes)
-        if self.strides == self.tight().strides:
+        if not any(plane.gap for plane in self._wire):
             return [plane.data.cast("B") for plane in wire]
         out = np.zeros(self.byte_size, np.uint8)
-        for target, (_, width), plane in zip(self._rows(out), self._shapes, wire, strict=True):
-            target[:, :width] = plane.reshape(target.shape[0], -1).view(np.uint8)
+        for target, plane in zip(self._wire, wire, strict=True):
+            target.lies_in(out.data)[:] = plane.reshape(target.shape)
         return [out.data]
 
     def _wire_planes(self, planes: Sequence[Plane]) -> list[npt.NDArray[np.generic]]:
@@ -132,13 +164,6 @@ class Layout:
             wire = [np.asarray(planes[0]), np.asarray(cv2.merge([planes[1], planes[2]]))]
             return [np.left_shift(p, _P010_SHIFT) if p.dtype == np.uint16 else p for p in wire]
         return [np.ascontiguousarray(plane) for plane in planes]
-
-    def _rows(self, data: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
-        """Each plane of the wire as (rows, stride) bytes."""
-        start = 0
-        for (rows, _), stride in zip(self._shapes, self.strides, strict=True):
-            yield data[start : start + rows * stride].reshape(rows, stride)
-            start += rows * stride
 
     @property
     def _named(self) -> str:
@@ -195,7 +220,7 @@ def layout_of(message: pb.FrameFormat, *, field: str = "format", max_pixels: int
         expect(good, "row_strides", f"expected one per plane, at least {list(least)}, got {list(strides)[:8]}")
     if wrong:
         raise FieldError(wrong)
-    return Layout(pixel_format=layout.pixel_format, format=layout.format, strides=strides or least)
+    return Layout(pixel_format=layout.pixel_format, format=layout.format, strides=strides)
 
 
 def layout_message(layout: Layout) -> pb.FrameFormat:
@@ -214,7 +239,7 @@ def layout_message(layout: Layout) -> pb.FrameFormat:
 
 def planar_layout(fmt: PictureFormat) -> Layout:
     """Planar pictures of a format without gaps; what the command line sends."""
-    return Layout(pixel_format=pb.PIXEL_FORMAT_PLANAR, format=fmt, strides=()).tight()
+    return Layout(pixel_format=pb.PIXEL_FORMAT_PLANAR, format=fmt)
 
 
 def time_base_of(message: pb.Rational, *, field: str = "time_base") -> Fraction:
@@ -246,7 +271,7 @@ def _layout(message: pb.FrameFormat, aspect: Fraction) -> Layout:
         full_range=message.color_space.full_range or name.startswith("gbr"),
         sample_aspect=aspect,
     )
-    return Layout(pixel_format=wire, format=fmt, strides=tuple(width for _, width in _wire_shapes(wire, fmt)))
+    return Layout(pixel_format=wire, format=fmt)
 
 
 def _wire_shapes(pixel_format: pb.PixelFormat, fmt: PictureFormat) -> list[tuple[int, int]]:

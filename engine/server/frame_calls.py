@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vs3r.engine.media import VideoReader
@@ -15,7 +15,7 @@ from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, resolve
 from vs3r.engine.server.guard import guarded_stages
-from vs3r.engine.server.intake import Intake, clip_frames, first_config, frame_error
+from vs3r.engine.server.intake import Intake, clip_frames, fill, first_config, frame_error
 from vs3r.engine.server.problems import Malformed, Problem, client_gone, draining
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.state import State, frame_bytes
@@ -62,13 +62,13 @@ class FrameCalls:
                 self._state.use_layout(session, layout)
                 recorder = TrackRecorder(session, self._memory, layout.format, time_base)
             stages = guarded_stages(self._state.models, settings, layout.format)
-            intake = Intake(layout, time_base, regions, first_sequence=config.first_sequence)
-            held.enter_context(closing(intake))
+            intake = Intake(
+                layout, time_base, regions, first_sequence=config.first_sequence, keeps=recorder is not None
+            )
             run = StreamRun(
                 stages,
                 intake,
                 layout=layout,
-                regions=regions,
                 metrics=self._state.metrics,
                 output_from_sequence=config.output_from_sequence,
                 recorder=recorder,
@@ -149,19 +149,18 @@ class FrameCalls:
             return
         analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
         yield pb.AnalyzeResponse(credit=pb.Credit(frames=CREDITS))
-        with closing(intake):
-            for sent in clip_frames(requests, explicit_end=config.explicit_end):
-                self._check_open()
-                try:
-                    arrival = intake.take(sent)
-                except Vs3rError as error:
-                    yield pb.AnalyzeResponse(frame_error=frame_error(sent.frame.sequence, error))
-                    yield pb.AnalyzeResponse(credit=pb.Credit(frames=1))
-                    continue
-                analysis.push(arrival.sequence, arrival.frame)
-                yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
-                if analysis.frames % _PROGRESS_EVERY == 0:
-                    yield _progress(analysis.frames, 0)
+        for sent in clip_frames(requests, explicit_end=config.explicit_end):
+            self._check_open()
+            try:
+                arrival = intake.take(sent)
+            except Vs3rError as error:
+                yield pb.AnalyzeResponse(frame_error=frame_error(sent.frame.sequence, error))
+                yield pb.AnalyzeResponse(credit=pb.Credit(frames=1))
+                continue
+            analysis.push(arrival.sequence, arrival.frame)
+            yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
+            if analysis.frames % _PROGRESS_EVERY == 0:
+                yield _progress(analysis.frames, 0)
         if not config.explicit_end:
             _check_whole(context)
         yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
@@ -182,16 +181,15 @@ class FrameCalls:
         result = pb.UploadFramesResponse()
         with self._state.slot(), self._sessions.call(session, context.cancel):
             _, intake, _ = self._frames_of(session, config.frames, context)
-            with closing(intake):
-                for sent in clip_frames(requests, explicit_end=False):
-                    self._check_open()
-                    try:
-                        arrival = intake.take(sent)
-                    except Vs3rError as error:
-                        result.frame_errors.append(frame_error(sent.frame.sequence, error))
-                    else:
-                        self._memory.hold(session.name, arrival.sequence, arrival.frame)
-                        result.frames += 1
+            for sent in clip_frames(requests, explicit_end=False):
+                self._check_open()
+                try:
+                    arrival = intake.take(sent)
+                except Vs3rError as error:
+                    result.frame_errors.append(frame_error(sent.frame.sequence, error))
+                else:
+                    self._memory.hold(session.name, arrival.sequence, arrival.frame)
+                    result.frames += 1
         return result
 
     def get_frame(self, request: pb.GetFrameRequest, context: grpc.ServicerContext) -> pb.GetFrameResponse | Pictured:
@@ -203,7 +201,8 @@ class FrameCalls:
         if not request.HasField("output_slot"):
             rest = pb.GetFrameResponse(format=shape, time_base=time_base)
             return Pictured(rest=rest, frame=message, pixels=data)
-        self._state.regions(session, context).write(request.output_slot, data)
+        memory = self._state.regions(session, context).memory(request.output_slot, drawn.layout.byte_size)
+        fill(memory, data)
         message.slot.CopyFrom(request.output_slot)
         return pb.GetFrameResponse(frame=message, format=shape, time_base=time_base)
 
@@ -234,7 +233,7 @@ class FrameCalls:
         time_base = time_base_of(source.time_base, field="config.frames.time_base")
         self._state.use_layout(session, layout)
         recorder = TrackRecorder(session, self._memory, layout.format, time_base)
-        return layout, Intake(layout, time_base, self._state.regions(session, context)), recorder
+        return layout, Intake(layout, time_base, self._state.regions(session, context), keeps=True), recorder
 
     def _check_open(self) -> None:
         if self._state.draining:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from vs3r.reconstruct import Reconstructor
 from vs3r.refine import make_refiner
 from vs3r.render import Renderer, SourceFrame, make_renderer
 from vs3r.smooth import PathSmoother, SmoothedFrame
-from vs3r.types import Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
+from vs3r.types import Frame, FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 log = logging.getLogger(__name__)
 
@@ -211,10 +211,17 @@ class _GuardedRenderer:
         self._refiner = refiner
         self._failed = failed
 
-    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame], /) -> RenderedFrame:
+    def render(
+        self,
+        index: int,
+        camera: VirtualCamera,
+        sources: Mapping[int, SourceFrame],
+        out: Sequence[Plane] | None = None,
+        /,
+    ) -> RenderedFrame:
         if index not in self._failed:
             try:
-                rendered = self._inner.render(index, camera, sources)
+                rendered = self._inner.render(index, camera, sources, out)
                 return replace(rendered, frame=self._refiner(rendered))
             except Exception as error:  # whatever a model throws
                 log.warning("rendering failed on a frame: %s", type(error).__name__)

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from vs3r.engine.proto.buffers import Buffers
+import numpy as np
+
 from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, kind_of, pictured
 from vs3r.engine.server.problems import Malformed, Problem, client_gone, code_number, malformed, problem_of
-from vs3r.engine.server.shm import Regions
-from vs3r.types import Frame
+from vs3r.engine.server.shm import Bytes, Lending, Regions
+from vs3r.types import Frame, Plane
 
 _MAX_PTS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Output:
+    """Where the result of a frame goes."""
+
+    slot: pb.SharedMemorySlot
+    """As the client names it."""
+    memory: Bytes
+    """Its bytes."""
+    planes: tuple[Plane, ...] | None
+    """The planes of the result as they lie in it; None where they lie otherwise than the pipeline's."""
+
+    def write(self, planes: tuple[Plane, ...], layout: Layout) -> None:
+        """Copy a result into the slot, but for planes that lie there."""
+        if self.planes is not None:
+            for target, plane in zip(self.planes, planes, strict=True):
+                if target is not plane:
+                    np.copyto(target, plane)
+        else:
+            fill(self.memory, layout.pack(planes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,7 +49,7 @@ class Arrival:
     """The client's number."""
     frame: Frame
     """The picture."""
-    output_slot: pb.SharedMemorySlot | None
+    output: Output | None
     """Where its result goes; None for bytes."""
     arrived_s: float
     """When it was ready, by time.perf_counter."""
@@ -38,11 +60,23 @@ class Arrival:
 class Intake:
     """Takes the frames of one call."""
 
-    def __init__(self, layout: Layout, time_base: Fraction, regions: Regions, *, first_sequence: int = 0) -> None:
+    def __init__(
+        self, layout: Layout, time_base: Fraction, regions: Regions, *, first_sequence: int = 0, keeps: bool = False
+    ) -> None:
+        """
+        Args:
+            layout: of the frames.
+            time_base: of their times.
+            regions: what the call may name slots of.
+            first_sequence: the least number of a frame.
+            keeps: frames stay when the call has ended, so those in slots are copied.
+        """
+        self.lending = Lending(regions)
+        """Slots that the client has lent."""
         self._layout = layout
         self._time_base = time_base
         self._regions = regions
-        self._buffers = Buffers(layout.byte_size)
+        self._keeps = keeps
         self._least_sequence = first_sequence
         self._last_pts: int | None = None
 
@@ -62,11 +96,9 @@ class Intake:
             )
         self._least_sequence = message.sequence + 1
         self._check_time(message)
+        output = self._output(message.output_slot) if message.HasField("output_slot") else None
+        # A frame that is refused must not have been lent: so this comes last.
         planes = self._layout.unpack(self._bytes(sent))
-        slot = None
-        if message.HasField("output_slot"):
-            slot = message.output_slot
-            self._regions.check(slot, self._layout.byte_size)
         self._last_pts = message.pts
         now = time.perf_counter()
         frame = Frame(
@@ -76,11 +108,17 @@ class Intake:
             time_base=self._time_base,
             duration=message.duration,
         )
-        return Arrival(sequence=message.sequence, frame=frame, output_slot=slot, arrived_s=now, decode_s=now - start)
+        return Arrival(sequence=message.sequence, frame=frame, output=output, arrived_s=now, decode_s=now - start)
 
-    def close(self) -> None:
-        """No frame will come; those that came may live on."""
-        self._buffers.close()
+    def refuse(self, message: pb.Frame) -> None:
+        """Give back the slots of a frame that take() raised for."""
+        for name in ("slot", "output_slot"):
+            if message.HasField(name):
+                self.lending.give_back(getattr(message, name))
+
+    def _output(self, slot: pb.SharedMemorySlot) -> Output:
+        memory = self._regions.memory(slot, self._layout.byte_size)
+        return Output(slot=slot, memory=memory, planes=self._layout.planes_in(memory))
 
     def _check_time(self, message: pb.Frame) -> None:
         last = self._last_pts
@@ -93,12 +131,17 @@ class Intake:
         if sent.pixels:
             return sent.pixels[0]
         if sent.frame.HasField("slot"):
-            # A slot that is wrong costs no memory.
-            self._regions.check(sent.frame.slot, self._layout.byte_size)
-            data = self._buffers.take()
-            self._regions.read(sent.frame.slot, data)
-            return data.data
+            data = self.lending.borrow(sent.frame.slot, self._layout.byte_size)
+            return data.tobytes() if self._keeps else data
         raise Problem("INVALID_ARGUMENT", "PIXELS", "expected data or a slot, got a frame without pixels")
+
+
+def fill(memory: Bytes, data: Sequence[memoryview]) -> None:
+    """Copy bytes, given in pieces, to the begin of a slot."""
+    at = 0
+    for piece in data:
+        memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
 
 
 def first_config(requests: Iterator[Any]) -> Any:

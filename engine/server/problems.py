@@ -146,6 +146,7 @@ def edge(call: Call, *, admit: Callable[[Any], None], told: Callable[[str], None
             response = call(request, context)
         except Exception as error:  # the server's edge
             problem = problem_of(error)
+            forget_origin(problem)
         else:
             told("OK")
             return response
@@ -164,11 +165,20 @@ def edge(call: Call, *, admit: Callable[[Any], None], told: Callable[[str], None
             raise
         except Exception as error:  # the server's edge
             problem = problem_of(error)
+            forget_origin(problem)
         told(problem.code if problem else "OK")
         if problem is not None and context.is_active():
             abort(context, problem)
 
     return answers if streams else answer
+
+
+def forget_origin(error: Exception) -> None:
+    """Drop the traceback of an error that one of its frames refers to.
+
+    A circle: the frames, and with them a client's memory, would live until Python happens to look for such.
+    """
+    error.__traceback__ = error.__context__ = None
 
 
 def client_gone(how: str = "it broke off") -> Problem:

@@ -18,10 +18,9 @@ from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server.guard import GuardedStages
-from vs3r.engine.server.intake import Arrival, Intake, frame_error
+from vs3r.engine.server.intake import Arrival, Intake, Output, frame_error
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Problem, client_gone, draining
-from vs3r.engine.server.shm import Regions
+from vs3r.engine.server.problems import Problem, client_gone, draining, forget_origin
 from vs3r.engine.server.track_run import TrackRecorder
 from vs3r.engine.threads import Channel, Stages, Stopped
 from vs3r.errors import Vs3rError
@@ -39,7 +38,7 @@ class _Taken:
     """A frame in the pipeline."""
 
     sequence: int
-    output_slot: pb.SharedMemorySlot | None
+    output: Output | None
     decode_s: float
     queue_s: float
     taken_s: float
@@ -73,7 +72,6 @@ class StreamRun:
         intake: Intake,
         *,
         layout: Layout,
-        regions: Regions,
         metrics: Metrics,
         output_from_sequence: int,
         recorder: TrackRecorder | None,
@@ -83,7 +81,6 @@ class StreamRun:
             stages: the pipeline.
             intake: makes frames of messages.
             layout: of the results.
-            regions: shared memory that results may go to.
             metrics: counts frames.
             output_from_sequence: results before it are not sent.
             recorder: makes the session's track on the way.
@@ -91,7 +88,6 @@ class StreamRun:
         self._stages = stages
         self._intake = intake
         self._layout = layout
-        self._regions = regions
         self._metrics = metrics
         self._output_from = output_from_sequence
         self._recorder = recorder
@@ -164,6 +160,7 @@ class StreamRun:
             self.fail(problem)
         except Exception as error:  # gRPC's way to say that the call is over; or a bug, which must not be lost
             self.fail(client_gone(type(error).__name__))
+            forget_origin(error)
         else:
             self._frames.end()
 
@@ -178,6 +175,7 @@ class StreamRun:
             arrival = self._intake.take(sent)
         except Vs3rError as error:
             self._metrics.add("frames_refused")
+            self._intake.refuse(sent.frame)
             self._outbox.note(frame_error(sent.frame.sequence, error))
             self._outbox.note(pb.Credit(frames=1))
         else:
@@ -189,7 +187,7 @@ class StreamRun:
             now = time.perf_counter()
             self._taken[index] = _Taken(
                 sequence=arrival.sequence,
-                output_slot=arrival.output_slot,
+                output=arrival.output,
                 decode_s=arrival.decode_s,
                 queue_s=now - arrival.arrived_s,
                 taken_s=now,
@@ -214,6 +212,11 @@ class StreamRun:
 
     def _render(self) -> None:
         for item in self._items:
+            if isinstance(item, SourceFrame):
+                index = item.geometry.index
+                output = self._taken[index].output
+                if output is not None and output.planes is not None:
+                    self._stages.rendering.draw_into(index, output.planes)
             self._finish(self._stages.rendering.push(item))
         self._finish(self._stages.rendering.flush())
         self._outbox.end()
@@ -236,10 +239,13 @@ class StreamRun:
         if isinstance(item, pb.Credit):
             with self._lock:
                 self._credits += item.frames
+            item.returned.extend(self._intake.lending.returned())
             return pb.StreamResponse(credit=item)
         if isinstance(item, pb.FrameError):
             return pb.StreamResponse(frame_error=item)
         if item.taken.sequence < self._output_from:
+            if item.taken.output is not None:
+                self._intake.lending.give_back(item.taken.output.slot)
             return None
         self._metrics.add("frames_returned")
         if item.passed_through:
@@ -249,14 +255,13 @@ class StreamRun:
     def _send(self, done: _Picture) -> pb.StreamResponse | Pictured:
         taken, picture = done.taken, done.picture
         start = time.perf_counter()
-        data = self._layout.pack(picture.frame.planes)
         message = result_message(picture, sequence=taken.sequence, passed_through=done.passed_through)
-        if taken.output_slot is not None:
-            try:
-                self._regions.write(taken.output_slot, data)
-            except Vs3rError as error:
-                return pb.StreamResponse(frame_error=frame_error(taken.sequence, error))
-            message.slot.CopyFrom(taken.output_slot)
+        pixels: list[memoryview] = []
+        if taken.output is None:
+            pixels = self._layout.pack(picture.frame.planes)
+        else:
+            taken.output.write(picture.frame.planes, self._layout)
+            message.slot.CopyFrom(taken.output.slot)
         now = time.perf_counter()
         message.timings.CopyFrom(
             pb.FrameTimings(
@@ -267,8 +272,8 @@ class StreamRun:
                 encode_us=_us(now - start),
             )
         )
-        if taken.output_slot is None:
-            return Pictured(rest=pb.StreamResponse(), frame=message, pixels=data)
+        if taken.output is None:
+            return Pictured(rest=pb.StreamResponse(), frame=message, pixels=pixels)
         return pb.StreamResponse(frame=message)
 
 

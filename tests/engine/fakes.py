@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 
 from vs3r.render import SourceFrame
 from vs3r.smooth import SmoothedFrame
-from vs3r.types import Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
+from vs3r.types import Frame, FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 FMT = PictureFormat(
     pix_fmt="yuv420p", width=16, height=16, bit_depth=8, chroma_shift=(1, 1), num_planes=3, is_rgb=False
@@ -91,16 +92,27 @@ class LookaheadSmoother:
 
 
 class RecordingRenderer:
-    """Returns the source frame and notes which sources it was given."""
+    """Draws the source frame as it is and notes which sources it was given."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, tuple[int, ...]]] = []
 
-    def render(self, index: int, _camera: VirtualCamera, sources: Mapping[int, SourceFrame], /) -> RenderedFrame:
+    def render(
+        self,
+        index: int,
+        _camera: VirtualCamera,
+        sources: Mapping[int, SourceFrame],
+        out: Sequence[Plane] | None = None,
+        /,
+    ) -> RenderedFrame:
         assert all(source.geometry.index == i for i, source in sources.items())
         self.calls.append((index, tuple(sorted(sources))))
         valid = np.full((4, 4), 255, np.uint8)
-        return RenderedFrame(frame=sources[index].frame, valid=valid, own_share=1.0, valid_share=1.0)
+        frame = sources[index].frame
+        planes = tuple(map(np.empty_like, frame.planes)) if out is None else tuple(out)
+        for plane, source in zip(planes, frame.planes, strict=True):
+            np.copyto(plane, source)
+        return RenderedFrame(frame=replace(frame, planes=planes), valid=valid, own_share=1.0, valid_share=1.0)
 
 
 def take_picture(rendered: RenderedFrame) -> Frame:

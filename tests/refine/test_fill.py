@@ -53,8 +53,7 @@ def test_the_valid_part_stays_and_the_rest_looks_like_it(pix_fmt: str) -> None:
         # No edge where the hole begins.
         jump = np.abs(ours[:, hole].astype(float) - ours[:, hole - 1]).mean()
         assert jump < 1.5 * np.abs(np.diff(known, axis=1)).mean()
-    for now, was in zip(given.frame.planes, before, strict=True):
-        np.testing.assert_array_equal(now, was)
+    assert filled is given.frame, "repaired where it lies"
 
 
 def test_a_constant_picture_is_continued() -> None:

@@ -74,13 +74,16 @@ def test_a_gpu_draws_what_opencv_draws(bit_depth: int) -> None:
 @pytest.mark.parametrize("damage", ["shifted", "chroma", "one layer less", "brighter"])
 def test_the_comparison_can_fail(damage: str) -> None:
     class Damaged(DeviceDrawer):
-        def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
-            planes = super().draw(layers[:-1] if damage == "one layer less" else layers, keep)
+        def draw(self, layers: Sequence[Layer], keep: FloatArray, out: Sequence[Plane], /) -> None:
+            super().draw(layers[:-1] if damage == "one layer less" else layers, keep, out)
+            y, u, v = out
             if damage == "shifted":
-                return np.roll(planes[0], 1, axis=1), *planes[1:]
+                y[:] = np.roll(y, 1, axis=1)
             if damage == "chroma":
-                return planes[0], planes[2], planes[1]
-            return tuple(p + np.uint8(damage == "brighter") for p in planes)
+                u[:], v[:] = v.copy(), u.copy()
+            if damage == "brighter":
+                for plane in out:
+                    plane += np.uint8(1)
 
     sources = walk(8)
     fmt = sources[28].frame.format

@@ -15,6 +15,7 @@ from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, stil
 from tests.server.test_serve import Process
 from vs3r.engine.client.aio import AsyncClient
 from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused, Steady
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -24,6 +25,10 @@ from vs3r.types import Frame
 async def source() -> AsyncIterator[Frame]:
     for frame in FRAMES:
         yield frame
+
+
+def memory(wanted: bool) -> SharedFrames | None:
+    return SharedFrames(FRAMES[0].format) if wanted else None
 
 
 def summary(results: list[Steady | Refused]) -> list[tuple[int, bytes]]:
@@ -37,7 +42,7 @@ def test_the_same_results(serve: Serve, shared_memory: bool) -> None:
     async def session() -> tuple[list[Steady | Refused], Steady, bytes]:
         async with AsyncClient(server.address) as client:
             name = (await client.create_session("clip", CONFIG)).name
-            results = [r async for r in client.stabilize(source(), session=name, shared_memory=shared_memory)]
+            results = [r async for r in client.stabilize(source(), session=name, shared_memory=memory(shared_memory))]
             await client.set_smoothing(name, pb.SmoothConfig(smoothness=0.9))
             with pytest.raises(ServerError) as caught:
                 await client.get_frame(name, 99)
@@ -61,7 +66,7 @@ def test_shared_memory_without_a_session(serve: Serve) -> None:
 
     async def run() -> list[Steady | Refused]:
         async with AsyncClient(server.address) as client:
-            results = [r async for r in client.stabilize(long(), CONFIG, shared_memory=True)]
+            results = [r async for r in client.stabilize(long(), CONFIG, shared_memory=memory(True))]
             assert (await client.status()).sessions == 0
             return results
 
@@ -72,7 +77,7 @@ def test_shared_memory_without_a_session(serve: Serve) -> None:
 def test_a_stream_that_is_left_early_leaves_nothing(serve: Serve) -> None:
     async def run() -> None:
         async with AsyncClient(server.address) as client:
-            async with aclosing(client.stabilize(source(), CONFIG, shared_memory=True)) as results:
+            async with aclosing(client.stabilize(source(), CONFIG, shared_memory=memory(True))) as results:
                 async for result in results:
                     assert result.sequence == 0
                     break
@@ -87,7 +92,7 @@ def test_shared_memory_that_is_refused(serve: Serve) -> None:
     async def run() -> None:
         async with AsyncClient(serve().address) as client:
             with pytest.raises(ServerError, match="--allow-shm"):
-                [_ async for _ in client.stabilize(source(), CONFIG, shared_memory=True)]
+                [_ async for _ in client.stabilize(source(), CONFIG, shared_memory=memory(True))]
             assert (await client.status()).sessions == 0
 
     asyncio.run(run())
@@ -100,7 +105,7 @@ def test_it_goes_on_where_a_server_was_killed(tmp_path: Path, shared_memory: boo
         port = server.address.rpartition(":")[2]
         got = []
         async with AsyncClient(server.address) as client:
-            async for result in client.stabilize(source(), CONFIG, shared_memory=shared_memory):
+            async for result in client.stabilize(source(), CONFIG, shared_memory=memory(shared_memory)):
                 got.append(result.sequence)
                 if len(got) == 9:
                     server.kill()

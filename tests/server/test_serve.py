@@ -32,6 +32,7 @@ from tests.server.relay import BreakingRelay
 from vs3r.engine.cli import run
 from vs3r.engine.client.connection import Access
 from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Steady
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -135,7 +136,7 @@ def test_unix_sockets(serve: Serve, tmp_path: Path) -> None:
     server = serve(still_models(), listen=f"unix:{tmp_path}/socket", allow_shm=True)
     with connected(server) as client:
         assert client.capabilities().shared_memory
-        assert len(list(client.stabilize(FRAMES, CONFIG, shared_memory=True))) == len(FRAMES)
+        assert len(list(client.stabilize(FRAMES, CONFIG, shared_memory=SharedFrames(FRAMES[0].format)))) == len(FRAMES)
 
 
 def test_health_and_reflection(serve: Serve) -> None:
@@ -267,10 +268,10 @@ def test_the_end_is_told_and_waits_for_nobody_who_only_watches(serve: Serve) -> 
         def __init__(self) -> None:
             self._inner = still_models().renderer(CONFIG, FRAMES[0].format)
 
-        def render(self, index: int, camera: object, sources: object, /) -> object:
+        def render(self, index: int, camera: object, sources: object, out: object, /) -> object:
             drawing.set()
             go_on.wait(30)
-            return self._inner.render(index, camera, sources)  # type: ignore[arg-type]
+            return self._inner.render(index, camera, sources, out)  # type: ignore[arg-type]
 
     models = replace(still_models(), renderer=lambda _config, _fmt: Slow())  # type: ignore[return-value, arg-type]
     server = serve(models, grace_s=60.0)

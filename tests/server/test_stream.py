@@ -31,6 +31,7 @@ from tests.server.conftest import (
 from vs3r.config import Config, EncodeConfig, VggtConfig
 from vs3r.engine.cli import run
 from vs3r.engine.client.errors import ServerError
+from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused, Steady
 from vs3r.engine.files import stabilize_file
@@ -66,7 +67,8 @@ def test_same_bytes_as_the_pipeline(serve: Serve, shared_memory: bool) -> None:
     want = expected(FRAMES)
     assert pixels(want[5].frame) != pixels(FRAMES[5]), "the models must change something"
     with connected(serve(allow_shm=True)) as client:
-        got = steady(client.stabilize(FRAMES, CONFIG, shared_memory=shared_memory))
+        memory = SharedFrames(FRAMES[0].format) if shared_memory else None
+        got = steady(client.stabilize(FRAMES, CONFIG, shared_memory=memory))
         assert client.status().shared_memory_regions == 0
         assert client.status().sessions == 0
     assert [r.sequence for r in got] == list(range(len(FRAMES)))
@@ -216,10 +218,10 @@ def test_a_failing_renderer_passes_its_frame_through(serve: Serve) -> None:
         def __init__(self) -> None:
             self._inner = still_models().renderer(CONFIG, FRAMES[0].format)
 
-        def render(self, index: int, camera: object, sources: object, /) -> object:
+        def render(self, index: int, camera: object, sources: object, out: object, /) -> object:
             if index == 11:
                 raise ValueError
-            return self._inner.render(index, camera, sources)  # type: ignore[arg-type]
+            return self._inner.render(index, camera, sources, out)  # type: ignore[arg-type]
 
     models = replace(still_models(), renderer=lambda _config, _fmt: Failing())  # type: ignore[return-value, arg-type]
     with connected(serve(models)) as client:

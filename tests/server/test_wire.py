@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 
-from vs3r.engine.client.shared import SlotPool
 from vs3r.engine.proto import wire
-from vs3r.engine.proto.buffers import Buffers
 from vs3r.engine.proto.layout import layout_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 
@@ -112,61 +109,3 @@ def test_samples_anywhere_in_a_message() -> None:
         planes = layout.unpack(memoryview(bytes(shift) + data)[shift:])
         assert all(plane.flags.aligned for plane in planes)
         assert [p.tolist() for p in planes] == [p.tolist() for p in layout.unpack(data)]
-
-
-def test_buffers_are_used_again_when_nobody_needs_them() -> None:
-    buffers = Buffers(1000)
-    first = buffers.take()
-    address, view = first.ctypes.data, first[10:20].reshape(2, 5)
-    del first
-    assert buffers.take().ctypes.data != address, "a view is in use"
-    del view
-    again = [buffers.take() for _ in range(2)]
-    assert address in [a.ctypes.data for a in again]
-    assert all(len(a) == 1000 and a.flags.writeable for a in again)
-
-
-def test_buffers_that_are_closed_keep_nothing() -> None:
-    buffers = Buffers(1000)
-    first, second = buffers.take(), buffers.take()
-    del first
-    buffers.close()
-    second[:] = 5
-    assert second.sum() == 5000, "what is in use stays"
-    del second
-    assert not buffers._free
-
-
-def test_buffers_from_many_threads() -> None:
-    buffers, wrong = Buffers(64), []
-
-    def work(value: int) -> None:
-        for _ in range(500):
-            array = buffers.take()
-            array[:] = value
-            if (array != value).any():
-                wrong.append(value)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_slots_come_back_when_their_results_are_dropped() -> None:
-    """Results lie where the server wrote them, as long as slots are left for frames to come."""
-    pool = SlotPool(1000, 7)
-    slots = [pool.put([memoryview(bytes([i])), memoryview(bytes([i]) * 999)]) for i in range(7)]
-    assert pool.put([memoryview(b"")]) is None
-    results = [pool.take_back(slot) for slot in slots if slot is not None]
-    assert [bytes(r) for r in results] == [bytes([i]) * 1000 for i in range(7)]
-    # Four were copied, and their slots are free; three are in use.
-    again = [pool.put([memoryview(b"x")]) for _ in range(5)]
-    assert [slot is None for slot in again] == [False] * 4 + [True]
-    del results[-1]
-    assert pool.put([memoryview(b"x")]) is not None
-    assert bytes(results[0]) == bytes(1000)
-    del pool
-    assert bytes(results[5]) == bytes([5]) * 1000, "results outlive the pool"

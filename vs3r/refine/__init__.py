@@ -19,7 +19,8 @@ class ClipRefiner(Protocol):
     """Repairs many frames together. Its result depends on the frames, not on when they arrived."""
 
     def push(self, rendered: RenderedFrame, *, segment: int) -> list[Frame]:
-        """Take the next picture, and the number of its scene; return those that are finished, in order."""
+        """Take the next picture, which may be changed, and the number of its scene; return those that are finished, in
+        order."""
         ...
 
     def flush(self) -> list[Frame]:
@@ -32,7 +33,7 @@ class ClipRefiner(Protocol):
 
 
 def make_refiner(config: RefineConfig) -> Refiner:
-    """The function that the config names. It depends on its argument alone.
+    """The function that the config names. It depends on its argument alone, and may change the picture where it lies.
 
     Raises:
         BackendError: the backend needs many frames at a time; see make_clip_refiner.

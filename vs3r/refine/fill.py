@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -37,7 +37,8 @@ class _Hole:
 
 
 def fill_unseen(rendered: RenderedFrame) -> Frame:
-    """Repair the cells of a picture that are not wholly valid; beyond a feather one cell wide, the rest stays as it is.
+    """Repair the cells of a picture that are not wholly valid, where it lies; beyond a feather one cell wide, the rest
+    stays as it is.
 
     Low frequencies are extended from the valid part by pull-push; on them lies the difference between picture and low
     frequencies, mirrored at the edge of the valid part and fading with the distance from it. At the edge the two add up
@@ -49,9 +50,9 @@ def fill_unseen(rendered: RenderedFrame) -> Frame:
         return frame
     hole = _hole(unknown)
     rects = _rects(unknown > 0)
-    return replace(
-        frame, planes=tuple(_fill_plane(plane, hole, rects, frame.format.bit_depth) for plane in frame.planes)
-    )
+    for plane in frame.planes:
+        _fill_plane(plane, hole, rects, frame.format.bit_depth)
+    return frame
 
 
 def _hole(unknown: npt.NDArray[np.uint8]) -> _Hole:
@@ -88,14 +89,14 @@ def _rects(unknown: Bools) -> list[tuple[slice, slice]]:
     return found
 
 
-def _fill_plane(plane: Plane, hole: _Hole, rects: list[tuple[slice, slice]], bit_depth: int) -> Plane:
+def _fill_plane(plane: Plane, hole: _Hole, rects: list[tuple[slice, slice]], bit_depth: int) -> None:
     rows, cols = plane.shape
     cell_rows, cell_cols = hole.known.shape
     small = cv2.resize(plane, (cell_cols, cell_rows), interpolation=cv2.INTER_AREA).astype(np.float32)
     weight = cv2.GaussianBlur(hole.known, (0, 0), SMOOTH_CELLS)
     mean = cv2.GaussianBlur(small * hole.known, (0, 0), SMOOTH_CELLS) / np.maximum(weight, 1e-6)
     smooth = pull_push(np.asarray(mean, dtype=np.float32), hole.known)
-    out = plane.copy()
+    filled_parts = []
     step_x, step_y = cols / cell_cols, rows / cell_rows
     for cells_y, cells_x in rects:
         y0, y1 = int(cells_y.start * step_y), min(rows, int(np.ceil(cells_y.stop * step_y)))
@@ -115,8 +116,10 @@ def _fill_plane(plane: Plane, hole: _Hole, rects: list[tuple[slice, slice]], bit
         keep = _bilinear(hole.known, gx, gy)
         part = plane[y0:y1, x0:x1]
         mixed = np.clip(np.rint(filled + keep * (part - filled)), 0, (1 << bit_depth) - 1)
-        out[y0:y1, x0:x1] = np.where(keep < 1.0, mixed, part)
-    return out
+        filled_parts.append((part, np.where(keep < 1.0, mixed, part)))
+    # Only now: each part looks at the picture around it.
+    for part, done in filled_parts:
+        part[:] = done
 
 
 def _bilinear(field: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vs3r.config import RenderConfig
 from vs3r.render.renderer import WarpRenderer
 from vs3r.render.warp import SourceFrame
-from vs3r.types import PictureFormat, RenderedFrame, VirtualCamera
+from vs3r.types import PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 __all__ = ["Renderer", "SourceFrame", "WarpRenderer", "make_renderer"]
 
@@ -16,7 +16,16 @@ __all__ = ["Renderer", "SourceFrame", "WarpRenderer", "make_renderer"]
 class Renderer(Protocol):
     """Draws a frame from a virtual camera; see WarpRenderer."""
 
-    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame], /) -> RenderedFrame: ...
+    def render(
+        self,
+        index: int,
+        camera: VirtualCamera,
+        sources: Mapping[int, SourceFrame],
+        out: Sequence[Plane] | None = None,
+        /,
+    ) -> RenderedFrame:
+        """Its planes are either drawn, into `out` where that is given, or those of the source where nothing moves."""
+        ...
 
 
 def make_renderer(config: RenderConfig, fmt: PictureFormat) -> Renderer:

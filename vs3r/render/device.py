@@ -56,7 +56,7 @@ class DeviceDrawer:
         self._sending = threading.Lock()
         self._queue = queue_of_its_own(device, ahead=True)
 
-    def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
+    def draw(self, layers: Sequence[Layer], keep: FloatArray, out: Sequence[Plane], /) -> None:
         """See PlaneDrawer."""
         with self._queue():
             drawn = compose_layers(
@@ -67,8 +67,8 @@ class DeviceDrawer:
                 backend=self._backend,
             )
             flat = drawn.cpu().numpy()
-        parts = zip(pairwise(self._ends), self._planes, strict=True)
-        return tuple(flat[begin:end].reshape(p.rows, p.columns) for (begin, end), p in parts)
+        for (begin, end), plane in zip(pairwise(self._ends), out, strict=True):
+            plane[:] = flat[begin:end].reshape(plane.shape)
 
     def _layers(self, layers: Sequence[Layer], keep: FloatArray) -> Layers:
         """The layers on the device, all their fields sent together."""

@@ -23,11 +23,12 @@ BAND_CELLS = 8
 class PlaneDrawer(Protocol):
     """Draws all planes of a picture."""
 
-    def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
+    def draw(self, layers: Sequence[Layer], keep: FloatArray, out: Sequence[Plane], /) -> None:
         """
         Args:
             layers: front to back; the first is the frame itself.
             keep: (rows + 2, cols + 2) see Canvas.
+            out: planes that hold the picture afterwards.
         """
 
 
@@ -72,19 +73,21 @@ class CpuDrawer:
         self._size = fmt.width, fmt.height
         self._feather_px = feather_px(self._size)
 
-    def draw(self, layers: Sequence[Layer], keep: FloatArray, /) -> tuple[Plane, ...]:
+    def draw(self, layers: Sequence[Layer], keep: FloatArray, out: Sequence[Plane], /) -> None:
         """See PlaneDrawer."""
         base = layers[0]
         # Elsewhere the frame itself is opaque, and stays as it is.
         ramped = inside_px(base.map.x, base.map.y, self._size) < self._feather_px + 2 * self._grid.cell_px
         mixed = (keep < 1.0) & (ramped | (base.opacity < 1.0))
         rects = tiles(mixed[1:-1, 1:-1], TILE_CELLS)
-        return tuple(self._plane(view, layers, rects, keep) for view in self._views)
+        for view in self._views:
+            self._plane(view, layers, rects, keep, out[view.number])
 
-    def _plane(self, view: PlaneView, layers: Sequence[Layer], rects: Sequence[CellRect], keep: FloatArray) -> Plane:
+    def _plane(
+        self, view: PlaneView, layers: Sequence[Layer], rects: Sequence[CellRect], keep: FloatArray, out: Plane
+    ) -> None:
         base = layers[0]
         source = base.source.frame.planes[view.number]
-        out = np.empty_like(source)
         rows, cols = self._grid.shape
         for top in range(0, rows, BAND_CELLS):
             band = CellRect(top, min(top + BAND_CELLS, rows), 0, cols)
@@ -100,7 +103,12 @@ class CpuDrawer:
                 canvas.add(layer, layer.source.frame.planes[view.number])
             mixed = canvas.picture(empty_value(self._format, view.number))
             out[part] = np.clip(np.rint(mixed), 0, peak)
-        return out
+
+
+def empty_planes(fmt: PictureFormat) -> tuple[Plane, ...]:
+    """Planes of a format, of any content."""
+    kind = np.uint8 if fmt.bit_depth <= 8 else np.uint16
+    return tuple(np.empty(fmt.plane_shape(number), kind) for number in range(fmt.num_planes))
 
 
 def empty_value(fmt: PictureFormat, plane: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -14,11 +14,11 @@ from vs3r.render.fuse import Fusion
 from vs3r.render.ghosts import ghost_share
 from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px, smoothstep
 from vs3r.render.nodes import make_grid
-from vs3r.render.planes import PlaneDrawer, make_drawer
+from vs3r.render.planes import PlaneDrawer, empty_planes, make_drawer
 from vs3r.render.pullpush import f32
 from vs3r.render.select import MAX_POINTS, WORTH, Chooser, fill_opacity
 from vs3r.render.warp import SourceFrame, backward_map, check_sources, sample_cells
-from vs3r.types import DoubleArray, FloatArray, PictureFormat, RenderedFrame, VirtualCamera
+from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 STILL_PX = 0.02
 """A picture that moves nowhere by more than this is passed on as it is: no resampling, no loss."""
@@ -60,7 +60,13 @@ class WarpRenderer:
         self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
         self._drawer = make_drawer(config, fmt) if drawer is None else drawer
 
-    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame]) -> RenderedFrame:
+    def render(
+        self,
+        index: int,
+        camera: VirtualCamera,
+        sources: Mapping[int, SourceFrame],
+        out: Sequence[Plane] | None = None,
+    ) -> RenderedFrame:
         """Render frame `index` as the camera sees it.
 
         Args:
@@ -68,6 +74,7 @@ class WarpRenderer:
             camera: smoothed camera of that time.
             sources: by frame number: the frame itself, and those that may fill what it does not see. Frames farther
                 away than config.fill_window_frames or of another segment are not used.
+            out: planes of the format to draw into; None for new ones.
         Raises:
             InputError: the frame itself is missing, or a frame has another format.
         """
@@ -85,8 +92,10 @@ class WarpRenderer:
             keep = self._keep(own_share)
             layers += self._fillers(index, target, sources, base, own_share, keep)
         share = np.maximum.reduce([own_share, *(self._share(layer) for layer in layers[1:])])
+        planes = empty_planes(self._format) if out is None else tuple(out)
+        self._drawer.draw(layers, keep, planes)
         return RenderedFrame(
-            frame=replace(own.frame, planes=self._drawer.draw(layers, keep)),
+            frame=replace(own.frame, planes=planes),
             valid=np.rint(share * 255.0).astype(np.uint8),
             own_share=float(own_share.mean()),
             valid_share=float(share.mean()),

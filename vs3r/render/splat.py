@@ -18,7 +18,7 @@ from vs3r.kernels.dispatch import Backend
 from vs3r.kernels.splat import DepthPoints, splat_points
 from vs3r.render.layers import plane_views
 from vs3r.render.nodes import make_grid
-from vs3r.render.planes import choose_device, empty_value
+from vs3r.render.planes import choose_device, empty_planes, empty_value
 from vs3r.render.select import candidates
 from vs3r.render.warp import SourceFrame, check_sources
 from vs3r.types import FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera, read_axis
@@ -52,7 +52,13 @@ class SplatRenderer:
         half = make_grid(fmt).cell_px // 2
         self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
 
-    def render(self, index: int, camera: VirtualCamera, sources: Mapping[int, SourceFrame]) -> RenderedFrame:
+    def render(
+        self,
+        index: int,
+        camera: VirtualCamera,
+        sources: Mapping[int, SourceFrame],
+        out: Sequence[Plane] | None = None,
+    ) -> RenderedFrame:
         """See WarpRenderer.render."""
         check_sources(index, sources, self._format)
         numbers = [index, *candidates(index, sources, self._config.fill_window_frames)]
@@ -67,8 +73,10 @@ class SplatRenderer:
         colours = torch.where(moving.valid[..., None], moving.attributes, everything.attributes)
         colours, valid = _closed(colours.permute(2, 0, 1), moving.valid | everything.valid)
         (share,) = F.adaptive_avg_pool2d(valid, self._valid_shape)
+        planes = empty_planes(self._format) if out is None else tuple(out)
+        self._draw(colours, valid, planes)
         return RenderedFrame(
-            frame=replace(sources[index].frame, planes=self._planes(colours, valid)),
+            frame=replace(sources[index].frame, planes=planes),
             valid=(share * 255.0).cpu().numpy().astype(np.uint8),
             own_share=float(own.valid.float().mean()),
             valid_share=float(valid.mean()),
@@ -119,17 +127,14 @@ class SplatRenderer:
             parts.append(self._full(plane, size)[: self._format.height, : self._format.width])
         return torch.stack(parts, -1)
 
-    def _planes(self, colours: Tensor, valid: Tensor) -> tuple[Plane, ...]:
-        """Colours (C, H, W), valid where `valid` (1, H, W) is 1, as planes of the format."""
+    def _draw(self, colours: Tensor, valid: Tensor, out: Sequence[Plane]) -> None:
+        """Colours (C, H, W), valid where `valid` (1, H, W) is 1, into planes of the format."""
         peak = (1 << self._format.bit_depth) - 1
-        planes: list[Plane] = []
-        for view, colour in zip(self._views, colours, strict=True):
+        for view, colour, plane in zip(self._views, colours, out, strict=True):
             cell = int(view.scale_y), int(view.scale_x)
             total, weight = (F.avg_pool2d(x, cell, ceil_mode=True)[0] for x in (colour[None] * valid, valid))
             mean = torch.where(weight > 0, total / weight, empty_value(self._format, view.number))
-            levels = mean.round().clamp(0, peak).cpu().numpy()
-            planes.append(levels.astype(np.uint8) if self._format.bit_depth == 8 else levels.astype(np.uint16))
-        return tuple(planes)
+            plane[:] = mean.round().clamp(0, peak).cpu().numpy()
 
     def _full(self, cells: np.ndarray[tuple[int, int], np.dtype[np.generic]], size: tuple[int, int]) -> Tensor:
         """Cells that tile the picture, interpolated linearly, float32."""

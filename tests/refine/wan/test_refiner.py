@@ -173,9 +173,8 @@ def test_scenes_know_nothing_of_each_other() -> None:
 
 
 def test_the_seed_decides() -> None:
-    given = [picture(FMT, None, 4) for _ in range(13)]
-
     def lumas(seed: int) -> Any:
+        given = [picture(FMT, None, 4) for _ in range(13)]  # anew: holes are filled where they are
         config = WanConfig(wan_window_frames=9, wan_stride_frames=4, wan_steps=3, wan_seed=seed)
         return np.stack([frame.planes[0] for frame in run(refiner(config, Scatter()), given)])
 

@@ -389,12 +389,14 @@ class StreamStarted(_message.Message):
     def __init__(self, credits: _Optional[int] = ..., latency_frames: _Optional[int] = ...) -> None: ...
 
 class Credit(_message.Message):
-    __slots__ = ("frames", "acknowledged_sequence")
+    __slots__ = ("frames", "acknowledged_sequence", "returned")
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
     frames: int
     acknowledged_sequence: int
-    def __init__(self, frames: _Optional[int] = ..., acknowledged_sequence: _Optional[int] = ...) -> None: ...
+    returned: _containers.RepeatedCompositeFieldContainer[SharedMemorySlot]
+    def __init__(self, frames: _Optional[int] = ..., acknowledged_sequence: _Optional[int] = ..., returned: _Optional[_Iterable[_Union[SharedMemorySlot, _Mapping]]] = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
     __slots__ = ("config", "frame", "end")
