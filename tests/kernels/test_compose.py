@@ -214,7 +214,7 @@ def test_fields_are_interpolated_as_the_renderer_does(backend: Backend) -> None:
     assert black.offsets is not None
     rows, columns = planes[0].cells
     field = black.offsets[0, 0].float().numpy()
-    peer = expand(field, CellRect(0, rows, 0, columns), 8, 8)[:21, :35]
+    peer = expand(field[CellRect(0, rows, 0, columns).nodes], 8, 8)[:21, :35]
     assert np.abs(first_plane(drawn(black, planes, backend), planes) - peer).max() < 1e-4
 
 

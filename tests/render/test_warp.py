@@ -121,9 +121,9 @@ def test_nodes_interpolate_to_the_full_map(camera: str) -> None:
     full = backward_map(model.unproject(FULL)[0], target, src.geometry, src.geometry.inv_depth, (960, 540))
     nodes = backward_map(model.unproject(grid.points())[0], target, src.geometry, src.geometry.inv_depth, (960, 540))
     rows, cols = grid.shape
-    everything = CellRect(0, rows, 0, cols)
-    x = expand(nodes.x, everything, grid.cell_px, grid.cell_px)[:540, :960]
-    y = expand(nodes.y, everything, grid.cell_px, grid.cell_px)[:540, :960]
+    everything = CellRect(0, rows, 0, cols).nodes
+    x = expand(nodes.x[everything], grid.cell_px, grid.cell_px)[:540, :960]
+    y = expand(nodes.y[everything], grid.cell_px, grid.cell_px)[:540, :960]
     inside = (np.abs(full.x - 480) < 460) & (np.abs(full.y - 270) < 255)
     assert np.hypot(x - full.x, y - full.y)[inside].max() < 0.05
 

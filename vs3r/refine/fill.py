@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -17,9 +18,10 @@ DETAIL_REACH = 0.06
 """Distance, of the longer side, in which the mirrored detail falls to 1/e."""
 DETAIL_FLOOR = 0.3
 """Detail never falls below this share: a patch without any grain is seen."""
-TILE_CELLS = 16
+MOST_CELLS = 1 << 11
+"""Cells that are filled at a time."""
 
-Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +38,26 @@ class _Hole:
     """(Vh, Vw) how much of the mirrored detail is shown."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Spots:
+    """Pixels to be filled of a plane, and what is the same for all planes of its shape."""
+
+    rows: Ints
+    """(N, n) of n pixels of N cells."""
+    cols: Ints
+    """(N, n)"""
+    at: tuple[FloatArray, FloatArray]
+    """(N, n) each, x and y on the cells, the first cell's centre at 0."""
+    mirrored: tuple[FloatArray, FloatArray]
+    """(N, n) each, x and y of what is mirrored, on the cells."""
+    mirrored_px: tuple[FloatArray, FloatArray]
+    """(N, n) each, the same in pixels of the plane, the first one's centre at 0."""
+    gain: FloatArray
+    """(N, n) how much of the mirrored detail is shown."""
+    keep: FloatArray
+    """(N, n) how much of the picture itself stays."""
+
+
 def fill_unseen(rendered: RenderedFrame) -> Frame:
     """Repair the cells of a picture that are not wholly valid, where it lies; beyond a feather one cell wide, the rest
     stays as it is.
@@ -49,9 +71,22 @@ def fill_unseen(rendered: RenderedFrame) -> Frame:
     if not unknown.any() or unknown.all():
         return frame
     hole = _hole(unknown)
-    rects = _rects(unknown > 0)
-    for plane in frame.planes:
-        _fill_plane(plane, hole, rects, frame.format.bit_depth)
+    # One cell more, for the feather.
+    cells = np.argwhere(cv2.dilate(unknown, np.ones((3, 3), np.uint8)))
+    peak = (1 << frame.format.bit_depth) - 1
+    smooth = _smooth(frame.planes, hole.known)
+    done = []
+    for shape in {plane.shape for plane in frame.planes}:
+        for part in range(0, len(cells), MOST_CELLS):
+            spots = _spots(hole, cells[part : part + MOST_CELLS], shape)
+            done += [
+                (plane, spots, _filled(plane, low, spots, peak))
+                for plane, low in zip(frame.planes, smooth, strict=True)
+                if plane.shape == shape
+            ]
+    # Only now: each part looks at the picture around it.
+    for plane, spots, values in done:
+        plane[spots.rows, spots.cols] = values
     return frame
 
 
@@ -76,50 +111,52 @@ def _hole(unknown: npt.NDArray[np.uint8]) -> _Hole:
     )
 
 
-def _rects(unknown: Bools) -> list[tuple[slice, slice]]:
-    """Tiles of cells with something to fill, neighbours in a row merged, grown by the cell that the feather needs."""
-    grown = cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    found: list[tuple[slice, slice]] = []
-    for top in range(0, grown.shape[0], TILE_CELLS):
-        band = slice(top, min(top + TILE_CELLS, grown.shape[0]))
-        cols = np.flatnonzero(grown[band].any(axis=0))
-        if cols.size:
-            runs = np.split(cols, np.flatnonzero(np.diff(cols) > TILE_CELLS) + 1)
-            found.extend((band, slice(int(run[0]), int(run[-1]) + 1)) for run in runs)
-    return found
+def _smooth(planes: tuple[Plane, ...], known: FloatArray) -> list[FloatArray]:
+    """(Vh, Vw) low frequencies per plane, beyond the known part too."""
+    weight = np.maximum(cv2.GaussianBlur(known, (0, 0), SMOOTH_CELLS), 1e-6)
+    small = (cv2.resize(plane, known.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) for plane in planes)
+    means = (cv2.GaussianBlur(values * known, (0, 0), SMOOTH_CELLS) / weight for values in small)
+    return [pull_push(np.asarray(mean, dtype=np.float32), known) for mean in means]
 
 
-def _fill_plane(plane: Plane, hole: _Hole, rects: list[tuple[slice, slice]], bit_depth: int) -> None:
-    rows, cols = plane.shape
-    cell_rows, cell_cols = hole.known.shape
-    small = cv2.resize(plane, (cell_cols, cell_rows), interpolation=cv2.INTER_AREA).astype(np.float32)
-    weight = cv2.GaussianBlur(hole.known, (0, 0), SMOOTH_CELLS)
-    mean = cv2.GaussianBlur(small * hole.known, (0, 0), SMOOTH_CELLS) / np.maximum(weight, 1e-6)
-    smooth = pull_push(np.asarray(mean, dtype=np.float32), hole.known)
-    filled_parts = []
-    step_x, step_y = cols / cell_cols, rows / cell_rows
-    for cells_y, cells_x in rects:
-        y0, y1 = int(cells_y.start * step_y), min(rows, int(np.ceil(cells_y.stop * step_y)))
-        x0, x1 = int(cells_x.start * step_x), min(cols, int(np.ceil(cells_x.stop * step_x)))
-        px, py = np.meshgrid(np.arange(x0, x1, dtype=np.float32), np.arange(y0, y1, dtype=np.float32))
-        gx = (px + np.float32(0.5)) / np.float32(step_x) - np.float32(0.5)
-        gy = (py + np.float32(0.5)) / np.float32(step_y) - np.float32(0.5)
-        toward_x, toward_y = _bilinear(hole.toward_x, gx, gy), _bilinear(hole.toward_y, gx, gy)
-        mx, my = gx + 2 * toward_x, gy + 2 * toward_y
-        mirrored = cv2.remap(
-            plane, px + 2 * toward_x * np.float32(step_x), py + 2 * toward_y * np.float32(step_y), cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT_101,
-        ).astype(np.float32)  # fmt: skip
+def _spots(hole: _Hole, cells: Ints, shape: tuple[int, ...]) -> _Spots:
+    step_y, step_x = shape[0] / hole.known.shape[0], shape[1] / hole.known.shape[1]
+    rows, cols = _pixels(cells[:, 0], step_y, shape[0]), _pixels(cells[:, 1], step_x, shape[1])
+    size = len(cells), rows.shape[1] * cols.shape[1]
+    rows = np.broadcast_to(rows[:, :, None], (*rows.shape, cols.shape[1])).reshape(size)
+    cols = np.broadcast_to(cols[:, None], (len(cells), size[1] // cols.shape[1], cols.shape[1])).reshape(size)
+    px, py = cols.astype(np.float32), rows.astype(np.float32)
+    gx = (px + np.float32(0.5)) / np.float32(step_x) - np.float32(0.5)
+    gy = (py + np.float32(0.5)) / np.float32(step_y) - np.float32(0.5)
+    toward_x, toward_y = _bilinear(hole.toward_x, gx, gy), _bilinear(hole.toward_y, gx, gy)
+    mx, my = gx + 2 * toward_x, gy + 2 * toward_y
+    return _Spots(
+        rows=rows,
+        cols=cols,
+        at=(gx, gy),
+        mirrored=(mx, my),
+        mirrored_px=(px + 2 * toward_x * np.float32(step_x), py + 2 * toward_y * np.float32(step_y)),
         # Where a mirror image would itself lie in a hole (narrow or concave known parts) there is no detail to show.
-        gain = _bilinear(hole.gain, gx, gy) * _bilinear(hole.known, mx, my)
-        filled = _bilinear(smooth, gx, gy) + gain * (mirrored - _bilinear(smooth, mx, my))
-        keep = _bilinear(hole.known, gx, gy)
-        part = plane[y0:y1, x0:x1]
-        mixed = np.clip(np.rint(filled + keep * (part - filled)), 0, (1 << bit_depth) - 1)
-        filled_parts.append((part, np.where(keep < 1.0, mixed, part)))
-    # Only now: each part looks at the picture around it.
-    for part, done in filled_parts:
-        part[:] = done
+        gain=_bilinear(hole.gain, gx, gy) * _bilinear(hole.known, mx, my),
+        keep=_bilinear(hole.known, gx, gy),
+    )
+
+
+def _pixels(cells: Ints, step: float, count: int) -> Ints:
+    """(N, n) the pixels of N cells that are `step` pixels long, of a row of `count`."""
+    first = np.floor(cells * step).astype(np.intp)
+    # A cell that does not begin with a pixel reaches into one more.
+    pixels = first[:, None] + np.arange(math.ceil(step) + (step % 1 > 0))
+    return np.asarray(np.minimum(pixels, count - 1), dtype=np.intp)
+
+
+def _filled(plane: Plane, smooth: FloatArray, spots: _Spots, peak: int) -> FloatArray:
+    mirrored = cv2.remap(plane, *spots.mirrored_px, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    detail = mirrored.astype(np.float32) - _bilinear(smooth, *spots.mirrored)
+    filled = _bilinear(smooth, *spots.at) + spots.gain * detail
+    part = plane[spots.rows, spots.cols]
+    mixed = np.clip(np.rint(filled + spots.keep * (part - filled)), 0, peak)
+    return np.asarray(np.where(spots.keep < 1.0, mixed, part), dtype=np.float32)
 
 
 def _bilinear(field: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:

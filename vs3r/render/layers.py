@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import cv2
 import numpy as np
 
-from vs3r.kernels.compose.layers import FAINT
+from vs3r.kernels.compose.layers import FAINT, HIDDEN
 from vs3r.render.nodes import CellRect, NodeGrid, expand
 from vs3r.render.pullpush import f32
 from vs3r.render.warp import BackwardMap, SourceFrame
@@ -75,19 +76,26 @@ class PlaneView:
     scale_x: float
     """Luma pixels per pixel, across."""
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in luma pixels."""
+        return self.shape[1] * self.scale_x, self.shape[0] * self.scale_y
+
     def positions(self, layer: Layer, rect: CellRect) -> tuple[FloatArray, FloatArray]:
         """Backward map of a rectangle in OpenCV's convention (first centre at 0) of this plane."""
-        rows, cols = rect.pixels(self.step_y, self.step_x, self.shape)
-        size = rows.stop - rows.start, cols.stop - cols.start
-        x = layer.map.x * np.float32(1 / self.scale_x) - np.float32(0.5)
-        y = layer.map.y * np.float32(1 / self.scale_y) - np.float32(0.5)
-        return (
-            expand(x, rect, self.step_y, self.step_x)[: size[0], : size[1]],
-            expand(y, rect, self.step_y, self.step_x)[: size[0], : size[1]],
-        )
+        part = rect.nodes
+        x = layer.map.x[part] * np.float32(1 / self.scale_x) - np.float32(0.5)
+        y = layer.map.y[part] * np.float32(1 / self.scale_y) - np.float32(0.5)
+        return self.field(x, rect), self.field(y, rect)
 
     def alpha(self, layer: Layer, x: FloatArray, y: FloatArray, rect: CellRect, feather_px: float) -> FloatArray:
         """Opacity of a layer at plane positions (OpenCV's convention): ramps up inside the source's border."""
+        part = rect.nodes
+        opacity = self.field(layer.opacity[part], rect)
+        # Between nodes the border is no nearer than at the nearest of them.
+        nearest = inside_px(layer.map.x[part], layer.map.y[part], self.size).min()
+        if nearest >= layer.margin_px + feather_px:
+            return opacity
         # In this order, in place: this is a main cost of filling.
         depth = np.minimum(x, np.float32(self.shape[1] - 1) - x)
         if self.scale_x != self.scale_y:
@@ -95,7 +103,6 @@ class PlaneView:
         np.minimum(depth, y, out=depth)
         np.minimum(depth, np.float32(self.shape[0] - 1) - y, out=depth)
         depth += np.float32(0.5 - layer.margin_px / self.scale_y)
-        opacity = expand(layer.opacity, rect, self.step_y, self.step_x)[: x.shape[0], : x.shape[1]]
         opacity = opacity * (depth > 0)
         depth *= np.float32(self.scale_y / feather_px)
         ramp = smoothstep(depth)
@@ -103,6 +110,11 @@ class PlaneView:
         np.maximum(ramp, np.float32(FAINT), out=ramp)
         ramp *= opacity
         return ramp
+
+    def field(self, part: FloatArray, rect: CellRect) -> FloatArray:
+        """A node field, cut to the nodes of a rectangle, at its pixels."""
+        rows, cols = rect.pixels(self.step_y, self.step_x, self.shape)
+        return expand(part, self.step_y, self.step_x)[: rows.stop - rows.start, : cols.stop - cols.start]
 
 
 def plane_views(fmt: PictureFormat, grid: NodeGrid) -> list[PlaneView]:
@@ -130,72 +142,96 @@ def sample(plane: Plane, x: FloatArray, y: FloatArray) -> Plane:
 
 
 class Canvas:
-    """Front-to-back composition of layers on a rectangle of one plane.
+    """Front-to-back composition of layers on a rectangle of planes that have one shape.
 
     Where several layers show, their weights ramp; where one shows alone, it shows fully, however faint: the sum is
     divided by the sum of the weights.
     """
 
-    def __init__(self, view: PlaneView, rect: CellRect, *, keep: FloatArray, feather_px: float) -> None:
+    def __init__(self, views: Sequence[PlaneView], rect: CellRect, *, keep: FloatArray, feather_px: float) -> None:
         """
         Args:
-            view: the plane.
+            views: the planes; they differ by their number only.
             rect: the rectangle.
             keep: (rows + 2, cols + 2) where the first layer stays alone, ramp or not: 1 far from anything to fill.
             feather_px: width of the ramps at the borders of sources, luma pixels.
         """
-        self._view, self._rect, self._keep, self._feather_px = view, rect, keep, feather_px
-        rows, cols = rect.pixels(view.step_y, view.step_x, view.shape)
-        self._total = np.zeros((rows.stop - rows.start, cols.stop - cols.start), np.float32)
-        self._through = np.ones_like(self._total)
+        self._numbers = [view.number for view in views]
+        self._view, self._rect, self._keep, self._feather_px = views[0], rect, keep, feather_px
+        rows, cols = rect.pixels(self._view.step_y, self._view.step_x, self._view.shape)
+        size = rows.stop - rows.start, cols.stop - cols.start
+        self._totals = [np.zeros(size, np.float32) for _ in views]
+        self._through = np.ones(size, np.float32)
         self._empty = True
 
-    def add(self, layer: Layer, plane: Plane, *, sampled: Plane | None = None) -> None:
+    def add(self, layer: Layer, planes: Sequence[Plane], *, sampled: Sequence[Plane] | None = None) -> None:
         """Put a layer behind those that are there.
 
         Args:
             layer: the first one is the frame itself.
-            plane: its source's picture of this view.
-            sampled: the rectangle as sampled from it, where that is at hand.
+            planes: its source's pictures of the views.
+            sampled: the rectangle as sampled from them, where that is at hand.
         """
-        if not (self._empty or (self._shows(layer) and self._through.max() > 1e-3)):
+        rect = self._open()
+        if rect is None or not (self._empty or self._shows(layer, rect)):
             return
-        x, y = self._view.positions(layer, self._rect)
-        alpha = self._view.alpha(layer, x, y, self._rect, self._feather_px)
+        nodes, part = rect.nodes, self._within(rect)
+        x, y = self._view.positions(layer, rect)
+        alpha = self._view.alpha(layer, x, y, rect, self._feather_px)
         if self._empty:
-            alpha = f32(np.where(alpha > 0, np.maximum(alpha, self._field(self._keep)), 0.0))
+            keep = self._view.field(self._keep[nodes], rect)
+            alpha = f32(np.where(alpha > 0, np.maximum(alpha, keep), 0.0))
             self._empty = False
-        alpha *= self._through
+        alpha *= self._through[part]
         # Fainter than the faintest that stands alone: hidden behind what is there.
         if alpha.max() < 0.9 * FAINT:
             return
-        colour = (sample(plane, x, y) if sampled is None else sampled).astype(np.float32)
-        if layer.offsets:
-            colour += self._field(layer.offsets[self._view.number])
-        colour *= alpha
-        self._total += colour
-        self._through -= alpha
+        if sampled is None:
+            sampled = [sample(plane, x, y) for plane in planes]
+        for number, total, values in zip(self._numbers, self._totals, sampled, strict=True):
+            colour = values.astype(np.float32)
+            if layer.offsets:
+                colour += self._view.field(layer.offsets[number][nodes], rect)
+            colour *= alpha
+            total[part] += colour
+        self._through[part] -= alpha
 
-    def _shows(self, layer: Layer) -> bool:
+    def _open(self) -> CellRect | None:
+        """The part of the rectangle where something can still be seen through what is there."""
+        seen = self._through > HIDDEN
+        rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+        if rows.size == 0:
+            return None
+        return CellRect(
+            self._rect.top + int(rows[0]) // self._view.step_y,
+            self._rect.top + int(rows[-1]) // self._view.step_y + 1,
+            self._rect.left + int(cols[0]) // self._view.step_x,
+            self._rect.left + int(cols[-1]) // self._view.step_x + 1,
+        )
+
+    def _within(self, rect: CellRect) -> tuple[slice, slice]:
+        """The pixels of a part of the rectangle, counted from its corner."""
+        top, left = self._rect.top, self._rect.left
+        inner = CellRect(rect.top - top, rect.bottom - top, rect.left - left, rect.right - left)
+        return inner.pixels(self._view.step_y, self._view.step_x, self._through.shape)
+
+    def _shows(self, layer: Layer, rect: CellRect) -> bool:
         """A quick test on the nodes, with a cell of slack: can the layer show anything here?"""
-        rect, view = self._rect, self._view
-        part = slice(rect.top, rect.bottom + 2), slice(rect.left, rect.right + 2)
-        size = view.shape[1] * view.scale_x, view.shape[0] * view.scale_y
-        depth = inside_px(layer.map.x[part], layer.map.y[part], size)
-        slack = view.step_x * view.scale_x
-        return bool(((depth > -slack) & (layer.opacity[part] > 0)).any())
+        nodes = rect.nodes
+        depth = inside_px(layer.map.x[nodes], layer.map.y[nodes], self._view.size)
+        slack = self._view.step_x * self._view.scale_x
+        return bool(((depth > -slack) & (layer.opacity[nodes] > 0)).any())
 
     @property
     def weight(self) -> FloatArray:
         """How much there is, in [0, 1]."""
         return f32(1.0 - self._through)
 
-    def picture(self, empty: float) -> FloatArray:
-        """The composition; `empty` where no layer shows."""
+    def pictures(self, empty: Sequence[float]) -> list[FloatArray]:
+        """The composition per plane; its value of `empty` where no layer shows."""
         weight = self.weight
         seen = weight > 1e-6
-        return f32(np.where(seen, self._total / np.where(seen, weight, 1.0), empty))
-
-    def _field(self, field: FloatArray) -> FloatArray:
-        rows, cols = self._total.shape
-        return expand(field, self._rect, self._view.step_y, self._view.step_x)[:rows, :cols]
+        divisor = f32(np.where(seen, weight, 1.0))
+        return [
+            f32(np.where(seen, total / divisor, nothing)) for total, nothing in zip(self._totals, empty, strict=True)
+        ]

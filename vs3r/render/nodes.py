@@ -71,6 +71,11 @@ class CellRect:
     left: int
     right: int
 
+    @property
+    def nodes(self) -> tuple[slice, slice]:
+        """Its nodes and the ring around them in a node field."""
+        return slice(self.top, self.bottom + 2), slice(self.left, self.right + 2)
+
     def pixels(self, step_y: int, step_x: int, shape: tuple[int, int]) -> tuple[slice, slice]:
         """Its pixels in a plane of the given shape that has step_y x step_x pixels per cell."""
         return (
@@ -86,9 +91,8 @@ def shrink(plane: Plane, shape: tuple[int, int]) -> Plane:
     return cast("Plane", cv2.resize(plane, shape[::-1], interpolation=method))
 
 
-def expand(field: FloatArray, rect: CellRect, step_y: int, step_x: int) -> FloatArray:
-    """Interpolate a node field (rows + 2, cols + 2) to the pixels of a rectangle of cells."""
-    part = field[rect.top : rect.bottom + 2, rect.left : rect.right + 2]
+def expand(part: FloatArray, step_y: int, step_x: int) -> FloatArray:
+    """Interpolate a node field, cut to CellRect.nodes, to the pixels of the rectangle."""
     rows, cols = part.shape[0] * step_y, part.shape[1] * step_x
     big = cv2.resize(part, (cols, rows), interpolation=cv2.INTER_LINEAR)
     return np.asarray(big[step_y : rows - step_y, step_x : cols - step_x], dtype=np.float32)

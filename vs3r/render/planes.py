@@ -69,7 +69,10 @@ class CpuDrawer:
     def __init__(self, fmt: PictureFormat) -> None:
         self._format = fmt
         self._grid = make_grid(fmt)
-        self._views = plane_views(fmt, self._grid)
+        same_shape: dict[tuple[int, int], list[PlaneView]] = {}
+        for view in plane_views(fmt, self._grid):
+            same_shape.setdefault((view.step_y, view.step_x), []).append(view)
+        self._groups = list(same_shape.values())
         self._size = fmt.width, fmt.height
         self._feather_px = feather_px(self._size)
 
@@ -80,29 +83,40 @@ class CpuDrawer:
         ramped = inside_px(base.map.x, base.map.y, self._size) < self._feather_px + 2 * self._grid.cell_px
         mixed = (keep < 1.0) & (ramped | (base.opacity < 1.0))
         rects = tiles(mixed[1:-1, 1:-1], TILE_CELLS)
-        for view in self._views:
-            self._plane(view, layers, rects, keep, out[view.number])
+        for views in self._groups:
+            self._planes(views, layers, rects, keep, [out[view.number] for view in views])
 
-    def _plane(
-        self, view: PlaneView, layers: Sequence[Layer], rects: Sequence[CellRect], keep: FloatArray, out: Plane
+    def _planes(
+        self,
+        views: Sequence[PlaneView],
+        layers: Sequence[Layer],
+        rects: Sequence[CellRect],
+        keep: FloatArray,
+        out: Sequence[Plane],
     ) -> None:
-        base = layers[0]
-        source = base.source.frame.planes[view.number]
+        """Planes that have one shape."""
+        view = views[0]
+        sources = [[layer.source.frame.planes[v.number] for v in views] for layer in layers]
         rows, cols = self._grid.shape
         for top in range(0, rows, BAND_CELLS):
             band = CellRect(top, min(top + BAND_CELLS, rows), 0, cols)
-            out[band.pixels(view.step_y, view.step_x, view.shape)] = sample(source, *view.positions(base, band))
+            part = band.pixels(view.step_y, view.step_x, view.shape)
+            x, y = view.positions(layers[0], band)
+            for plane, source in zip(out, sources[0], strict=True):
+                plane[part] = sample(source, x, y)
         peak = (1 << self._format.bit_depth) - 1
-        if peak < np.iinfo(out.dtype).max:
-            np.minimum(out, out.dtype.type(peak), out=out)
+        for plane in out:
+            if peak < np.iinfo(plane.dtype).max:
+                np.minimum(plane, plane.dtype.type(peak), out=plane)
+        empty = [empty_value(self._format, v.number) for v in views]
         for rect in rects:
-            canvas = Canvas(view, rect, keep=keep, feather_px=self._feather_px)
+            canvas = Canvas(views, rect, keep=keep, feather_px=self._feather_px)
             part = rect.pixels(view.step_y, view.step_x, view.shape)
-            canvas.add(base, source, sampled=out[part])
-            for layer in layers[1:]:
-                canvas.add(layer, layer.source.frame.planes[view.number])
-            mixed = canvas.picture(empty_value(self._format, view.number))
-            out[part] = np.clip(np.rint(mixed), 0, peak)
+            canvas.add(layers[0], sources[0], sampled=[plane[part] for plane in out])
+            for layer, planes in zip(layers[1:], sources[1:], strict=True):
+                canvas.add(layer, planes)
+            for plane, mixed in zip(out, canvas.pictures(empty), strict=True):
+                plane[part] = np.clip(np.rint(mixed), 0, peak)
 
 
 def empty_planes(fmt: PictureFormat) -> tuple[Plane, ...]:

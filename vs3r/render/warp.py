@@ -40,6 +40,12 @@ class SourceFrame:
         shape = make_grid(self.frame.format).small_plane_shape
         return tuple(shrink(plane, shape) for plane in self.frame.planes)
 
+    @cached_property
+    def cells(self) -> tuple[Plane, ...]:
+        """Its planes, all shrunk to one pixel per cell of make_grid's."""
+        shape = make_grid(self.frame.format).shape
+        return tuple(shrink(plane, shape) for plane in self.small)
+
 
 def check_sources(index: int, sources: Mapping[int, SourceFrame], fmt: PictureFormat) -> None:
     """Raise InputError unless frame `index` is among the sources and all have the format."""
