@@ -197,11 +197,9 @@ def _flow(a: Plane, b: Plane) -> FloatArray:
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     # The next finer scale costs five times as much, the next coarser one 1 to 3 dB in what is filled.
     dis.setFinestScale(1)
-    # Averages over many patches are used, not single vectors: fewer patches and steps than usual measure as well, and
-    # so do vectors that are not refined.
+    # Averages over many patches are used, not single vectors: fewer patches and steps than usual measure as well.
     dis.setPatchStride(5)
     dis.setGradientDescentIterations(10)
-    dis.setVariationalRefinementIterations(0)
     return f32(dis.calc(a, b, np.zeros((*a.shape, 2), np.float32)))
 
 
