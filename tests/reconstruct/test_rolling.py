@@ -162,8 +162,11 @@ def test_how_observations_depend_on_the_readout() -> None:
 
 
 def test_ends_say_nothing_of_the_readout() -> None:
-    """Their own turns follow it."""
+    """Their own turns follow it. But where most frames are at an end, they have to."""
     state, edges, _, shutter = observed(0.5 / FPS)
+    everywhere = rectify(edges, state, shutter, free=True).slope
+    assert everywhere is not None and bool((everywhere.flatten(1) != 0).any(1).all())
+    shutter.at_an_end = torch.arange(12) > 9
     at_end = torch.full_like(edges.src, 10)
     for moved, end, rest in (
         (replace(edges, src=at_end), slice(0, 2), slice(2, 4)),
