@@ -275,6 +275,17 @@ def test_zoom_is_smoothed_as_a_ratio() -> None:
     assert np.std(np.diff(left)) < 0.2 * np.std(np.diff(np.log(jitter)))
 
 
+def test_a_zoom_is_meant() -> None:
+    """A lens that goes to twice its focal length within a second is followed, and without leaps."""
+    times = uniform(120)
+    focal = 500 * 2 ** (0.5 - 0.5 * np.cos(np.pi * np.clip(times - 1.5, 0, 1)))
+    out = stream(FREE, geometries(pan(times), times, focal=focal))
+    off = np.log([o.camera.K[0, 0] for o in out]) - np.log(focal)
+    # At most 0.0046 and 0.0011 seen.
+    assert np.abs(off).max() < 0.006
+    assert np.abs(np.diff(off, 2)).max() < 0.002
+
+
 @pytest.mark.parametrize("smoothness", [0.3, 0.5, 1.0])
 @pytest.mark.parametrize("share", [0.0, 0.9])
 def test_enough_lookahead_equals_the_whole_clip(smoothness: float, share: float) -> None:

@@ -20,10 +20,11 @@ from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, V
 __all__ = ["PathSmoother", "SmoothedFrame", "reach_s", "smooth_path", "smooth_track"]
 
 REACH_AT_FULL_S = 2.0
-# A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed, over this share of the reach.
-ZOOM_REACH = 0.1
-# What smoothing over the whole reach would change a focal length by is taken for noise well below this share of it.
+# A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed. Where smoothing over the whole
+# reach would change focal lengths by more than this share of them, RMS over about half a reach to each side, the reach
+# is so many times shorter.
 ZOOM = 0.01
+ZOOM_REACH = 0.5
 # A plan that ends sooner than this many reaches ahead goes on along the line that fits the newest frames.
 HORIZON_REACHES = 2.2
 LINE_REACHES = 1.55
@@ -230,10 +231,10 @@ class _Planner:
 
     def __init__(self, reach: float, *, min_own_share: float, size: tuple[int, int]) -> None:
         self._reach, self._min_own_share, self._size = reach, min_own_share, size
-        # The last two cameras planned, as times, values and zooming log focal lengths.
+        # The last two cameras planned, as times, values, and log focal lengths as they would be if all zoom were noise.
         self._times = np.zeros(0)
         self._values = np.zeros((0, 8))
-        self._zoom = np.zeros((0, 1))
+        self._calm_focal = np.zeros((0, 1))
         self._nearness = np.ones((0, 2))
 
     def plan(
@@ -253,39 +254,39 @@ class _Planner:
         wanted, times, known = real.values(), np.append(self._times, real.pts_s), len(self._times)
         if known and wanted[0, 3:7] @ self._values[-1, 3:7] < 0:
             wanted[:, 3:7] *= -1
-        zoom = _LeastAcceleration(times, reach=ZOOM_REACH * self._reach, known=known).path(
-            np.concatenate([self._zoom, wanted[:, 7:]]), np.ones(len(frames))
-        )
         calmest = _LeastAcceleration(times, reach=self._reach, known=known)
         values = np.concatenate([self._values, wanted])
+        calm_focal = calmest.path(np.concatenate([self._calm_focal, wanted[:, 7:]]), np.ones(len(frames)))
+        zooms = self._zooms(real.pts_s, calm_focal[:, 0] - wanted[:, 7])
+        focal = calmest.path(values[:, 7:], np.minimum(1 + zooms**4, MAX_NEARNESS))
         limits = _Limits(frames, self._size, self._min_own_share)
-        # Of places, and of turns and focal lengths.
+        # Of places, and of turns.
         nearness = np.concatenate([self._nearness, np.ones((len(frames), 2))])[: len(frames)]
         for _ in range(LIMIT_ROUNDS):
-            calm = np.concatenate(
-                [
-                    calmest.path(part, weight)
-                    for part, weight in zip((values[:, :3], values[:, 3:]), nearness.T, strict=True)
-                ],
-                axis=1,
+            places, turns = (
+                calmest.path(part, weight)
+                for part, weight in zip((values[:, :3], values[:, 3:7]), nearness.T, strict=True)
             )
-            # The noise of a lens that does not zoom is smoothed like shake; what is clearly more is a zoom.
-            zooming = zoom[:, 0] - calm[:, 7]
-            focal = calm[:, 7] + zooming**3 / (zooming**2 + ZOOM**2)
-            planned = _Path.from_values(real.pts_s, np.column_stack([calm[:, :7], focal]))
+            path = np.column_stack([places, turns, focal])
+            planned = _Path.from_values(real.pts_s, path)
             used = limits.used(planned)
             if (used <= 1).all() and (used[nearness > 1] > ON_LIMIT).all():
                 break
             more = np.where(used > 1, LIMIT_FACTOR * np.minimum(used, 10) ** 2, used**LIMIT_RELAX)
             nearness = np.clip(nearness * more, 1, MAX_NEARNESS)
         self._times = np.append(self._times, real.pts_s[:count])[-2:]
-        self._values = np.concatenate([self._values, calm[:count]])[-2:]
-        self._zoom = np.concatenate([self._zoom, zoom[:count]])[-2:]
+        self._values = np.concatenate([self._values, path[:count]])[-2:]
+        self._calm_focal = np.concatenate([self._calm_focal, calm_focal[:count]])[-2:]
         self._nearness = nearness[count:]
         return [
             VirtualCamera(K=_scaled(g.K, float(np.exp(planned.log_focal[i])) / g.K[0, 0]), cam_from_world=T)
             for i, (g, T) in enumerate(zip(ahead[:count], planned.cam_from_world(), strict=False))
         ]
+
+    def _zooms(self, times: DoubleArray, deviation: DoubleArray) -> DoubleArray:
+        """(T,) how much the lens zooms around each of the times (T,), 1 where it deviates as much as noise may."""
+        weight = np.exp(-0.5 * ((times[:, None] - times) / (ZOOM_REACH * self._reach)) ** 2)
+        return np.asarray(np.sqrt(weight @ deviation**2 / weight.sum(1)) / ZOOM)
 
     def _beyond(self, recent: list[FrameGeometry]) -> list[FrameGeometry]:
         """Frames still to come, up to the plan's horizon, where the line that fits the recent ones leads."""
