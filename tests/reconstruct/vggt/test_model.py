@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.reconstruct.vggt.common import SMALL, pictures, seeded_state, small
 from vs3r.errors import InputError, ShapeError
-from vs3r.reconstruct.vggt import heads, layers
+from vs3r.reconstruct.vggt import layers
 from vs3r.reconstruct.vggt.model import FirstPass, SecondPass, Vggt, load_state
 
 
@@ -187,10 +187,8 @@ def test_alike_blocks_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
             values = first(window)
             return [*values, *second(values[4], torch.ones(3, 24))]
 
-    kept = layers._compiled_parts, heads._compiled_some
+    layers.compiled.cache_clear()
     try:
-        for each in kept:
-            each.cache_clear()
         want = found()
         first.compile_parts(True)
         torch.testing.assert_close(found(), want, atol=1e-5, rtol=0)
@@ -200,6 +198,5 @@ def test_alike_blocks_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
         first.compile_parts(False)
         assert all(torch.equal(one, other) for one, other in zip(found(), want, strict=True))
     finally:
-        for each in kept:
-            each.cache_clear()
+        layers.compiled.cache_clear()
         torch._dynamo.reset()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vs3r.reconstruct.vggt.layers import Block, Mlp
+from vs3r.reconstruct.vggt.layers import Block, Mlp, compiled
 
 CAMERA_ITERATIONS = 4
 # Frames whose depth is computed together: the maps of more take gigabytes.
@@ -131,7 +129,7 @@ class DepthHead(nn.Module):
     def forward(self, kept: Sequence[Tensor], places: nn.ModuleList, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Four (S, N, width) to depth and confidence, (S, *size) each."""
         chunks = zip(*(torch.split(tokens, _CHUNK) for tokens in kept), strict=True)
-        some = _compiled_some() if self.compiled else DepthHead._some
+        some = compiled(DepthHead._some) if self.compiled else DepthHead._some
         parts = [some(self, chunk, places, size) for chunk in chunks]
         depth, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
         return depth, confidence
@@ -152,8 +150,3 @@ class DepthHead(nn.Module):
         x = places[4](F.interpolate(x, size=size, mode="bilinear", align_corners=True))
         x = self.scratch.get_submodule("output_conv2")(x)
         return x[:, 0].exp(), 1 + x[:, 1].exp()
-
-
-@functools.cache
-def _compiled_some() -> Callable[..., Any]:
-    return torch.compile(DepthHead._some, dynamic=False)

@@ -130,7 +130,9 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, how: Attending = PLAINLY) -> Tensor:
-        before, after = _compiled_parts() if self.compiled else (Block.before, Block.after)
+        before, after = Block.before, Block.after
+        if self.compiled:
+            before, after = compiled(before), compiled(after)
         scaled, k, v, *exact = before(self, x, how.rope, how.tap is not None)
         if how.tap is not None:
             how.tap(*exact)
@@ -148,6 +150,6 @@ class Block(nn.Module):
 
 
 @functools.cache
-def _compiled_parts() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Block.before and Block.after as torch.compile makes them: one of each for all blocks that are alike."""
-    return torch.compile(Block.before, dynamic=False), torch.compile(Block.after, dynamic=False)
+def compiled(part: Callable[..., Any]) -> Callable[..., Any]:
+    """A method as torch.compile makes it: one for all modules that are alike."""
+    return torch.compile(part, dynamic=False)
