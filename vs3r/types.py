@@ -47,6 +47,11 @@ class PictureFormat:
     sample_aspect: Fraction = Fraction(1)
     """Width of a pixel over its height, > 0."""
 
+    @property
+    def sample_type(self) -> type[np.uint8] | type[np.uint16]:
+        """Of the planes."""
+        return np.uint8 if self.bit_depth <= 8 else np.uint16
+
     def plane_shape(self, plane: int) -> tuple[int, int]:
         """Rows and columns of plane number `plane`."""
         if plane in (1, 2) and self.num_planes >= 3:

@@ -17,13 +17,11 @@ import numpy.typing as npt
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Layout, planar_layout
+from vs3r.engine.proto.layout import Bytes, Layout, fill, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.errors import InputError
 from vs3r.types import Frame, PictureFormat, Plane
-
-Bytes = npt.NDArray[np.uint8]
 
 _ALIGNED = 64
 """Slots begin at multiples of so many bytes."""
@@ -175,10 +173,7 @@ class Lent:
         slot = self._frames.take()
         if slot is None:
             return None
-        at = 0
-        for piece in self._layout.pack(frame.planes):
-            slot.memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-            at += len(piece)
+        fill(slot.memory, self._layout.pack(frame.planes))
         return self._lend(self._frames_region, slot.offset, slot.memory)
 
     def output(self) -> pb.SharedMemorySlot | None:

@@ -122,8 +122,7 @@ def with_chroma(planes: tuple[Plane, ...], fmt: PictureFormat) -> tuple[tuple[Pl
 def _view(frame: VideoFrame, index: int, fmt: PictureFormat) -> Plane:
     """A plane's memory, top row first, padding on the right included."""
     plane = frame.planes[index]
-    dtype = np.uint8 if fmt.bit_depth <= 8 else np.uint16
-    view = cast("Plane", np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1))
+    view = cast("Plane", np.frombuffer(memoryview(plane), fmt.sample_type).reshape(plane.height, -1))
     return view[::-1] if plane.line_size < 0 else view
 
 

@@ -35,6 +35,15 @@ _YUV: dict[pb.PixelFormat, str] = {
 PIXEL_FORMATS: tuple[pb.PixelFormat, ...] = (*_RGBA, *_YUV, pb.PIXEL_FORMAT_PLANAR)
 
 Buffer = bytes | memoryview
+Bytes = npt.NDArray[np.uint8]
+
+
+def fill(memory: Bytes, data: Sequence[memoryview]) -> None:
+    """Copy bytes, given in pieces as Layout.pack gives them, to the begin of a memory."""
+    at = 0
+    for piece in data:
+        memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,9 +295,7 @@ def _wire_shapes(pixel_format: pb.PixelFormat, fmt: PictureFormat) -> list[tuple
 
 
 def _sample_type(pixel_format: pb.PixelFormat, fmt: PictureFormat) -> type[np.generic]:
-    if pixel_format in _RGBA:
-        return _RGBA[pixel_format][0]
-    return np.uint8 if fmt.bit_depth <= 8 else np.uint16
+    return _RGBA[pixel_format][0] if pixel_format in _RGBA else fmt.sample_type
 
 
 def _is_planar(name: str) -> bool:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from vs3r.engine.media import VideoReader
 from vs3r.engine.proto.convert import config_from, settings_from
-from vs3r.engine.proto.layout import Layout, field_error, layout_message, planar_layout, rational, time_base_of
+from vs3r.engine.proto.layout import Layout, field_error, fill, layout_message, planar_layout, rational, time_base_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, resolve
 from vs3r.engine.server.guard import guarded_stages
-from vs3r.engine.server.intake import Intake, clip_frames, fill, first_config, frame_error
+from vs3r.engine.server.intake import Intake, clip_frames, first_config, frame_error
 from vs3r.engine.server.problems import Malformed, Problem, client_gone, draining
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.state import State, frame_bytes

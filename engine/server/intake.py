@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from vs3r.engine.proto.layout import Layout
+from vs3r.engine.proto.layout import Bytes, Layout, fill
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, kind_of, pictured
 from vs3r.engine.server.problems import Malformed, Problem, client_gone, code_number, malformed, problem_of
-from vs3r.engine.server.shm import Bytes, Lending, Regions
+from vs3r.engine.server.shm import Lending, Regions
 from vs3r.types import Frame, Plane
 
 _MAX_PTS = 1 << 62
@@ -134,14 +134,6 @@ class Intake:
             data = self.lending.borrow(sent.frame.slot, self._layout.byte_size)
             return data.tobytes() if self._keeps else data
         raise Problem("INVALID_ARGUMENT", "PIXELS", "expected data or a slot, got a frame without pixels")
-
-
-def fill(memory: Bytes, data: Sequence[memoryview]) -> None:
-    """Copy bytes, given in pieces, to the begin of a slot."""
-    at = 0
-    for piece in data:
-        memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-        at += len(piece)
 
 
 def first_config(requests: Iterator[Any]) -> Any:

@@ -15,12 +15,10 @@ import weakref
 from collections import deque
 
 import numpy as np
-import numpy.typing as npt
 
+from vs3r.engine.proto.layout import Bytes
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.problems import Problem
-
-Bytes = npt.NDArray[np.uint8]
 
 _KEY = re.compile(r"vs3r-[A-Za-z0-9-]{16,200}")
 _MAX_REGIONS = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -121,8 +121,7 @@ class CpuDrawer:
 
 def empty_planes(fmt: PictureFormat) -> tuple[Plane, ...]:
     """Planes of a format, of any content."""
-    kind = np.uint8 if fmt.bit_depth <= 8 else np.uint16
-    return tuple(np.empty(fmt.plane_shape(number), kind) for number in range(fmt.num_planes))
+    return tuple(cast("Plane", np.empty(fmt.plane_shape(n), fmt.sample_type)) for n in range(fmt.num_planes))
 
 
 def empty_value(fmt: PictureFormat, plane: int) -> int:
