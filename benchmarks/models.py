@@ -101,10 +101,6 @@ class Forward(nn.Module):
         super().__init__()
         self.inner = FirstPass(network, height, width)
 
-    def compile_parts(self, on: bool, /) -> None:
-        """See vs3r.networks.Parts."""
-        self.inner.compile_parts(on)
-
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pose, depth, confidence, _, _ = self.inner(pictures)
         return pose, depth, confidence
@@ -319,7 +315,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", choices=("raft", "vggt", "vggt4d"), default=["raft", "vggt", "vggt4d"])
     parser.add_argument("--sizes", nargs="+", default=["518x294", "960x540"], metavar="WxH", help="of RAFT")
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=["fp32", "fp16"], help="of RAFT")
-    parser.add_argument("--windows", nargs="+", type=int, default=[8, 16, 32, 64], help="of VGGT, in frames")
+    parser.add_argument("--windows", nargs="*", type=int, default=[8, 16, 32, 64], help="of VGGT, in frames")
     parser.add_argument("--side", type=int, default=518, help="longer side of VGGT's pictures, of 16:9")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--video", default="1920x1080", metavar="WxH", help="of the run from file to file; none: 0x0")
@@ -337,6 +333,7 @@ def networks(options: argparse.Namespace, device: torch.device) -> Iterator[Row]
         for size in options.sizes:
             width, height = map(int, size.split("x"))
             for precision in options.precisions:
+                torch.compiler.reset()  # it keeps programs of but a few shapes
                 network = Raft().eval().to(device, DTYPES[precision])
                 task = Task(model="raft", network=network, example=example_inputs(width, height, device))
                 yield from measure(task, size, precision, options.ways, frames=2, work=0, replay=True)
@@ -344,6 +341,7 @@ def networks(options: argparse.Namespace, device: torch.device) -> Iterator[Row]
     rate = matrix_rate(precision, device)
     print(f"matrix rate in {precision}: {rate / 1e12:.2f} Tflop/s")
     for frames in options.windows:
+        torch.compiler.reset()
         network_4d = vggt(options.small, precision, device)
         size_4d = vggt_window.size_of(16, 9, options.side, 14)
         if "vggt" in options.models:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vs3r.errors import BackendError, OutputError, Vs3rError
 from vs3r.export import aoti, onnx_file, tensorrt_engine
 from vs3r.export.cache import Engine, EngineKey, described, device_name, engines_folder, keep, network_sha256
-from vs3r.networks import Network, Parts
+from vs3r.networks import Network
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,6 @@ def build(task: Task, key: EngineKey) -> Engine:
 
 
 def _built(task: Task, key: EngineKey, folder: Path) -> str:
-    if isinstance(task.network, Parts):
-        task.network.compile_parts(False)
     try:
         with torch.no_grad():
             return FORMATS[key.format].build(task.network, task.example, folder)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vs3r.config import NetworkConfig
@@ -12,7 +12,7 @@ from vs3r.errors import BackendError
 from vs3r.export.aoti import obstacle as no_compiler
 from vs3r.export.build import FORMATS, Task, build, check_format
 from vs3r.export.cache import find, has_any, others
-from vs3r.networks import Network, Parts, Prepare, eager
+from vs3r.networks import Network, Prepare, compiled_parts, eager
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,9 @@ def _compiled(task: Task) -> Network:
     reason = no_compiler(task.device)
     if reason is not None:
         raise BackendError(f"torch-compile: {reason}")
-    if isinstance(task.network, Parts):
-        task.network.compile_parts(True)
-        return task.network
-    compiled: Network = torch.compile(task.network, dynamic=False)
-    return compiled
+
+    def run(*inputs: Tensor) -> Any:
+        with compiled_parts():
+            return task.network(*inputs)
+
+    return run

@@ -6,9 +6,10 @@ Who gives the way (`Prepare`) decides how: the engine compiles it or takes a bui
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +39,28 @@ class Prepare(Protocol):
         ...
 
 
-@runtime_checkable
-class Parts(Protocol):
-    """A network of many blocks that are alike, which compiles in seconds instead of minutes when told to do it so."""
+_COMPILING: ContextVar[bool] = ContextVar("compiling", default=False)
 
-    def compile_parts(self, on: bool, /) -> None:
-        """Whether what repeats runs through torch.compile, compiled once for all blocks that are alike."""
-        ...
+
+@contextmanager
+def compiled_parts() -> Iterator[None]:
+    """Within it a `part` of a network runs through torch.compile."""
+    token = _COMPILING.set(True)
+    try:
+        yield
+    finally:
+        _COMPILING.reset(token)
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that many blocks of a network have in common: within `compiled_parts` compiled once for all that are
+    alike, which takes seconds where compiling the network as a whole takes minutes; else as it is."""
+    return _compiled(function) if _COMPILING.get() else function
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
 
 
 def eager(_name: str, network: nn.Module, _example: tuple[Tensor, ...], /) -> Network:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vs3r.export.build import Task
-from vs3r.networks import Network
+from vs3r.networks import Network, part
 
 
 class Tiny(nn.Module):
@@ -21,8 +21,12 @@ class Tiny(nn.Module):
         self.gain = gain
 
     def forward(self, picture: Tensor, shift: Tensor) -> Tensor:
-        found: Tensor = torch.tanh(self.conv(picture.to(self.conv.weight.dtype))).float() * self.gain + shift
+        found: Tensor = part(Tiny.mixed)(self, picture) * self.gain + shift
         return found
+
+    def mixed(self, picture: Tensor) -> Tensor:
+        """Of the first input."""
+        return torch.tanh(self.conv(picture.to(self.conv.weight.dtype))).float()
 
 
 def tiny_task(height: int = 8, width: int = 12, *, gain: float = 1.0, dtype: torch.dtype = torch.float32) -> Task:

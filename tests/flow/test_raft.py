@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor
 from tests.flow.raft_weights import some_pictures, some_weights, torchvision_names
 from vs3r.errors import InputError
 from vs3r.flow.raft import LEVELS, PARAMETERS, RADIUS, AllPairs, OnDemand, Raft, load_raft
+from vs3r.networks import compiled_parts
 
 # Flow at (y, x) after 3 iterations with the weights and pictures of raft_weights.py, from torchvision 0.29 (no start)
 # and from Princeton's code (start (1.5, -0.5)). Ours was within 2.3e-5 px of either over the whole picture.
@@ -124,6 +127,18 @@ def test_lookup_is_the_papers(lookup: type[AllPairs] | type[OnDemand]) -> None:
         found = OnDemand(src, dst)(at)
     # Worst error seen: 6e-7.
     torch.testing.assert_close(found.double(), literal_lookup(src, dst, at), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_iterations_share_what_is_compiled(compiled_graphs: list[Any], *, on_demand: bool) -> None:
+    network = Raft(iterations=3, on_demand=on_demand).eval()
+    one, other = torch.rand(2, 1, 3, 128, 136, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
+    start = torch.zeros(1, 2, 16, 17)
+    with torch.inference_mode():
+        want = network(one, other, start)
+        with compiled_parts():
+            torch.testing.assert_close(network(one, other, start), want, atol=1e-4, rtol=0)
+    assert len(compiled_graphs) == 3  # two encoders and an iteration
 
 
 @pytest.mark.needs_cuda

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vs3r.errors import InputError
+from vs3r.networks import part
 
 PARAMETERS = 5_257_536
 STRIDE = 8
@@ -164,18 +165,25 @@ class Raft(nn.Module):
             (N, 2, H, W) float32, x first, in pixels.
         """
         dtype = self.fnet.conv1.weight.dtype
-        features = self.fnet(torch.cat([src, dst]).to(dtype)).float()
+        encode, refine = part(Encoder.forward), part(Raft._refined)
+        features = encode(self.fnet, torch.cat([src, dst]).to(dtype)).float()
         lookup = (OnDemand if self.on_demand else AllPairs)(*features.chunk(2))
-        hidden, context = self.cnet(src.to(dtype)).chunk(2, 1)
+        hidden, context = encode(self.cnet, src.to(dtype)).chunk(2, 1)
         hidden, context = torch.tanh(hidden), F.relu(context)
         here = _pixel_grid(start)
-        flow = start
+        flow = start.clone()  # `start` may be of another mode of autograd, for which all would be compiled again
         for _ in range(self.iterations):
-            correlation = lookup((here + flow).permute(0, 2, 3, 1))
-            motion = self.update_block.encoder(flow.to(dtype), correlation.to(dtype))
-            hidden = self.update_block.gru(hidden, torch.cat([context, motion], 1))
-            flow = flow + self.update_block.flow_head(hidden).float()
+            flow, hidden = refine(self, flow, hidden, context, lookup, here)
         return _upsample(flow, 0.25 * self.update_block.mask(hidden).float())
+
+    def _refined(
+        self, flow: Tensor, hidden: Tensor, context: Tensor, lookup: AllPairs | OnDemand, here: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Flow and hidden state after an iteration; `here` are the places of the pixels."""
+        correlation = lookup((here + flow).permute(0, 2, 3, 1))
+        motion = self.update_block.encoder(flow.to(hidden.dtype), correlation.to(hidden.dtype))
+        hidden = self.update_block.gru(hidden, torch.cat([context, motion], 1))
+        return flow + self.update_block.flow_head(hidden).float(), hidden
 
 
 class AllPairs:
@@ -224,8 +232,8 @@ class OnDemand:
         base = at.floor()
         side = torch.arange(2 * RADIUS + 2, device=at.device) - RADIUS
         rows = []
-        for part in range(0, at.shape[1], _QUERIES_AT_ONCE):
-            cut = slice(part, part + _QUERIES_AT_ONCE)
+        for begin in range(0, at.shape[1], _QUERIES_AT_ONCE):
+            cut = slice(begin, begin + _QUERIES_AT_ONCE)
             x, y = (base[:, cut, None].long() + side[:, None]).unbind(-1)
             x, y = x.clamp(-1, W) + 1, y.clamp(-1, H) + 1
             window = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.reconstruct.vggt.common import SMALL, pictures, seeded_state, small
 from vs3r.errors import InputError, ShapeError
-from vs3r.reconstruct.vggt import layers
+from vs3r.networks import compiled_parts
 from vs3r.reconstruct.vggt.model import FirstPass, SecondPass, Vggt, load_state
 
 
@@ -170,15 +170,7 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         Vggt(SMALL)(torch.zeros(1, 3, 28, 30))
 
 
-def test_alike_blocks_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[Any] = []
-
-    def backend(graph: Any, _inputs: object) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda part, **given: compiler(part, backend=backend, **given))
+def test_alike_blocks_share_what_is_compiled(compiled_graphs: list[Any]) -> None:
     network, window = small(), pictures(3, 56, 84)
     first, second = FirstPass(network, 56, 84, cues=True), SecondPass(network, 56, 84)
 
@@ -187,16 +179,10 @@ def test_alike_blocks_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
             values = first(window)
             return [*values, *second(values[4], torch.ones(3, 24))]
 
-    layers.compiled.cache_clear()
-    try:
-        want = found()
-        first.compile_parts(True)
+    want = found()
+    with compiled_parts():
         torch.testing.assert_close(found(), want, atol=1e-5, rtol=0)
-        # Blocks of the encoder, within a frame and over frames; of the last also those that cues look at. And depth,
-        # of three frames.
-        assert len(graphs) == 8
-        first.compile_parts(False)
-        assert all(torch.equal(one, other) for one, other in zip(found(), want, strict=True))
-    finally:
-        layers.compiled.cache_clear()
-        torch._dynamo.reset()
+    # Blocks of the encoder, within a frame, over frames and of the camera head; of those over frames also what cues
+    # look at. And depth, of three frames.
+    assert len(compiled_graphs) == 10
+    assert all(torch.equal(one, other) for one, other in zip(found(), want, strict=True))

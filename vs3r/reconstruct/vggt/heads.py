@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vs3r.reconstruct.vggt.layers import Block, Mlp, compiled
+from vs3r.networks import part
+from vs3r.reconstruct.vggt.layers import Block, Mlp
 
 CAMERA_ITERATIONS = 4
 # Frames whose depth is computed together: the maps of more take gigabytes.
@@ -93,9 +94,6 @@ class Places(nn.Module):
 class DepthHead(nn.Module):
     """DPT (Ranftl et al. 2021)."""
 
-    compiled = False
-    """Whether torch.compile fuses what surrounds the convolutions."""
-
     def __init__(self, width: int, *, patch: int, special: int, features: int, channels: Sequence[int]) -> None:
         super().__init__()
         self.patch, self.special = patch, special
@@ -129,7 +127,7 @@ class DepthHead(nn.Module):
     def forward(self, kept: Sequence[Tensor], places: nn.ModuleList, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Four (S, N, width) to depth and confidence, (S, *size) each."""
         chunks = zip(*(torch.split(tokens, _CHUNK) for tokens in kept), strict=True)
-        some = compiled(DepthHead._some) if self.compiled else DepthHead._some
+        some = part(DepthHead._some)
         parts = [some(self, chunk, places, size) for chunk in chunks]
         depth, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
         return depth, confidence

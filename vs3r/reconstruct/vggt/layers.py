@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vs3r.networks import part
 
 ROPE_BASE = 100.0
 
@@ -117,9 +117,6 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """The sum that runs through all blocks stays in float32."""
 
-    compiled = False
-    """Whether torch.compile fuses what surrounds the attention's product."""
-
     def __init__(self, width: int, heads: int, *, eps: float = 1e-5, qk_norm: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
@@ -130,14 +127,11 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, how: Attending = PLAINLY) -> Tensor:
-        before, after = Block.before, Block.after
-        if self.compiled:
-            before, after = compiled(before), compiled(after)
-        scaled, k, v, *exact = before(self, x, how.rope, how.tap is not None)
+        scaled, k, v, *exact = part(Block.before)(self, x, how.rope, how.tap is not None)
         if how.tap is not None:
             how.tap(*exact)
         bias = None if how.bias is None else how.bias.to(v.dtype)
-        return after(self, x, F.scaled_dot_product_attention(scaled, k, v, attn_mask=bias, scale=1.0))
+        return part(Block.after)(self, x, F.scaled_dot_product_attention(scaled, k, v, attn_mask=bias, scale=1.0))  # type: ignore[no-any-return]
 
     def before(self, x: Tensor, rope: Rope | None, exact: bool) -> tuple[Tensor, ...]:
         """What is multiplied, see Attention.asked."""
@@ -147,9 +141,3 @@ class Block(nn.Module):
         """The block's output, from its input and the product."""
         x = x + self.ls1(self.attn.answered(mixed))
         return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-@functools.cache
-def compiled(part: Callable[..., Any]) -> Callable[..., Any]:
-    """A method as torch.compile makes it: one for all modules that are alike."""
-    return torch.compile(part, dynamic=False)

@@ -223,19 +223,7 @@ class Vggt(nn.Module):
         return VggtOutput(pose=pose, depth=depth, confidence=confidence)
 
 
-class Pass(nn.Module):
-    """A way through the network, for pictures of one size."""
-
-    network: Vggt
-
-    def compile_parts(self, on: bool, /) -> None:
-        """See vs3r.networks.Parts."""
-        for module in (*self.network.aggregator.modules(), self.network.depth_head):
-            if isinstance(module, Block | DepthHead):
-                module.compiled = on
-
-
-class FirstPass(Pass):
+class FirstPass(nn.Module):
     """Everything of a window, for pictures of one size."""
 
     def __init__(self, network: Vggt, height: int, width: int, *, cues: bool = False) -> None:
@@ -267,7 +255,7 @@ def depth_frames(frames: int) -> list[int]:
     return sorted({0, frames // 2, frames - 1})
 
 
-class SecondPass(Pass):
+class SecondPass(nn.Module):
     """Poses from what stands still, for pictures of one size."""
 
     def __init__(self, network: Vggt, height: int, width: int) -> None:
