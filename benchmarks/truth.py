@@ -19,8 +19,7 @@ U8 = npt.NDArray[np.uint8]
 _TRAVEL_FRAMES = 5
 _MIN_TRAVEL = 0.01  # of the median depth, over _TRAVEL_FRAMES: less has no measurable direction
 _HIGHPASS_S = 0.19
-"""Keeps what is faster than 1 Hz, half of it at 1 Hz: where the shots' shake begins (tests.scenes). Slower differences
-from the true stable view are another intended path, not shake."""
+"""Keeps what is faster than 1 Hz, half of it at 1 Hz: where the shots' shake begins (tests.scenes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +38,28 @@ class Errors:
     """Intersection over union of what moves."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shake:
-    """Fast motion of a video against the true stable view."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FastMotion:
+    """What of a video's motion against the true stable view is faster than 1 Hz."""
 
-    motion_px: float
-    """RMS displacement over the picture and over time of what is faster than 1 Hz."""
-    roll_deg: float
-    """RMS of its rotation about the optical axis."""
+    points: F64
+    """(T, N, 2) displacement in pixels of points all over the picture."""
+    roll: F64
+    """(T,) rotation about the optical axis in degrees."""
+
+    def __sub__(self, other: FastMotion) -> FastMotion:
+        """What one video has and the other has not."""
+        return FastMotion(points=self.points - other.points, roll=self.roll - other.roll)
+
+    @property
+    def px(self) -> float:
+        """RMS displacement."""
+        return float(np.sqrt(np.mean(np.sum(np.square(self.points), -1))))
+
+    @property
+    def roll_deg(self) -> float:
+        """RMS rotation."""
+        return float(np.sqrt(np.mean(np.square(self.roll))))
 
 
 def reconstruction_errors(found: Sequence[FrameGeometry], taken: Shot, truth: Footage) -> Errors:
@@ -120,8 +133,8 @@ def _iou(found: Sequence[FrameGeometry], truth: Footage) -> float | None:
     return common / union
 
 
-def shake_left(stable: Footage, pictures: Iterable[U8], *, fps: float) -> Shake:
-    """Fast motion of a video's grey pictures against the true stable view of every frame."""
+def fast_motion(stable: Footage, pictures: Iterable[U8], *, fps: float) -> FastMotion:
+    """Of a video's grey pictures against the true stable view of every frame."""
     height, width = stable.rgb.shape[1:3]
     grid = np.stack(np.meshgrid([0.2, 0.5, 0.8], [0.2, 0.5, 0.8]), axis=-1).reshape(1, -1, 2) * [width, height]
     moved, rolls = [], []
@@ -134,10 +147,7 @@ def shake_left(stable: Footage, pictures: Iterable[U8], *, fps: float) -> Shake:
         rolls.append(np.rad2deg(np.arctan2(across[1], across[0])))
     motion = np.stack(moved).reshape(len(moved), -1)
     fast, fast_roll = (_highpass(series, _HIGHPASS_S * fps) for series in (motion, np.array(rolls)[:, None]))
-    return Shake(
-        motion_px=float(np.sqrt(np.mean(np.square(fast)) * 2)),  # x and y are two numbers of one displacement
-        roll_deg=float(np.sqrt(np.mean(np.square(fast_roll)))),
-    )
+    return FastMotion(points=fast.reshape(len(moved), -1, 2), roll=fast_roll[:, 0])
 
 
 def _homography(stable: U8, moving: npt.NDArray[np.bool_], picture: U8, guess: F64) -> F64:
