@@ -35,9 +35,9 @@ SETTLED_REACHES = 12
 TRACK_CHUNK_FRAMES = 64
 # Where the virtual camera passes a limit, nearness counts so many times more, and more the further it does; where there
 # is room again it counts less, by this power of what is used of the limit. So the path comes to lie on its limits.
-LIMIT_FACTOR = 2.0
-LIMIT_RELAX = 0.35
-ON_LIMIT = 0.9
+LIMIT_FACTOR = 1.5
+LIMIT_RELAX = 0.5
+ON_LIMIT = 0.7
 LIMIT_ROUNDS = 16
 MAX_NEARNESS = 1e9
 # What a picture covers of another is counted on so many cells each way.
