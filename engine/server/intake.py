@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vs3r.engine.proto.layout import Bytes, Layout, fill
+from vs3r.engine.proto.layout import Bytes, Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, kind_of, pictured
 from vs3r.engine.server.problems import Malformed, Problem, client_gone, code_number, malformed, problem_of
@@ -38,7 +38,7 @@ class Output:
                 if target is not plane:
                     np.copyto(target, plane)
         else:
-            fill(self.memory, layout.pack(planes))
+            layout.write(self.memory, planes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
