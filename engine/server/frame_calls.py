@@ -43,7 +43,7 @@ class FrameCalls:
 
     def stream(
         self, requests: Iterator[pb.StreamRequest | Pictured | Malformed], context: grpc.ServicerContext
-    ) -> Iterator[pb.StreamResponse | Pictured]:
+    ) -> Iterator[pb.StreamResponse | bytes]:
         config: pb.StreamConfig = first_config(requests)
         session = self._sessions.get(config.session) if config.session else None
         if session is not None and config.HasField("config"):
