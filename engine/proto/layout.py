@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -333,8 +333,12 @@ def _merge(planes: Sequence[Plane], target: npt.NDArray[np.generic]) -> None:
     """C planes to (H, W * C) samples of the target's type."""
     if target.dtype == planes[0].dtype and target.flags.c_contiguous and target.flags.aligned:
         cv2.merge(planes, cast("Plane", target).reshape(*planes[0].shape, len(planes)))
+        return
+    merged = np.asarray(cv2.merge(planes)).reshape(target.shape)
+    if target.dtype.kind == "f":
+        np.multiply(merged, np.float32(1 / 65535), out=target, dtype=np.float32, casting="same_kind")
     else:
-        target[:] = _as_samples(np.asarray(cv2.merge(planes)), target.dtype).reshape(target.shape)
+        target[:] = merged
 
 
 def _as_integers(samples: npt.NDArray[np.generic]) -> Plane:
@@ -345,8 +349,3 @@ def _as_integers(samples: npt.NDArray[np.generic]) -> Plane:
     most_one = np.minimum(samples.astype(np.float32, copy=False), np.float32(1))
     scaled = cv2.multiply(most_one, 65535.0, dtype=cv2.CV_16U)  # type: ignore[call-overload]  # a number will do
     return np.asarray(scaled, np.uint16)
-
-
-def _as_samples(values: npt.NDArray[Any], kind: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-    """16 bits to floating point, where that is what is asked for."""
-    return (values.astype(np.float32) * np.float32(1 / 65535)).astype(kind) if kind.kind == "f" else values
