@@ -133,7 +133,8 @@ def echo() -> Iterator[Callable[[bytes], float]]:
 def server(models: str) -> Iterator[tuple[str, int]]:
     """A server's address and process."""
     command = [sys.executable, "-m", "benchmarks.serve", "serve", models]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # as the program has it
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip(), process.pid
         process.communicate()

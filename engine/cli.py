@@ -39,6 +39,8 @@ _READOUT_WORTH_TELLING_S = 1e-3
 
 def main() -> NoReturn:
     """Entry point of the `vs3r` program."""
+    # numpy's BLAS would solve small systems in a thread a core, which wait for each other. Read when numpy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in (signal.SIGTERM, signal.SIGHUP):
         # nohup has SIGHUP ignored: that stays.
         if signal.getsignal(number) is signal.SIG_DFL:

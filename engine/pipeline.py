@@ -178,13 +178,13 @@ class Rendering:
         self._crew = crew
         self._sources: dict[int, SourceFrame] = {}
         self._waiting: deque[SmoothedFrame] = deque()
-        self._outs: dict[int, tuple[Plane, ...]] = {}
+        self._place: Callable[[int], tuple[Plane, ...] | None] = lambda _: None
         self._drawn: deque[Future[StabilizedFrame]] = deque()
         self._newest: SourceFrame | None = None
 
-    def draw_into(self, index: int, planes: tuple[Plane, ...]) -> None:
-        """Where the picture of a frame may be drawn; to be called before its source is pushed. See Renderer."""
-        self._outs[index] = planes
+    def draw_into(self, place: Callable[[int], tuple[Plane, ...] | None]) -> None:
+        """Whom to ask, when its turn has come, where the picture of a frame may be drawn; None: anywhere."""
+        self._place = place
 
     def push(self, item: AnalysisItem) -> list[StabilizedFrame]:
         """Take a source or a camera; return the pictures whose sources are now complete."""
@@ -203,7 +203,6 @@ class Rendering:
         """Forget everything."""
         self._sources.clear()
         self._waiting.clear()
-        self._outs.clear()
         self._drawn.clear()
         self._newest = None
 
@@ -227,7 +226,7 @@ class Rendering:
 
     def _begun(self, smoothed: SmoothedFrame) -> list[StabilizedFrame]:
         """Draw the picture, or have it drawn; return what is finished."""
-        sources, out = self._usable(smoothed), self._outs.pop(smoothed.geometry.index, None)
+        sources, out = self._usable(smoothed), self._place(smoothed.geometry.index)
         if self._crew is None:
             return [self._draw(smoothed, sources, out)]
         self._drawn.append(self._crew.pool.submit(self._draw, smoothed, sources, out))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Bytes, Layout, fill, planar_layout
+from vs3r.engine.proto.layout import Bytes, Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.errors import InputError
@@ -173,7 +173,7 @@ class Lent:
         slot = self._frames.take()
         if slot is None:
             return None
-        fill(slot.memory, self._layout.pack(frame.planes))
+        self._layout.write(slot.memory, frame.planes)
         return self._lend(self._frames_region, slot.offset, slot.memory)
 
     def output(self) -> pb.SharedMemorySlot | None:

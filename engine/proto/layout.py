@@ -38,14 +38,6 @@ Buffer = bytes | memoryview
 Bytes = npt.NDArray[np.uint8]
 
 
-def fill(memory: Bytes, data: Sequence[memoryview]) -> None:
-    """Copy bytes, given in pieces as Layout.pack gives them, to the begin of a memory."""
-    at = 0
-    for piece in data:
-        memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-        at += len(piece)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldViolation:
     """What is wrong with one field of a message."""
@@ -87,10 +79,15 @@ class _WirePlane:
         """Bytes between rows."""
         return self.stride - self.shape[1] * self.kind.itemsize
 
-    def lies_in(self, data: Buffer | npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
+    def lies_in(self, data: Buffer | Bytes) -> npt.NDArray[np.generic]:
         """Its samples where they lie in the bytes of a frame."""
         strides = self.stride, self.kind.itemsize
         return np.ndarray(self.shape, self.kind, buffer=data, offset=self.start, strides=strides)
+
+    def clear_gaps(self, data: Bytes) -> None:
+        """Set the bytes between its rows to zero."""
+        start = self.start + self.stride - self.gap
+        np.ndarray((self.shape[0], self.gap), np.uint8, buffer=data, offset=start, strides=(self.stride, 1))[:] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,22 +154,30 @@ class Layout:
 
     def pack(self, planes: Sequence[Plane]) -> list[memoryview]:
         """The bytes of a frame, in pieces that follow each other; padding at the ends of rows is zero."""
-        wire = self._wire_planes(planes)
-        if not any(plane.gap for plane in self._wire):
-            return [plane.data.cast("B") for plane in wire]
-        out = np.zeros(self.byte_size, np.uint8)
-        for target, plane in zip(self._wire, wire, strict=True):
-            target.lies_in(out.data)[:] = plane.reshape(target.shape)
+        planar = self.pixel_format in (pb.PIXEL_FORMAT_PLANAR, pb.PIXEL_FORMAT_I420)
+        if planar and not any(plane.gap for plane in self._wire):
+            return [np.ascontiguousarray(plane).data.cast("B") for plane in planes]
+        out = np.empty(self.byte_size, np.uint8)
+        self.write(out, planes)
         return [out.data]
 
-    def _wire_planes(self, planes: Sequence[Plane]) -> list[npt.NDArray[np.generic]]:
+    def write(self, memory: Bytes, planes: Sequence[Plane]) -> None:
+        """Write the bytes of a frame to the begin of a memory; padding at the ends of rows is zero."""
+        for wire in self._wire:
+            wire.clear_gaps(memory)
+        targets = [wire.lies_in(memory) for wire in self._wire]
         if self.pixel_format in _RGBA:
             g, b, r, a = planes
-            return [_as_samples(np.asarray(cv2.merge([r, g, b, a])), _RGBA[self.pixel_format][0])]
-        if self.pixel_format in (pb.PIXEL_FORMAT_NV12, pb.PIXEL_FORMAT_P010):
-            wire = [np.asarray(planes[0]), np.asarray(cv2.merge([planes[1], planes[2]]))]
-            return [np.left_shift(p, _P010_SHIFT) if p.dtype == np.uint16 else p for p in wire]
-        return [np.ascontiguousarray(plane) for plane in planes]
+            _merge([r, g, b, a], targets[0])
+        elif self.pixel_format in (pb.PIXEL_FORMAT_NV12, pb.PIXEL_FORMAT_P010):
+            np.copyto(targets[0], planes[0])
+            _merge(planes[1:], targets[1])
+            if self.format.bit_depth > 8:
+                for target in targets:
+                    np.left_shift(target, _P010_SHIFT, out=target)
+        else:
+            for target, plane in zip(targets, planes, strict=True):
+                np.copyto(target, plane)
 
     @property
     def _named(self) -> str:
@@ -317,19 +322,30 @@ def _aligned(samples: npt.NDArray[np.generic]) -> Plane:
 
 
 def _split(pixels: Plane) -> list[Plane]:
-    """(H, W, C) to C planes; OpenCV drops an axis of one."""
-    return [cast("Plane", np.asarray(p).reshape(pixels.shape[:2])) for p in cv2.split(pixels)]
+    """(H, W, C) to C planes."""
+    # Of numpy's memory: into what OpenCV takes for itself it needs three times as long.
+    planes = [np.empty_like(pixels[..., 0], order="C") for _ in range(pixels.shape[2])]
+    cv2.split(pixels, planes)
+    return planes
+
+
+def _merge(planes: Sequence[Plane], target: npt.NDArray[np.generic]) -> None:
+    """C planes to (H, W * C) samples of the target's type."""
+    if target.dtype == planes[0].dtype and target.flags.c_contiguous and target.flags.aligned:
+        cv2.merge(planes, cast("Plane", target).reshape(*planes[0].shape, len(planes)))
+        return
+    merged = np.asarray(cv2.merge(planes)).reshape(target.shape)
+    if target.dtype.kind == "f":
+        np.multiply(merged, np.float32(1 / 65535), out=target, dtype=np.float32, casting="same_kind")
+    else:
+        target[:] = merged
 
 
 def _as_integers(samples: npt.NDArray[np.generic]) -> Plane:
     """Floating point to 16 bits, integers as they are."""
     if samples.dtype not in (np.float16, np.float32):
         return samples  # type: ignore[return-value]
-    unit = np.clip(np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
-    return np.asarray(np.rint(unit * np.float32(65535)), np.uint16)
-
-
-def _as_samples(values: npt.NDArray[np.generic], kind: type[np.generic]) -> npt.NDArray[np.generic]:
-    if kind in (np.float16, np.float32):
-        return (values.astype(np.float32) * np.float32(1 / 65535)).astype(kind)
-    return np.ascontiguousarray(values)
+    # OpenCV takes NaN and what is negative for 0, but what no integer can hold as well.
+    most_one = np.minimum(samples.astype(np.float32, copy=False), np.float32(1))
+    scaled = cv2.multiply(most_one, 65535.0, dtype=cv2.CV_16U)  # type: ignore[call-overload]  # a number will do
+    return np.asarray(scaled, np.uint16)

@@ -1,15 +1,19 @@
 """Messages with a picture, without protobuf's copies of the pixels.
 
 Protobuf copies a field of bytes when it is set, serialized, parsed and read. A frame is megabytes, so here its pixels
-are put among the bytes of the other fields, and what comes is cut up where they lie. On the wire is what protobuf
-would write, and whatever does not look like it is left to protobuf.
+are put among the bytes of the other fields, or drawn there, and what comes is cut up where they lie. On the wire is
+what protobuf reads, and whatever does not look like it is left to protobuf.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 
@@ -27,6 +31,12 @@ WITH_PICTURE = (
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_TAG = 1 << 32
 _MAX_LENGTH = 1 << 31
+# Behind the pixels of a Blank; a frame's other fields take 102 bytes at most, and the padding itself 2.
+_ROOM = 128
+# Python's C interface for bytes that are written once they exist: with no text to copy they come as memory is.
+_NEW_BYTES: Any = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +49,45 @@ class Pictured:
     """Its `frame` without `data`."""
     pixels: Sequence[Buffer]
     """`data`, in pieces that follow each other; one piece in what was decoded."""
+
+
+class Blank:
+    """A message under way, with memory for the pixels of its `frame`: what is drawn there is copied by gRPC alone.
+
+    The frame's other fields, which are known last, follow: their order is free. Their length must stand before the
+    pixels, so padding makes it always the same.
+    """
+
+    def __init__(self, kind: Any, size: int) -> None:
+        """
+        Args:
+            kind: whose `frame` has fields `data` and `padding`.
+            size: bytes of the pixels.
+        """
+        outer, inner = _numbers(kind)
+        field = _varint(inner << 3 | _BYTES) + _varint(size)
+        head = _varint(outer << 3 | _BYTES) + _varint(len(field) + size + _ROOM) + field
+        self._whole: bytes = _NEW_BYTES(None, len(head) + size + _ROOM)
+        memory = np.asarray(_Writable(self._whole))
+        memory[: len(head)] = np.frombuffer(head, np.uint8)
+        self._rest = memory[-_ROOM:]
+        self.pixels: npt.NDArray[np.uint8] = memory[len(head) : -_ROOM]
+        """To be written, also through views of it, until `finish`."""
+
+    def finish(self, frame: Any) -> bytes:
+        """The bytes of the message; `frame` has all but the pixels, and gets the padding."""
+        frame.padding = bytes(_ROOM - 2 - frame.ByteSize())
+        self._rest[:] = np.frombuffer(frame.SerializeToString(), np.uint8)
+        return self._whole
+
+
+class _Writable:
+    """The memory of bytes that nobody has seen yet, for numpy; whatever looks at it keeps them."""
+
+    def __init__(self, made: bytes) -> None:
+        self._made = made
+        there = np.frombuffer(made, np.uint8).__array_interface__
+        self.__array_interface__ = there | {"data": (there["data"][0], False)}
 
 
 def pictured(message: Any) -> Pictured:
@@ -66,7 +115,9 @@ def whole(message: Any) -> Any:
 
 
 def encode(message: Any) -> bytes:
-    """The bytes of a message, or of a Pictured; the pixels are copied once."""
+    """The bytes of a message, or of a Pictured, whose pixels are copied once; what a Blank gave is bytes already."""
+    if isinstance(message, bytes):
+        return message
     if not isinstance(message, Pictured):
         return bytes(message.SerializeToString())
     outer, inner = _numbers(type(message.rest))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vs3r.engine.media import VideoReader
 from vs3r.engine.proto.convert import config_from, settings_from
-from vs3r.engine.proto.layout import Layout, field_error, fill, layout_message, planar_layout, rational, time_base_of
+from vs3r.engine.proto.layout import Layout, field_error, layout_message, planar_layout, rational, time_base_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server import access
@@ -43,7 +43,7 @@ class FrameCalls:
 
     def stream(
         self, requests: Iterator[pb.StreamRequest | Pictured | Malformed], context: grpc.ServicerContext
-    ) -> Iterator[pb.StreamResponse | Pictured]:
+    ) -> Iterator[pb.StreamResponse | bytes]:
         config: pb.StreamConfig = first_config(requests)
         session = self._sessions.get(config.session) if config.session else None
         if session is not None and config.HasField("config"):
@@ -195,14 +195,14 @@ class FrameCalls:
     def get_frame(self, request: pb.GetFrameRequest, context: grpc.ServicerContext) -> pb.GetFrameResponse | Pictured:
         session = self._sessions.get(request.session)
         drawn = self._draw(session, access.frame_index(session, request))
-        data = drawn.layout.pack(drawn.picture.frame.planes)
+        planes = drawn.picture.frame.planes
         message = result_message(drawn.picture, sequence=drawn.picture.index, passed_through=drawn.passed_through)
         shape, time_base = layout_message(drawn.layout), rational(drawn.picture.frame.time_base)
         if not request.HasField("output_slot"):
             rest = pb.GetFrameResponse(format=shape, time_base=time_base)
-            return Pictured(rest=rest, frame=message, pixels=data)
+            return Pictured(rest=rest, frame=message, pixels=drawn.layout.pack(planes))
         memory = self._state.regions(session, context).memory(request.output_slot, drawn.layout.byte_size)
-        fill(memory, data)
+        drawn.layout.write(memory, planes)
         message.slot.CopyFrom(request.output_slot)
         return pb.GetFrameResponse(frame=message, format=shape, time_base=time_base)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vs3r.engine.proto.layout import Bytes, Layout, fill
+from vs3r.engine.proto.layout import Bytes, Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
-from vs3r.engine.proto.wire import Pictured, kind_of, pictured
+from vs3r.engine.proto.wire import Blank, Pictured, kind_of, pictured
 from vs3r.engine.server.problems import Malformed, Problem, client_gone, code_number, malformed, problem_of
 from vs3r.engine.server.shm import Lending, Regions
 from vs3r.types import Frame, Plane
@@ -22,23 +22,36 @@ _MAX_PTS = 1 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Output:
-    """Where the result of a frame goes."""
+    """Where the result of a frame goes: a slot, or the message that brings it."""
 
-    slot: pb.SharedMemorySlot
-    """As the client names it."""
+    goal: pb.SharedMemorySlot | Blank
+    """The slot as the client names it, or the message."""
     memory: Bytes
-    """Its bytes."""
+    """The bytes there."""
     planes: tuple[Plane, ...] | None
-    """The planes of the result as they lie in it; None where they lie otherwise than the pipeline's."""
+    """The planes of the result as they lie there; None where they lie otherwise than the pipeline's."""
+
+    @classmethod
+    def message(cls, layout: Layout) -> Output:
+        """A message for a result."""
+        blank = Blank(pb.StreamResponse, layout.byte_size)
+        return cls(goal=blank, memory=blank.pixels, planes=layout.planes_in(blank.pixels))
 
     def write(self, planes: tuple[Plane, ...], layout: Layout) -> None:
-        """Copy a result into the slot, but for planes that lie there."""
+        """Copy a result there, but for planes that lie there."""
         if self.planes is not None:
             for target, plane in zip(self.planes, planes, strict=True):
                 if target is not plane:
                     np.copyto(target, plane)
         else:
-            fill(self.memory, layout.pack(planes))
+            layout.write(self.memory, planes)
+
+    def response(self, frame: pb.StabilizedFrame) -> pb.StreamResponse | bytes:
+        """The response with a result that has been written; `frame` is the rest of it."""
+        if isinstance(self.goal, Blank):
+            return self.goal.finish(frame)
+        frame.slot.CopyFrom(self.goal)
+        return pb.StreamResponse(frame=frame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,7 +63,7 @@ class Arrival:
     frame: Frame
     """The picture."""
     output: Output | None
-    """Where its result goes; None for bytes."""
+    """The slot where its result goes; None for bytes."""
     arrived_s: float
     """When it was ready, by time.perf_counter."""
     decode_s: float
@@ -118,7 +131,7 @@ class Intake:
 
     def _output(self, slot: pb.SharedMemorySlot) -> Output:
         memory = self._regions.memory(slot, self._layout.byte_size)
-        return Output(slot=slot, memory=memory, planes=self._layout.planes_in(memory))
+        return Output(goal=slot, memory=memory, planes=self._layout.planes_in(memory))
 
     def _check_time(self, message: pb.Frame) -> None:
         last = self._last_pts

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vs3r.engine.pipeline import AnalysisItem, ObservedFrame, StabilizedFrame
@@ -25,6 +25,7 @@ from vs3r.engine.server.track_run import TrackRecorder
 from vs3r.engine.threads import Channel, Stages, Stopped
 from vs3r.errors import Vs3rError
 from vs3r.render import SourceFrame
+from vs3r.types import Plane
 
 CREDITS = 8
 """Frames that may be on their way: analysis works in bursts of 8."""
@@ -33,12 +34,12 @@ _PICTURES = 4
 _ITEMS = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Taken:
     """A frame in the pipeline."""
 
     sequence: int
-    output: Output | None
+    output: Output | None  # a slot from the beginning; a message, which takes memory, once it is drawn
     decode_s: float
     queue_s: float
     taken_s: float
@@ -103,7 +104,7 @@ class StreamRun:
         self.active_s = time.monotonic()
         """When a frame last came or went."""
 
-    def responses(self, sent: Iterator[Pictured]) -> Iterator[pb.StreamResponse | Pictured]:
+    def responses(self, sent: Iterator[Pictured]) -> Iterator[pb.StreamResponse | bytes]:
         """Run the stream.
 
         Args:
@@ -211,12 +212,8 @@ class StreamRun:
             self._items.put(item)
 
     def _render(self) -> None:
+        self._stages.rendering.draw_into(_places(self._taken, self._layout))
         for item in self._items:
-            if isinstance(item, SourceFrame):
-                index = item.geometry.index
-                output = self._taken[index].output
-                if output is not None and output.planes is not None:
-                    self._stages.rendering.draw_into(index, output.planes)
             self._finish(self._stages.rendering.push(item))
         self._finish(self._stages.rendering.flush())
         self._outbox.end()
@@ -235,7 +232,7 @@ class StreamRun:
                 )
             )
 
-    def _response(self, item: _Picture | pb.FrameError | pb.Credit) -> pb.StreamResponse | Pictured | None:
+    def _response(self, item: _Picture | pb.FrameError | pb.Credit) -> pb.StreamResponse | bytes | None:
         if isinstance(item, pb.Credit):
             with self._lock:
                 self._credits += item.frames
@@ -244,24 +241,20 @@ class StreamRun:
         if isinstance(item, pb.FrameError):
             return pb.StreamResponse(frame_error=item)
         if item.taken.sequence < self._output_from:
-            if item.taken.output is not None:
-                self._intake.lending.give_back(item.taken.output.slot)
+            if item.taken.output is not None and isinstance(item.taken.output.goal, pb.SharedMemorySlot):
+                self._intake.lending.give_back(item.taken.output.goal)
             return None
         self._metrics.add("frames_returned")
         if item.passed_through:
             self._metrics.add("frames_passed_through")
         return self._send(item)
 
-    def _send(self, done: _Picture) -> pb.StreamResponse | Pictured:
-        taken, picture = done.taken, done.picture
+    def _send(self, done: _Picture) -> pb.StreamResponse | bytes:
+        taken, picture, output = done.taken, done.picture, done.taken.output
+        assert output is not None, "a picture that is drawn has a place"
         start = time.perf_counter()
         message = result_message(picture, sequence=taken.sequence, passed_through=done.passed_through)
-        pixels: list[memoryview] = []
-        if taken.output is None:
-            pixels = self._layout.pack(picture.frame.planes)
-        else:
-            taken.output.write(picture.frame.planes, self._layout)
-            message.slot.CopyFrom(taken.output.slot)
+        output.write(picture.frame.planes, self._layout)
         now = time.perf_counter()
         message.timings.CopyFrom(
             pb.FrameTimings(
@@ -272,9 +265,19 @@ class StreamRun:
                 encode_us=_us(now - start),
             )
         )
-        if taken.output is None:
-            return Pictured(rest=pb.StreamResponse(), frame=message, pixels=pixels)
-        return pb.StreamResponse(frame=message)
+        return output.response(message)
+
+
+def _places(taken: dict[int, _Taken], layout: Layout) -> Callable[[int], tuple[Plane, ...] | None]:
+    """Where the pictures of frames are drawn. No method of the run: it would refer to itself, and a client's memory
+    would stay mapped."""
+
+    def place(index: int) -> tuple[Plane, ...] | None:
+        frame = taken[index]
+        frame.output = frame.output or Output.message(layout)
+        return frame.output.planes
+
+    return place
 
 
 def result_message(picture: StabilizedFrame, *, sequence: int, passed_through: bool) -> pb.StabilizedFrame:

@@ -1,7 +1,8 @@
-"""Freed memory is used again by a process that asks for it."""
+"""What commands ask of the process: freed memory is used again, numpy works in one thread."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -24,6 +25,18 @@ for _ in range(20):
 print(faults() - before)
 """
 
+THREADS = """
+import os, sys
+from contextlib import suppress
+from vs3r.engine.cli import main
+sys.argv = ["vs3r", "--version"]
+with suppress(SystemExit):
+    main()
+import numpy as np
+np.linalg.solve(np.eye(1000), np.eye(1000))
+print(len(os.listdir("/proc/self/task")))
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of glibc only")
 def test_pages_are_touched_once() -> None:
@@ -32,3 +45,10 @@ def test_pages_are_touched_once() -> None:
         for how in ("leave", "keep")
     )
     assert kept < 1000 < 10_000 < taken
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_numpy_works_in_one_thread() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.splitlines()[-1] == "1"

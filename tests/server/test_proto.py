@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from vs3r.config import Config, ReconstructConfig, SmoothConfig, VggtConfig
@@ -99,6 +101,35 @@ def test_pixels_survive(pixel_format: pb.PixelFormat, padding: int, size: tuple[
         assert out == given
 
 
+@pytest.mark.parametrize("pixel_format", PIXEL_FORMATS)
+@pytest.mark.parametrize("padding", [0, 64])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_pixels_are_written_where_they_go(pixel_format: pb.PixelFormat, padding: int, shift: int) -> None:
+    """Into memory of any content, also at odd addresses: the bytes of the definition, and no others."""
+    tight = layout_of(message(pixel_format))
+    strides = [stride + padding for stride in tight.strides]
+    layout = layout_of(message(pixel_format, row_strides=strides))
+    planes = tight.unpack(some_bytes(tight))
+    memory = np.full(shift + layout.byte_size + 3, 77, np.uint8)
+    layout.write(memory[shift:-3], planes)
+    assert set(memory[:shift]) | set(memory[-3:]) == {77}
+    kind = RGBA_FLOAT.get(pixel_format)
+    wire: list[npt.NDArray[Any]]
+    if len(tight.strides) == 1:
+        g, b, r, a = planes
+        wire = [np.stack([r, g, b, a], -1).reshape(21, -1)]
+        wire = [(wire[0] * np.float32(1 / 65535)).astype(kind)] if kind is not None else wire
+    elif len(tight.strides) == 2:
+        wire = [planes[0], np.stack(planes[1:], -1).reshape(11, -1)]
+        wire = [plane << 6 for plane in wire] if pixel_format == pb.PIXEL_FORMAT_P010 else wire
+    else:
+        wire = list(planes)
+    rows = [np.ascontiguousarray(plane).view(np.uint8) for plane in wire]
+    definition = b"".join(np.pad(plane, ((0, 0), (0, padding))).tobytes() for plane in rows)
+    assert memory[shift:-3].tobytes() == definition
+    assert b"".join(layout.pack(planes)) == definition
+
+
 def test_channels_are_not_swapped() -> None:
     layout = layout_of(message(pb.PIXEL_FORMAT_RGBA8, 1, 1))
     g, b, r, a = layout.unpack(bytes([10, 20, 30, 40]))
@@ -109,8 +140,19 @@ def test_channels_are_not_swapped() -> None:
 
 def test_floats_out_of_range_are_clipped() -> None:
     layout = layout_of(message(pb.PIXEL_FORMAT_RGBA_F32, 1, 1))
-    planes = layout.unpack(np.array([-1, 2, np.nan, np.inf], np.float32).tobytes())
-    assert [int(p[0, 0]) for p in planes] == [65535, 0, 0, 65535]
+    for values in ([-1, 2, np.nan, np.inf], [-np.inf, 1e30, -np.nan, 1 + 1e-6], [-1e30, 3e5, -1e-9, 1]):
+        planes = layout.unpack(np.array(values, np.float32).tobytes())
+        assert [int(p[0, 0]) for p in planes] == [65535, 0, 0, 65535]
+
+
+@pytest.mark.parametrize("pixel_format", RGBA_FLOAT)
+def test_floats_are_rounded_to_the_nearest(pixel_format: pb.PixelFormat) -> None:
+    layout = layout_of(message(pixel_format))
+    samples = np.random.default_rng(3).uniform(-0.1, 1.1, layout.byte_size).astype(RGBA_FLOAT[pixel_format])
+    samples = samples[: 37 * 21 * 4].reshape(21, 37, 4)
+    g, b, r, a = layout.unpack(samples.tobytes())
+    worst = np.abs(np.stack([r, g, b, a], -1) - np.clip(samples.astype(float), 0, 1) * 65535).max()
+    assert 0.4 < worst <= 0.5 + 2**-8  # of a float near 65535
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,25 @@ def frame_of(kind: Any, **fields: object) -> Any:
     return getattr(pb, kind.DESCRIPTOR.fields_by_name["frame"].message_type.name)(**fields)
 
 
+def shuffled(kind: Any, frame: Any, rng: random.Random) -> bytes:
+    """A message with a frame whose fields come in any order."""
+    parts = []
+    for field, value in frame.ListFields():
+        part = type(frame)()
+        if field.message_type is None:
+            setattr(part, field.name, value)
+        else:
+            getattr(part, field.name).CopyFrom(value)
+        parts.append(part.SerializeToString())
+    rng.shuffle(parts)
+    # The outer field's head is that of a frame of unknown fields of the same length.
+    inner = b"".join(parts)
+    outer = kind()
+    outer.frame.MergeFromString(inner)
+    whole: bytes = outer.SerializeToString()
+    return whole[: len(whole) - len(inner)] + inner
+
+
 def read(kind: Any, data: bytes) -> Any:
     """By wire, as one message; None where the bytes are no message."""
     try:
@@ -58,6 +77,38 @@ def test_fields_behind_the_pixels_are_kept() -> None:
         assert wire.whole(got) == message
 
 
+@pytest.mark.parametrize("size", [0, 1, 113, 114, 127, 128, 16_000, 70_000])
+@pytest.mark.parametrize("most", [False, True])
+def test_pixels_written_in_place_are_what_protobuf_reads(size: int, most: bool) -> None:
+    """Without the other fields, and with each of them as long as it gets."""
+    frame = pb.StabilizedFrame()
+    if most:
+        u64 = (1 << 64) - 1
+        timings = pb.FrameTimings(decode_us=u64, queue_us=u64, pipeline_us=u64, output_us=u64, encode_us=u64)
+        frame = pb.StabilizedFrame(sequence=u64, pts=-1, duration=-1, own_share=0.5, valid_share=1, timings=timings)
+        frame.passed_through = True
+    blank = wire.Blank(pb.StreamResponse, size)
+    pixels = random.Random(size).randbytes(size)
+    blank.pixels[:] = np.frombuffer(pixels, np.uint8)
+    data = wire.encode(blank.finish(frame))
+    read_back = pb.StreamResponse.FromString(data)
+    frame.data = pixels
+    assert read_back == pb.StreamResponse(frame=frame)
+    got = wire.decode(pb.StreamResponse, data)
+    assert isinstance(got, wire.Pictured)
+    assert wire.whole(got) == read_back
+
+
+def test_a_view_of_the_pixels_outlives_their_message() -> None:
+    blank = wire.Blank(pb.StreamResponse, 1 << 20)
+    view = blank.pixels[1:].reshape(-1)[1:].view()
+    view[:] = 7
+    del blank
+    others = [bytes([i]) * (1 << 20) for i in range(8)]
+    assert (view == 7).all()
+    assert len(others) == 8
+
+
 @pytest.mark.parametrize("kind", wire.WITH_PICTURE)
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_data_and_a_slot_the_last_one_counts(kind: Any, order: int) -> None:
@@ -69,7 +120,7 @@ def test_of_data_and_a_slot_the_last_one_counts(kind: Any, order: int) -> None:
 
 
 def test_whatever_the_bytes_protobuf_reads_the_same() -> None:
-    """Frames with data, slots or both, fields twice, bytes changed, put in and cut off."""
+    """Frames with data, slots or both, fields twice and in any order, bytes changed, put in and cut off."""
     rng = random.Random(7)
     cut = refused = 0
     for _ in range(20_000):
@@ -79,7 +130,10 @@ def test_whatever_the_bytes_protobuf_reads_the_same() -> None:
             frame.data = rng.randbytes(rng.choice([0, 3, 200]))
         if rng.random() < 0.2:
             frame.slot.region = "r"
-        data = bytearray(kind(frame=frame).SerializeToString())
+        if rng.random() < 0.3:
+            data = bytearray(shuffled(kind, frame, rng))
+        else:
+            data = bytearray(kind(frame=frame).SerializeToString())
         if rng.random() < 0.2:
             data += kind(frame=frame).SerializeToString()
         for _ in range(rng.choice([0, 0, 1, 2, 5])):

@@ -215,7 +215,7 @@ class Frame(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., pts: _Optional[int] = ..., duration: _Optional[int] = ..., data: _Optional[bytes] = ..., slot: _Optional[_Union[SharedMemorySlot, _Mapping]] = ..., output_slot: _Optional[_Union[SharedMemorySlot, _Mapping]] = ...) -> None: ...
 
 class StabilizedFrame(_message.Message):
-    __slots__ = ("sequence", "pts", "duration", "data", "slot", "own_share", "valid_share", "passed_through", "timings")
+    __slots__ = ("sequence", "pts", "duration", "data", "slot", "own_share", "valid_share", "passed_through", "timings", "padding")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PTS_FIELD_NUMBER: _ClassVar[int]
     DURATION_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class StabilizedFrame(_message.Message):
     VALID_SHARE_FIELD_NUMBER: _ClassVar[int]
     PASSED_THROUGH_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     pts: int
     duration: int
@@ -234,7 +235,8 @@ class StabilizedFrame(_message.Message):
     valid_share: float
     passed_through: bool
     timings: FrameTimings
-    def __init__(self, sequence: _Optional[int] = ..., pts: _Optional[int] = ..., duration: _Optional[int] = ..., data: _Optional[bytes] = ..., slot: _Optional[_Union[SharedMemorySlot, _Mapping]] = ..., own_share: _Optional[float] = ..., valid_share: _Optional[float] = ..., passed_through: _Optional[bool] = ..., timings: _Optional[_Union[FrameTimings, _Mapping]] = ...) -> None: ...
+    padding: bytes
+    def __init__(self, sequence: _Optional[int] = ..., pts: _Optional[int] = ..., duration: _Optional[int] = ..., data: _Optional[bytes] = ..., slot: _Optional[_Union[SharedMemorySlot, _Mapping]] = ..., own_share: _Optional[float] = ..., valid_share: _Optional[float] = ..., passed_through: _Optional[bool] = ..., timings: _Optional[_Union[FrameTimings, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class FrameTimings(_message.Message):
     __slots__ = ("decode_us", "queue_us", "pipeline_us", "output_us", "encode_us")
