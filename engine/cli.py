@@ -45,6 +45,7 @@ def main() -> NoReturn:
         # nohup has SIGHUP ignored: that stays.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -139,7 +140,6 @@ def stabilize(
             from vs3r.engine.client.connection import read_access
             from vs3r.engine.client.files import stabilize_file_at
 
-            keep_freed_memory()
             access = read_access(server_token_file, server_ca)
             report = stabilize_file_at(server, access, source, target, config, progress=progress)
     _tell_report(talk, report)
@@ -251,7 +251,6 @@ def serve(as_json: bool, quiet: bool, **values: Any) -> None:
     )
     from vs3r.engine.server.serve import Server
 
-    keep_freed_memory()
     with Server(config) as server:
         talk = Talk(as_json=as_json, quiet=quiet)
         talk.event("serving", f"serving on {server.address}", address=server.address, metrics_port=server.metrics_port)

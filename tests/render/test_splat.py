@@ -134,7 +134,7 @@ def test_poses_of_rows_are_those_of_the_warp_renderer() -> None:
     geometry = replace(source(fmt, pose(3, 2, 1)).geometry, row_motion=motion)
     s = ((np.arange(48) + 0.5) / 48 - 0.5).astype(np.float32)
     x, y, rho = (np.full((1, 48), value, np.float32) for value in (0.3, -0.2, 0.5))
-    theirs = np.stack(_at_row(x, y, rho, motion, s[None]), -1)[0]
+    theirs = np.stack(_at_row(x, y, rho, motion[..., None, None], s[None]), -1)[0]
     row_from_middle = _row_poses(geometry, 48) @ np.linalg.inv(geometry.cam_from_world)
     np.testing.assert_allclose(row_from_middle @ [0.3, -0.2, 1, 0.5], np.c_[theirs, rho[0]], atol=2e-6)
 

@@ -151,12 +151,15 @@ def test_moving_parts_take_the_depth_around_them() -> None:
 
 def test_pull_push_keeps_the_known_and_stays_within_it() -> None:
     rng = np.random.default_rng(5)
-    values = rng.uniform(2, 7, (37, 53, 2)).astype(np.float32)
+    values = rng.uniform(2, 7, (2, 37, 53)).astype(np.float32)
     weights = (rng.uniform(size=(37, 53)) < 0.1).astype(np.float32)
-    filled = pull_push(values * weights[..., None], weights)
-    np.testing.assert_allclose(filled[weights > 0], values[weights > 0], rtol=1e-6)
+    filled = pull_push(values * weights, weights)
+    np.testing.assert_allclose(filled[:, weights > 0], values[:, weights > 0], rtol=1e-6)
     assert filled.min() >= 2 - 1e-4 and filled.max() <= 7 + 1e-4
     assert not pull_push(values, np.zeros_like(weights)).any()
+    each = np.stack([weights, weights[::-1]])
+    alone = np.stack([pull_push(*one) for one in zip(values, each, strict=True)])
+    np.testing.assert_array_equal(pull_push(values, each), alone)
 
 
 def test_pull_push_of_a_constant_is_constant() -> None:
@@ -169,9 +172,12 @@ def test_tiles_cover_what_is_needed_and_little_more() -> None:
     needed = np.zeros((34, 60), np.bool_)
     needed[0, :] = needed[:, 59] = needed[20, 20] = True
     covered = np.zeros_like(needed)
-    for rect in tiles(needed, 8):
+    rects = tiles(needed, 8)
+    for rect in rects:
         part = covered[rect.top : rect.bottom, rect.left : rect.right]
         assert not part.any(), "tiles overlap"
         part[:] = True
     assert covered[needed].all()
     assert covered.mean() < 0.45
+    # The top, a part in the middle, and what is below one another at the right in two.
+    assert len(rects) == 4

@@ -201,7 +201,7 @@ class BlockSolver:
             if left_zooming < (1 - (ZOOM_GOES_ON_GAIN if zoomed else ZOOM_GAIN)) * left:
                 state, left, self._zooms = zooming, left_zooming, True
                 problem = replace(problem, zooms=True)
-        state, left = self._finished(state, problem, fresh)
+        state, left = self._finished(state, problem, fresh, left)
         if left >= enough:
             return None
         return state if was_moving else self._rescaled(state, known)
@@ -213,13 +213,14 @@ class BlockSolver:
             state = turn_ends(state, problem, self._shutter)
         return state, self._left(state, problem, fresh)
 
-    def _finished(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
-        """Refined further, with turns within frames where they pay. Whether the lens zooms is known by now: as a line
-        moves further the lower it is, a turn within the frame looks like half of a zoom."""
+    def _finished(self, state: State, problem: Problem, fresh: Edges, left: float) -> tuple[State, float]:
+        """Refined further, from a state that leaves `left`, with turns within frames where they pay. Whether the lens
+        zooms is known by now: as a line moves further the lower it is, a turn within the frame looks like half of a
+        zoom."""
         waves = False
         if not self._global_shutter:
             turned = find_wobble(state, problem, self._shutter)
-            waves = self._left(turned, problem, fresh) < (1 - WAVES_GAIN) * self._left(state, problem, fresh)
+            waves = self._left(turned, problem, fresh) < (1 - WAVES_GAIN) * left
         if waves:
             state = self._adjusted(turned, problem, 1.5, 3, waves=True)
             state = find_wobble(state, problem, self._shutter)

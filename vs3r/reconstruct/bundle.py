@@ -36,6 +36,11 @@ INV_DEPTH_NEIGHBOUR_STD = 0.5
 INV_DEPTH_STD = 0.5
 POINT_PX2 = 0.25
 
+# Points are taken to be no nearer than this, times their inverse depth.
+NEAREST = 1e-3
+# Derivatives of so many edges fit into a core's cache.
+EDGES_AT_A_TIME = 16
+
 MIN_INV_DEPTH, MAX_INV_DEPTH = 1e-3, 20.0
 
 CPU = torch.device("cpu")
@@ -141,7 +146,6 @@ class Problem:
 
 @dataclass(slots=True)
 class _Linear:
-    cost: Tensor
     hessian: Tensor
     gradient: Tensor
     inv_depth_info: Tensor
@@ -158,20 +162,25 @@ def reprojection(state: State, problem: Problem) -> tuple[Tensor, Tensor]:
 def reprojection_error(state: State, problem: Problem) -> Tensor:
     """Distance between where state and flow see the points, (E, P) pixels; 1e3 where behind the camera."""
     residual, ahead = reprojection(state, problem)
-    return torch.where(ahead, residual.norm(dim=1), 1e3)
+    # norm takes ten times as long over an axis of two.
+    return torch.where(ahead, residual.square().sum(1).sqrt(), 1e3)
 
 
 def inv_depth_at_target(state: State, edges: Edges) -> Tensor:
     """Inverse depth (E, P) of the points in the destination frames."""
-    problem = Problem(
-        grid=(1, edges.target.shape[-1]),
-        edges=edges,
-        first_free_pose=0,
-        first_free_structure=0,
-        log_focal_prior=0.0,
-        rotation_only=False,
-    )
-    return state.inv_depth[edges.src] / _Seen.of(state, problem).z
+    from_pixels, _, t = (v.to(edges.target.dtype) for v in _dst_from_src(state, edges))
+    rho = state.inv_depth[edges.src]
+    z = (from_pixels[:, 2:] @ edges.source).squeeze(1).addcmul_(t[:, 2:], rho)
+    return rho / z.clamp_min_(NEAREST)
+
+
+def _dst_from_src(state: State, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
+    """From pixels and 1 of the source to directions of the destination (E, 3, 3), rotation (E, 3, 3) and translation
+    (E, 3)."""
+    T = state.cam_from_world[edges.dst] @ rigid_inverse(state.cam_from_world[edges.src])
+    per_px = torch.exp(-state.log_focal)
+    rays = torch.diag_embed(torch.stack([per_px, per_px, torch.ones_like(per_px)], -1))
+    return T[:, :3, :3] @ rays[edges.src], T[:, :3, :3], T[:, :3, 3]
 
 
 @dataclass(slots=True)
@@ -198,12 +207,8 @@ class _Seen:
     @staticmethod
     def of(state: State, problem: Problem) -> _Seen:
         e, dtype = problem.edges, problem.edges.target.dtype
-        focal = state.log_focal.exp()
-        T = state.cam_from_world[e.dst] @ rigid_inverse(state.cam_from_world[e.src])
-        from_pixels = (
-            T[:, :3, :3] @ torch.diag_embed(torch.stack([1 / focal, 1 / focal, torch.ones_like(focal)], -1))[e.src]
-        )
-        from_pixels, R, t, f = (v.to(dtype) for v in (from_pixels, T[:, :3, :3], T[:, :3, 3], focal[e.dst, None]))
+        from_pixels, R, t = (v.to(dtype) for v in _dst_from_src(state, e))
+        f = state.log_focal.exp()[e.dst, None].to(dtype)
         source, target = e.source, e.target
         if e.slope is not None:
             shift = e.slope * (state.readout - e.slope_at).to(dtype)
@@ -212,7 +217,7 @@ class _Seen:
         Y = from_pixels @ source
         if not problem.rotation_only:
             Y.addcmul_(t[:, :, None], state.inv_depth[e.src][:, None])
-        z = Y[:, 2].clamp_min(1e-3)
+        z = Y[:, 2].clamp_min(NEAREST)
         slope = Y[:, :2] / z[:, None]
         residual = torch.addcmul(-target, f[:, None], slope)
         return _Seen(residual, Y[:, 2] > 1e-2, z, slope, source, from_pixels, R, t, f)
@@ -304,12 +309,18 @@ class _Prior:
         return H, torch.cat([g.reshape(-1), (self._k_readout * (state.readout - self._readout)).reshape(1)])
 
 
-def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
-    """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments; the read-out."""
+def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free: Tensor) -> _Linear:
+    """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments; the read-out.
+
+    Args:
+        state: where to linearise.
+        problem: the observations.
+        seen: what the state sees.
+        weight: (E, P) of the squared residuals.
+        free: (7 n + 1,) which of the unknowns may change: the inverse depths are coupled with those only.
+    """
     e, dtype = problem.edges, problem.edges.target.dtype
     n, P = state.inv_depth.shape
-    seen = _Seen.of(state, problem)
-    total, w = seen.cost(problem, width_px)
     (a, b), f = seen.slope.unbind(1), seen.f
     fa, fb, s = f * a, f * b, f / seen.z
 
@@ -321,10 +332,13 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     # Rows: dst translation (3), dst rotation (3), dst log f, src log f, read-out where it is unknown, then the residual
     # itself; for u and for v.
     L = 8 if e.slope is None else 9
-    J = torch.zeros(len(e.src), L + 1, 2, P, dtype=dtype)
-    if not problem.rotation_only:
+    J = torch.empty(len(e.src), L + 1, 2, P, dtype=dtype)
+    if problem.rotation_only:
+        J[:, :3] = 0
+    else:
         q = state.inv_depth[e.src] * s
         J[:, 0, 0] = J[:, 1, 1] = q
+        J[:, 0, 1] = J[:, 1, 0] = 0
         torch.mul(q, -a, out=J[:, 2, 0])
         torch.mul(q, -b, out=J[:, 2, 1])
     torch.mul(fa, -b, out=J[:, 3, 0])
@@ -347,8 +361,18 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     M[:, 6, 13] = 1
     M[:, 8:, 14] = 1
 
-    wJ = J * w[:, None, None]
-    gram = (wJ.flatten(2) @ J.flatten(2).transpose(1, 2)).double()
+    first = problem.first_free_structure
+    move_depth = problem.free_depth and not problem.rotation_only
+    # How the picture moves with the inverse depth.
+    D = s[:, None] * (seen.t[:, :2, None] - seen.slope * seen.t[:, 2:, None]) if move_depth else None
+    gram = torch.empty(len(e.src), L + 1, L + 1, dtype=dtype)
+    CJ = torch.empty(len(e.src), L + 1, P, dtype=dtype)
+    for part in (slice(i, i + EDGES_AT_A_TIME) for i in range(0, len(e.src), EDGES_AT_A_TIME)):
+        wJ = J[part] * weight[part, None, None]
+        torch.bmm(wJ.flatten(2), J[part].flatten(2).transpose(1, 2), out=gram[part])
+        if D is not None:
+            torch.sum(wJ.mul_(D[part, None]), 2, out=CJ[part])
+    gram = gram.double()
     Mt = M.transpose(1, 2)
     H15, g15 = Mt.double() @ gram[:, :L, :L] @ M.double(), (Mt.double() @ gram[:, :L, L:]).squeeze(-1)
     N = 7 * n + 1
@@ -358,19 +382,18 @@ def _linearise(state: State, problem: Problem, width_px: float) -> _Linear:
     )
     H, g = assembled(N, cols, H15, g15)
     info = grad = coupling = torch.zeros(0, dtype=dtype)
-    if problem.free_depth and not problem.rotation_only:
-        first = problem.first_free_structure
+    if D is not None:
         own = e.src >= first
-        src, t = e.src[own] - first, seen.t[own]
-        # How the picture moves with the inverse depth.
-        D = s[own, None] * (t[:, :2, None] - seen.slope[own] * t[:, 2:, None])
-        wJ = wJ[own]
-        info = _summed(n - first, src, (w[own, None] * D * D).sum(1))
-        grad = _summed(n - first, src, (wJ[:, L] * D).sum(1))
-        C = Mt[own] @ (wJ[:, :L] * D[:, None]).sum(2)
-        coupling = _summed((n - first) * N, (src[:, None] * N + cols[own]).reshape(-1), C.reshape(-1, P))
-        coupling = coupling.reshape(n - first, N, P)
-    return _Linear(total, H, g, info, grad, coupling)
+        src, own_D = e.src[own] - first, D[own]
+        info = _summed(n - first, src, (weight[own, None] * own_D * own_D).sum(1))
+        grad = _summed(n - first, src, CJ[own, L])
+        # Of each frame a row per free unknown, and one for all others.
+        rows = int(free.sum()) + 1
+        row = torch.where(free, free.cumsum(0) - 1, rows - 1)
+        at = (src[:, None] * rows + row[cols[own]]).reshape(-1)
+        coupling = _summed((n - first) * rows, at, (Mt[own] @ CJ[own, :L]).reshape(-1, P))
+        coupling = coupling.reshape(n - first, rows, P)[:, :-1]
+    return _Linear(H, g, info, grad, coupling)
 
 
 def assembled(size: int, unknowns: Tensor, hessians: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -405,9 +428,9 @@ def _free(problem: Problem, n: int) -> Tensor:
     return torch.cat([free.reshape(-1), torch.tensor([problem.edges.slope is not None])])
 
 
-def _eliminated(H: Tensor, E: Tensor, c: Tensor) -> Tensor:
+def _eliminated(H: Tensor, E: Tensor, E_over_c: Tensor) -> Tensor:
     """The Hessian of the cameras when the inverse depths, of Hessian c and coupling E, follow them."""
-    return H - ((E / c[:, None]) @ E.transpose(1, 2)).sum(0).double()
+    return H - (E_over_c @ E.transpose(1, 2)).sum(0).double()
 
 
 def adjust(state: State, problem: Problem, *, width_px: float, iterations: int, device: torch.device = CPU) -> State:
@@ -440,27 +463,30 @@ def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) 
     damping = 1e-4
     k_near = POINT_PX2 / (INV_DEPTH_NEIGHBOUR_STD * typical) ** 2
     k_begin = POINT_PX2 / (problem.inv_depth_std * typical) ** 2
+    seen = _Seen.of(state, problem)
+    cost, weight = seen.cost(problem, width_px)
     for _ in range(iterations):
-        lin = _linearise(state, problem, width_px)
+        lin = _linearise(state, problem, seen, weight, free)
         prior_hessian, prior_gradient = prior.normal(state)
         H, g = (lin.hessian + prior_hessian)[free][:, free], (lin.gradient + prior_gradient)[free]
         rho = state.inv_depth[b:]
         if move_depth:
             near = _smoothed(rho, lin.inv_depth_info, k_near, problem.grid)
             depth_cost = (k_near * (rho - near) ** 2 + k_begin * (rho - begin) ** 2).sum()
-            E = lin.coupling[:, free]
+            E = lin.coupling
             c0 = lin.inv_depth_info + k_near + k_begin
             h = lin.inv_depth_gradient + k_near * (rho - near) + k_begin * (rho - begin)
         else:
             depth_cost = rho.new_zeros(())
-        before = lin.cost + prior.cost(state) + depth_cost
+        before = cost + prior.cost(state) + depth_cost
         accepted = False
         for _ in range(6):
             A, v = H, g
             if move_depth:
                 c = c0 * (1 + damping)
-                A = _eliminated(H, E, c)
-                v = g - ((E / c[:, None]) @ h[..., None]).sum(0).squeeze(-1).double()
+                E_over_c = E / c[:, None]
+                A = _eliminated(H, E, E_over_c)
+                v = g - (E_over_c @ h[..., None]).sum(0).squeeze(-1).double()
             A = A + torch.diag(damping * H.diagonal() + 1e-9)
             factor, info = torch.linalg.cholesky_ex(A)
             if int(info) != 0:
@@ -480,7 +506,9 @@ def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) 
                 inv_depth=new_rho,
                 readout=state.readout + step[-1],
             )
-            after = _Seen.of(trial, problem).cost(problem, width_px)[0] + prior.cost(trial)
+            trial_seen = _Seen.of(trial, problem)
+            trial_cost, trial_weight = trial_seen.cost(problem, width_px)
+            after = trial_cost + prior.cost(trial)
             if move_depth:
                 after = after + (k_near * (new_rho[b:] - near) ** 2 + k_begin * (new_rho[b:] - begin) ** 2).sum()
             if after < before:
@@ -489,13 +517,13 @@ def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) 
             damping = max(damping * 10, 1e-3)
         if not accepted:
             break
-        state = trial
+        state, seen, cost, weight = trial, trial_seen, trial_cost, trial_weight
         damping = max(damping * 0.3, 1e-6)
         if before - after < 1e-3 * before:
             break
     if free[-1]:
         # Without damping: what remains of the read-out's curvature when all others follow it.
-        A = _eliminated(H, E, c0) if move_depth else H
+        A = _eliminated(H, E, E / c0[:, None]) if move_depth else H
         rest = torch.linalg.solve(A[:-1, :-1] + 1e-9 * torch.eye(len(A) - 1).double(), A[:-1, -1])
         state = replace(state, readout_info=A[-1, -1] - A[-1, :-1] @ rest)
     return state

@@ -115,15 +115,14 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
     grid, grid_depth = edges.source[edge_of_frame, :2], state.inv_depth[frames]
     seen_depth = inv_depth_at_target(state, edges)
 
-    def lines(points: Tensor) -> Tensor:
-        return points[:, shutter.axis] / shutter.length
+    grid_lines, target_lines = (_powers(points[:, shutter.axis] / shutter.length) for points in (grid, edges.target))
 
     def at(r: float) -> tuple[Tensor, Tensor]:
         moved = motion * r**powers
         moved[:, :, 3:] += state.wobble
         moved = moved.to(edges.target.dtype)
-        source = _rectified(grid, grid_depth, focal[frames], moved[frames], lines(grid))
-        target = _rectified(edges.target, seen_depth, focal[edges.dst], moved[edges.dst], lines(edges.target))
+        source = _rectified(grid, grid_depth, focal[frames], moved[frames], grid_lines)
+        target = _rectified(edges.target, seen_depth, focal[edges.dst], moved[edges.dst], target_lines)
         return source[frame_of_edge], target
 
     source, target = at(readout)
@@ -135,12 +134,18 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
     return replace(edges, source=whole, target=target, slope=slope, slope_at=readout)
 
 
-def _rectified(points: Tensor, inv_depth: Tensor, focal: Tensor, motion: Tensor, line: Tensor) -> Tensor:
-    """Points (n, 2, P) with inverse depth (n, P), moved from their line's time to that of the middle line."""
+def _powers(line: Tensor) -> Tensor:
+    """(n, 6, P) line**1 to line**6 of lines (n, P)."""
     powers = [line]
     for _ in range(ROW_MOTION_ORDER - 1):
         powers.append(powers[-1] * line)
-    move = motion.transpose(1, 2) @ torch.stack(powers, 1)
+    return torch.stack(powers, 1)
+
+
+def _rectified(points: Tensor, inv_depth: Tensor, focal: Tensor, motion: Tensor, lines: Tensor) -> Tensor:
+    """Points (n, 2, P) with inverse depth (n, P), moved from their line's time to that of the middle line; `lines` are
+    the powers of the line."""
+    move = motion.transpose(1, 2) @ lines
     f = focal[:, None]
     x = points[:, 0] / f - inv_depth * move[:, 0]
     y = points[:, 1] / f - inv_depth * move[:, 1]

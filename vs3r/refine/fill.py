@@ -115,8 +115,8 @@ def _smooth(planes: tuple[Plane, ...], known: FloatArray) -> list[FloatArray]:
     """(Vh, Vw) low frequencies per plane, beyond the known part too."""
     weight = np.maximum(cv2.GaussianBlur(known, (0, 0), SMOOTH_CELLS), 1e-6)
     small = (cv2.resize(plane, known.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) for plane in planes)
-    means = (cv2.GaussianBlur(values * known, (0, 0), SMOOTH_CELLS) / weight for values in small)
-    return [pull_push(np.asarray(mean, dtype=np.float32), known) for mean in means]
+    means = [cv2.GaussianBlur(values * known, (0, 0), SMOOTH_CELLS) / weight for values in small]
+    return list(pull_push(np.asarray(means, dtype=np.float32), known))
 
 
 def _spots(hole: _Hole, cells: Ints, shape: tuple[int, ...]) -> _Spots:

@@ -118,8 +118,8 @@ class Fusion:
         """(small) how far the flow can be believed: well inside the overlap, where texture is met again."""
         inner = cv2.erode(both, np.ones((5, 5), np.uint8))
         rows, cols = ours.shape
-        gx, gy = np.meshgrid(np.arange(cols, dtype=np.float32), np.arange(rows, dtype=np.float32))
-        met = cv2.remap(theirs, gx + flow[..., 0], gy + flow[..., 1], cv2.INTER_LINEAR)
+        x, y = np.arange(cols, dtype=np.float32), np.arange(rows, dtype=np.float32)[:, None]
+        met = cv2.remap(theirs, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
         # Structure, not brightness: that is compared after the shift.
         structure = _structure(ours)
         error = cv2.blur(np.abs(structure - _structure(cast("Plane", met))), (7, 7))
@@ -137,11 +137,11 @@ class Fusion:
         cells[rect.top : rect.bottom, rect.left : rect.right] = self._to_cells(f32(trusted), rect)
         sigma = SHIFT_SMOOTH * max(cells.shape)
         around = f32(cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
-        mean = around[..., :2] / np.maximum(around[..., 2:], 1e-6)
-        shift = pull_push(f32(mean), f32(np.clip(around[..., 2] * 3.0, 0.0, 1.0)))
-        shift = f32(cv2.copyMakeBorder(shift, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
+        *flows, trusts = cv2.split(around)
+        means = f32(np.stack(flows) / np.maximum(trusts, 1e-6))
+        shift = pull_push(means, f32(np.clip(trusts * 3.0, 0.0, 1.0)))
         per_node = np.float32(self._grid.small_factor / self._grid.cell_px)
-        right, down = shift[..., 0] * per_node, shift[..., 1] * per_node
+        right, down = (cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE) * per_node for part in shift)
         x_down, x_right = np.gradient(layer.map.x)
         y_down, y_right = np.gradient(layer.map.y)
         return replace(

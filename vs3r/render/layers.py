@@ -91,11 +91,11 @@ class PlaneView:
     def alpha(self, layer: Layer, x: FloatArray, y: FloatArray, rect: CellRect, feather_px: float) -> FloatArray:
         """Opacity of a layer at plane positions (OpenCV's convention): ramps up inside the source's border."""
         part = rect.nodes
-        opacity = self.field(layer.opacity[part], rect)
+        opacity = layer.opacity[part]
         # Between nodes the border is no nearer than at the nearest of them.
         nearest = inside_px(layer.map.x[part], layer.map.y[part], self.size).min()
         if nearest >= layer.margin_px + feather_px:
-            return opacity
+            return self.field(opacity, rect)
         # In this order, in place: this is a main cost of filling.
         depth = np.minimum(x, np.float32(self.shape[1] - 1) - x)
         if self.scale_x != self.scale_y:
@@ -103,12 +103,14 @@ class PlaneView:
         np.minimum(depth, y, out=depth)
         np.minimum(depth, np.float32(self.shape[0] - 1) - y, out=depth)
         depth += np.float32(0.5 - layer.margin_px / self.scale_y)
-        opacity = opacity * (depth > 0)
+        shown = depth > 0
         depth *= np.float32(self.scale_y / feather_px)
         ramp = smoothstep(depth)
         # Where only this layer sees anything it must show, however faint: the sum of the weights is normalised later.
         np.maximum(ramp, np.float32(FAINT), out=ramp)
-        ramp *= opacity
+        ramp *= shown
+        if opacity.min() < 1.0:
+            ramp *= self.field(opacity, rect)
         return ramp
 
     def field(self, part: FloatArray, rect: CellRect) -> FloatArray:
@@ -198,15 +200,14 @@ class Canvas:
 
     def _open(self) -> CellRect | None:
         """The part of the rectangle where something can still be seen through what is there."""
-        seen = self._through > HIDDEN
-        rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-        if rows.size == 0:
+        left, top, width, height = cv2.boundingRect((self._through > HIDDEN).view(np.uint8))
+        if width == 0:
             return None
         return CellRect(
-            self._rect.top + int(rows[0]) // self._view.step_y,
-            self._rect.top + int(rows[-1]) // self._view.step_y + 1,
-            self._rect.left + int(cols[0]) // self._view.step_x,
-            self._rect.left + int(cols[-1]) // self._view.step_x + 1,
+            self._rect.top + top // self._view.step_y,
+            self._rect.top + (top + height - 1) // self._view.step_y + 1,
+            self._rect.left + left // self._view.step_x,
+            self._rect.left + (left + width - 1) // self._view.step_x + 1,
         )
 
     def _within(self, rect: CellRect) -> tuple[slice, slice]:

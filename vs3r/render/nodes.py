@@ -19,6 +19,9 @@ import numpy as np
 
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane
 
+MOST_CELLS = 64
+"""Tiles are joined to rectangles of at most so many cells: smaller ones cost more in calls than in pixels, larger ones
+outgrow the cache of a core."""
 SMALL_SIDE = 480
 """About the longer side of the small pictures in which sources are aligned and matched in exposure."""
 
@@ -99,19 +102,22 @@ def expand(part: FloatArray, step_y: int, step_x: int) -> FloatArray:
 
 
 def tiles(needed: np.ndarray[tuple[int, int], np.dtype[np.bool_]], tile: int) -> list[CellRect]:
-    """Cover the needed cells with bands `tile` cells high, each cut into runs of needed tiles."""
+    """Cover the needed cells with bands `tile` cells high, each cut into runs of needed tiles.
+
+    Runs of the same columns in bands below one another are one rectangle, see MOST_CELLS.
+    """
     rows, cols = needed.shape
     rects: list[CellRect] = []
+    begun: dict[tuple[int, int], int] = {}  # the first row of each run's rectangle, by columns
     for top in range(0, rows, tile):
         bottom = min(top + tile, rows)
-        band = np.logical_or.reduce(needed[top:bottom], axis=0)
-        starts = range(0, cols, tile)
-        hit = [bool(band[left : left + tile].any()) for left in starts]
-        begin: int | None = None
-        for i, now in enumerate([*hit, False]):
-            if now and begin is None:
-                begin = i
-            elif not now and begin is not None:
-                rects.append(CellRect(top, bottom, begin * tile, min(i * tile, cols)))
-                begin = None
-    return rects
+        hit = np.logical_or.reduceat(needed[top:bottom].any(axis=0), np.arange(0, cols, tile))
+        ends = tile * np.flatnonzero(np.diff(hit, prepend=False, append=False))
+        goes_on: dict[tuple[int, int], int] = {}
+        for left, right in np.minimum(ends, cols).reshape(-1, 2).tolist():
+            first = begun.get((left, right), top)
+            fits = (bottom - first) * (right - left) <= MOST_CELLS
+            goes_on[left, right] = begun.pop((left, right), top) if fits else top
+        rects += [CellRect(first, top, *run) for run, first in begun.items()]
+        begun = goes_on
+    return rects + [CellRect(first, rows, *run) for run, first in begun.items()]

@@ -18,29 +18,36 @@ def pull_push(values: FloatArray, weights: FloatArray) -> FloatArray:
     """Fill a picture where its weight is small from the weighted means around, coarser the farther they are.
 
     Args:
-        values: (H, W) or (H, W, C) float32; finite everywhere, also where unknown.
-        weights: (H, W) float32 in [0, 1]; 1 keeps the value, 0 ignores it.
+        values: (H, W) or (C, H, W) float32; finite everywhere, also where unknown.
+        weights: (H, W), or the shape of values, float32 in [0, 1]; 1 keeps the value, 0 ignores it.
     Returns:
         The shape of values. All zero where no weight is positive anywhere.
     """
-    stacked = values if values.ndim == 3 else values[..., None]
-    sums = np.concatenate([stacked * weights[..., None], weights[..., None]], axis=2)
-    filled = _fill(sums)
-    return filled.reshape(values.shape)
+    return _fill(f32(values * weights), weights)
 
 
-def _fill(sums: FloatArray) -> FloatArray:
-    """`sums`: (H, W, C + 1) weighted values and, last, the weight. Returns (H, W, C) values."""
-    rows, cols = sums.shape[:2]
-    weight = sums[..., -1:]
+def _fill(sums: FloatArray, weight: FloatArray) -> FloatArray:
+    """Values of `sums`, which are weighted values, and their weight."""
+    rows, cols = sums.shape[-2:]
     if rows <= 1 and cols <= 1:
-        return f32(sums[..., :-1] / np.maximum(weight, 1e-6))
+        return f32(sums / np.maximum(weight, 1e-6))
     half = ((cols + 1) // 2, (rows + 1) // 2)
-    small = cv2.resize(sums, half, interpolation=cv2.INTER_AREA).reshape(half[1], half[0], -1)
+    small, small_weight = _resized(sums, half, cv2.INTER_AREA), _resized(weight, half, cv2.INTER_AREA)
     # Means of four; the weight is summed (up to 1), so that a few good cells count fully one level up.
-    share = np.maximum(small[..., -1:], 1e-12)
-    small = small / share * np.minimum(share * 4.0, 1.0)
-    small[share[..., 0] <= 1e-12] = 0.0
-    coarse = _fill(f32(small))
-    up = cv2.resize(coarse, (cols, rows), interpolation=cv2.INTER_LINEAR).reshape(rows, cols, -1)
-    return f32(sums[..., :-1] + (1.0 - weight) * up)
+    share = np.maximum(small_weight, np.float32(1e-12))
+    gain = np.where(small_weight > 1e-12, np.minimum(share * np.float32(4.0), 1.0), 0.0).astype(np.float32)
+    small /= share
+    small *= gain
+    small_weight /= share
+    small_weight *= gain
+    filled = _resized(_fill(small, small_weight), (cols, rows), cv2.INTER_LINEAR)
+    filled *= 1.0 - weight
+    filled += sums
+    return filled
+
+
+def _resized(fields: FloatArray, size: tuple[int, int], method: int) -> FloatArray:
+    """Fields (..., H, W) at another size (width, height)."""
+    if fields.ndim == 2:
+        return f32(cv2.resize(fields, size, interpolation=method))
+    return np.stack([_resized(field, size, method) for field in fields])

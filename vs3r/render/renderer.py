@@ -17,7 +17,7 @@ from vs3r.render.nodes import make_grid
 from vs3r.render.planes import PlaneDrawer, empty_planes, make_drawer
 from vs3r.render.pullpush import f32
 from vs3r.render.select import MAX_POINTS, WORTH, Chooser, fill_opacity
-from vs3r.render.warp import SourceFrame, backward_map, check_sources, sample_cells
+from vs3r.render.warp import SourceFrame, backward_map, backward_maps, check_sources, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 STILL_PX = 0.02
@@ -58,6 +58,9 @@ class WarpRenderer:
         self._feather_px = feather_px(self._size)
         half = self._grid.cell_px // 2
         self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
+        rows, cols = self._valid_shape
+        x, y = np.meshgrid(np.linspace(0, fmt.width, cols + 1), np.linspace(0, fmt.height, rows + 1))
+        self._corners = f32(x), f32(y)
         self._drawer = make_drawer(config, fmt) if drawer is None else drawer
 
     def render(
@@ -118,9 +121,7 @@ class WarpRenderer:
 
     def _share(self, layer: Layer) -> FloatArray:
         """(Vh, Vw) share of each cell that the layer covers; 1 only where all of it is covered."""
-        rows, cols = self._valid_shape
-        at = np.meshgrid(np.linspace(0, self._size[0], cols + 1), np.linspace(0, self._size[1], rows + 1))
-        depth = self._depth(layer, f32(at[0]), f32(at[1]))
+        depth = self._depth(layer, *self._corners)
         # Ramps over half a cell outside the border, so that the mean over corners is about the covered share.
         corner = np.clip(1.0 + depth * np.float32(4.0 / self._grid.cell_px), 0.0, 1.0)
         mean = (corner[:-1, :-1] + corner[1:, :-1] + corner[:-1, 1:] + corner[1:, 1:]) * 0.25
@@ -175,6 +176,6 @@ class WarpRenderer:
         return layers[1:]
 
     def _fill_layer(self, target: Target, source: SourceFrame, distance: int, ghost: FloatArray) -> Layer:
-        at = backward_map(target.rays, target.cam_from_world, source.geometry, source.inv_depth, self._size)
-        opacity = target.visible * fill_opacity(source, at, distance) * (1.0 - smoothstep(2.0 * ghost))
-        return Layer(source=source, map=at, opacity=f32(opacity), margin_px=FILL_MARGIN_PX)
+        maps = backward_maps(target.rays, target.cam_from_world, [source.geometry], source.inv_depth[None], self._size)
+        opacity = target.visible * fill_opacity([source], maps, [distance])[0] * (1.0 - smoothstep(2.0 * ghost))
+        return Layer(source=source, map=maps[0], opacity=f32(opacity), margin_px=FILL_MARGIN_PX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from vs3r.render.ghosts import find_ghosts
 from vs3r.render.layers import FILL_MARGIN_PX, inside_px
-from vs3r.render.warp import BackwardMap, SourceFrame, backward_map, sample_cells
+from vs3r.render.pullpush import f32
+from vs3r.render.warp import BackwardMap, SourceFrame, backward_maps, sample_each_cells
 from vs3r.types import DoubleArray, FloatArray
 
 GRID_FRAMES = 4
@@ -41,24 +42,36 @@ def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> l
     return sorted(near, key=lambda number: (abs(number - index), number))
 
 
-def fill_opacity(source: SourceFrame, at: BackwardMap, distance: int) -> FloatArray:
-    """Where a neighbour `distance` frames away may show: in front, settled, and no moving things unless it is near."""
+def fill_opacity(sources: Sequence[SourceFrame], at: BackwardMap, distances: Sequence[int]) -> FloatArray:
+    """Where neighbours so many frames away may show: in front, settled, and no moving things unless it is near.
+
+    Args:
+        sources: S of them.
+        at: their maps, (S, rows, cols).
+        distances: S of them.
+    """
     opacity = at.front * at.settled
-    dynamic = source.geometry.dynamic
-    if distance > DYNAMIC_REACH_FRAMES and dynamic.any():
-        size = source.frame.format.width, source.frame.format.height
-        moving = sample_cells(np.ascontiguousarray(dynamic, dtype=np.float32), at.x, at.y, size)
-        opacity = opacity * np.clip((0.6 - moving) * 5.0, 0.0, 1.0).astype(np.float32)
+    far = np.array(distances) > DYNAMIC_REACH_FRAMES
+    dynamic = f32([source.geometry.dynamic for source in sources])
+    if dynamic[far].any():
+        fmt = sources[0].frame.format
+        moving = sample_each_cells(dynamic, at.x, at.y, (fmt.width, fmt.height))
+        moving[~far] = 0
+        opacity *= np.clip((0.6 - moving) * 5.0, 0.0, 1.0)
     return opacity
 
 
-def _colours(source: SourceFrame, at: BackwardMap) -> FloatArray:
-    """(N, C) samples in [0, 1] of the small pictures at (1, N) positions."""
-    fmt = source.frame.format
-    rows, cols = source.small[0].shape
+def _colours(sources: Sequence[SourceFrame], at: BackwardMap) -> FloatArray:
+    """(S, N, C) samples in [0, 1] of the small pictures of S sources at (S, 1, N) positions."""
+    fmt = sources[0].frame.format
+    rows, cols = sources[0].small[0].shape
     x, y = at.x * np.float32(cols / fmt.width) - 0.5, at.y * np.float32(rows / fmt.height) - 0.5
-    samples = [cv2.remap(plane, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0] for plane in source.small]
-    return np.stack(samples, -1).astype(np.float32) / np.float32((1 << fmt.bit_depth) - 1)
+    samples = np.empty((len(sources), x.shape[2], fmt.num_planes), np.float32)
+    for source, gx, gy, found in zip(sources, x, y, samples, strict=True):
+        for number, plane in enumerate(source.small):
+            found[:, number] = cv2.remap(plane, gx, gy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    samples /= np.float32((1 << fmt.bit_depth) - 1)
+    return samples
 
 
 class Chooser:
@@ -89,17 +102,17 @@ class Chooser:
         fmt = sources[index].frame.format
         size = fmt.width, fmt.height
         self._numbers = candidates(index, sources, window)
-        self._shows = np.zeros((len(self._numbers), len(rays)), np.bool_)
-        colours = np.zeros((*self._shows.shape, fmt.num_planes), np.float32)
-        for row, number in enumerate(self._numbers):
-            source = sources[number]
-            at = backward_map(rays[None], cam_from_world, source.geometry, source.inv_depth, size)
+        distances = [abs(number - index) for number in self._numbers]
+        self._shows, self._ghosts = np.zeros((2, len(self._numbers), len(rays)), np.bool_)
+        if self._numbers:
+            seen = [sources[number] for number in self._numbers]
+            depths = np.stack([source.inv_depth for source in seen])
+            at = backward_maps(rays[None], cam_from_world, [source.geometry for source in seen], depths, size)
             inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
-            self._shows[row] = (inside & (fill_opacity(source, at, abs(number - index)) > 0.5))[0]
-            colours[row] = _colours(source, at)
-        self._ghosts = find_ghosts(colours, self._shows)
-        self._shows &= ~self._ghosts
-        self._preference = np.array([np.exp(-abs(number - index) / FADE_FRAMES) for number in self._numbers])
+            shows = (inside & (fill_opacity(seen, at, distances) > 0.5))[:, 0]
+            self._ghosts = find_ghosts(_colours(seen, at), shows)
+            self._shows = shows & ~self._ghosts
+        self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
         self._missing = np.ones(len(rays), np.bool_)
         self._least = max(1.0, worth * len(rays))
         self._left = MAX_SOURCES

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import cv2
 import numpy as np
@@ -69,6 +70,10 @@ class BackwardMap:
     settled: FloatArray
     """(rows, cols) 1 where the fixed point settled, else 0: near a fold, where depth jumps."""
 
+    def __getitem__(self, number: int) -> BackwardMap:
+        """One of several maps that lie in one, see backward_maps."""
+        return BackwardMap(x=self.x[number], y=self.y[number], front=self.front[number], settled=self.settled[number])
+
 
 def calm_inv_depth(geometry: FrameGeometry) -> FloatArray:
     """Inverse depth with moving objects flattened into their surroundings, so that they are moved but not bent."""
@@ -87,11 +92,18 @@ def calm_inv_depth(geometry: FrameGeometry) -> FloatArray:
 
 def sample_cells(cells: FloatArray, x: FloatArray, y: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Interpolate a grid of cells that tile a picture of size (width, height) at its pixel positions x, y."""
-    rows, cols = cells.shape
+    return cast("FloatArray", sample_each_cells(cells[None], x[None], y[None], size)[0])
+
+
+def sample_each_cells(cells: FloatArray, x: FloatArray, y: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """The same for S grids (S, Gh, Gw) at once, each at its own positions x, y (S, rows, cols)."""
+    rows, cols = cells.shape[1:]
     gx = x * np.float32(cols / size[0]) - np.float32(0.5)
     gy = y * np.float32(rows / size[1]) - np.float32(0.5)
-    sampled = cv2.remap(cells, gx, gy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(sampled, dtype=np.float32)
+    sampled = np.empty(gx.shape, np.float32)
+    for grid, grid_x, grid_y, out in zip(cells, gx, gy, sampled, strict=True):
+        cv2.remap(grid, grid_x, grid_y, cv2.INTER_LINEAR, out, cv2.BORDER_REPLICATE)
+    return sampled
 
 
 def backward_map(
@@ -115,12 +127,23 @@ def backward_map(
         inv_depth: (Gh, Gw) its inverse depth, see calm_inv_depth.
         size: width and height of the source in pixels.
     """
-    virtual_from_source = cam_from_world @ np.linalg.inv(geometry.cam_from_world)
-    R, t = virtual_from_source[:3, :3], virtual_from_source[:3, 3]
-    dx, dy, dz = np.ascontiguousarray(np.moveaxis(rays @ R, -1, 0), dtype=np.float32)
-    tx, ty, tz = (R.T @ t).astype(np.float32)
-    fx, fy, skew = (np.float32(geometry.K[i]) for i in ((0, 0), (1, 1), (0, 1)))
-    cx, cy = np.float32(geometry.K[0, 2]), np.float32(geometry.K[1, 2])
+    return backward_maps(rays, cam_from_world, [geometry], inv_depth[None], size)[0]
+
+
+def backward_maps(
+    rays: DoubleArray,
+    cam_from_world: DoubleArray,
+    geometries: Sequence[FrameGeometry],
+    inv_depths: FloatArray,
+    size: tuple[int, int],
+) -> BackwardMap:
+    """The same for S sources at once, of inverse depths (S, Gh, Gw); its fields are (S, rows, cols)."""
+    virtual_from_source = cam_from_world @ np.linalg.inv(np.stack([g.cam_from_world for g in geometries]))
+    R, t = virtual_from_source[:, :3, :3], virtual_from_source[:, :3, 3:]
+    dx, dy, dz = np.ascontiguousarray(np.moveaxis(rays @ R[:, None], -1, 0), dtype=np.float32)
+    tx, ty, tz = f32(R.mT @ t).transpose(1, 0, 2)[..., None]
+    K = f32([g.K for g in geometries])[..., None, None]
+    fx, fy, skew, cx, cy = K[:, 0, 0], K[:, 1, 1], K[:, 0, 1], K[:, 0, 2], K[:, 1, 2]
 
     def over_z(px: FloatArray, py: FloatArray, pz: FloatArray) -> tuple[FloatArray, FloatArray]:
         z = np.maximum(pz, np.float32(FRONT))
@@ -133,28 +156,37 @@ def backward_map(
     u, v = pixel(nx, ny)
     pz = dz
     settled = np.ones(u.shape, np.bool_)
-    rolls, axis = bool(geometry.row_motion.any()), read_axis(*size)
-    if rolls or float(np.hypot(np.hypot(tx, ty), tz)) * float(inv_depth.max()) > 1e-7:
+    row_motion, axis = _stacked_row_motion(geometries), read_axis(*size)
+    rolls = bool(row_motion.any())
+    if rolls or float(np.sqrt(tx * tx + ty * ty + tz * tz).max()) * float(inv_depths.max()) > 1e-7:
         for _ in range(ITERATIONS):
-            rho = sample_cells(inv_depth, u, v, size)
+            rho = sample_each_cells(inv_depths, u, v, size)
             s = rho / np.sqrt((nx + rho * tx) ** 2 + (ny + rho * ty) ** 2 + (1 + rho * tz) ** 2)
             pz = dz - s * tz
             last_u, last_v = u, v
             nx, ny = over_z(dx - s * tx, dy - s * ty, pz)
             line = f32(np.clip((u, v)[axis] / np.float32(size[axis]), 0, 1) - np.float32(0.5))
-            u, v = pixel(*over_z(*_at_row(nx, ny, rho, geometry.row_motion, line))) if rolls else pixel(nx, ny)
+            u, v = pixel(*over_z(*_at_row(nx, ny, rho, row_motion, line))) if rolls else pixel(nx, ny)
         settled = np.maximum(np.abs(u - last_u), np.abs(v - last_v)) < 0.004 * max(size)
     front = ((pz > FRONT) & (dz > FRONT)).astype(np.float32)
     return BackwardMap(x=u, y=v, front=front, settled=settled.astype(np.float32))
 
 
+def _stacked_row_motion(geometries: Sequence[FrameGeometry]) -> FloatArray:
+    """(N, 6, S, 1, 1) see FrameGeometry.row_motion."""
+    stacked = np.zeros((max(len(g.row_motion) for g in geometries), 6, len(geometries), 1, 1), np.float32)
+    for number, geometry in enumerate(geometries):
+        stacked[: len(geometry.row_motion), :, number, 0, 0] = geometry.row_motion
+    return stacked
+
+
 def _at_row(
-    x: FloatArray, y: FloatArray, inv_depth: FloatArray, row_motion: DoubleArray, s: FloatArray
+    x: FloatArray, y: FloatArray, inv_depth: FloatArray, row_motion: FloatArray, s: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Points (x, y, 1) of the middle line's camera in that of line s, see FrameGeometry.row_motion."""
+    """Points (x, y, 1) of the middle line's camera in that of line s, see _stacked_row_motion."""
     motion = np.zeros((6, *s.shape), np.float32)
-    for coefficients in f32(row_motion)[::-1]:
-        motion += coefficients[:, None, None]
+    for coefficients in row_motion[::-1]:
+        motion += coefficients
         motion *= s
     tx, ty, tz, a, b, c = motion
     # Rotation by a small vector w to second order: v + w x v + w x (w x v) / 2.
