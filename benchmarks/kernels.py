@@ -37,9 +37,11 @@ import torch
 from vs3r.geometry import rigid, so3_exp
 from vs3r.kernels.camera import SourceCameras, View
 from vs3r.kernels.compose import Layers, PlaneLayout, compose_layers
+from vs3r.kernels.compose.reference import compose_layers_reference
 from vs3r.kernels.rigid_flow import rigid_flow_residual
 from vs3r.kernels.rigid_flow.reference import rigid_flow_residual_reference
 from vs3r.kernels.splat import Alpha, DepthPoints, Nearest, splat_points
+from vs3r.kernels.splat.reference import splat_points_reference
 from vs3r.render.device import DeviceDrawer
 from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px
 from vs3r.render.nodes import make_grid
@@ -224,16 +226,21 @@ def measure_gpu(width: int, height: int, device: Device) -> Iterator[Row]:
     nodes = make_nodes(width, height)
     for pixels, chroma in ((torch.uint8, 0), (torch.uint16, 0), (torch.float16, 0), (torch.uint8, 2)):
         layers, planes = on_device(nodes, pixels, chroma, device.name)
-        compose = functools.partial(compose_layers, layers, planes, feather_px=feather_px((width, height)), peak=255)
+        feather = feather_px((width, height))
+        compose = functools.partial(compose_layers, layers, planes, feather_px=feather, peak=255)
         # The frame itself is read whole, of its neighbours only what fills.
         moved = bytes_of(layers.pictures[0], compose(backend="triton"), layers.x, layers.y, layers.opacity, layers.keep)
         name = f"compose_layers {str(pixels).removeprefix('torch.')}{' 4:2:0' * bool(chroma)}"
         yield from by_triton(name, compose, moved)
         yield measured(name, "reference", functools.partial(compose, backend="reference"), moved)
+        compiled = functools.partial(device.compile(compose_layers_reference), layers, planes, feather, 255.0)
+        yield measured(name, "torch.compile", compiled, moved)
     # Last, because it needs most memory and time.
     name, splat = next(iter(splats.items()))
     moved = bytes_of(scene.depth, splat(backend="triton"))
     yield measured(name, "reference", functools.partial(splat, backend="reference"), moved)
+    compiled = functools.partial(device.compile(splat_points_reference), scene.depth, scene.view, Nearest())
+    yield measured(name, "torch.compile", compiled, moved)
     if importlib.util.find_spec("pytorch3d") is not None:
         yield measured("splat_points alpha", "PyTorch3D", pytorch3d(scene), moved)
     # After all else: PyTorch refuses to capture some of its functions, and may not go on afterwards.
