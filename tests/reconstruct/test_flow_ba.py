@@ -182,12 +182,12 @@ def test_a_rolling_shutter_is_measured(name: str, readout_frames: float, shown: 
 
 
 def test_a_zoom_is_no_turn_within_frames() -> None:
-    """From a field of view of 65 degrees to 35 within a second."""
+    """From a field of view of 65 degrees to 35 within a second. Nor is it a walk: at most 0.007 off seen."""
     taken, count = shot("zoom"), 48
     grey = [np.asarray(cv2.cvtColor(view.rgb, cv2.COLOR_RGB2GRAY), np.uint8) for view in views("zoom", count)]
     frames = make_frames(grey)
     focal = np.array([g.K[0, 0] for g in run(frames, maker(frames))])
-    np.testing.assert_allclose(focal / focal[0], taken.K[:count, 0, 0] / taken.K[0, 0, 0], rtol=0.04)
+    np.testing.assert_allclose(focal / focal[0], taken.K[:count, 0, 0] / taken.K[0, 0, 0], rtol=0.012)
 
 
 def test_a_readout_that_is_given_stays() -> None:

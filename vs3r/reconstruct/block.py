@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 DEFAULT_HFOV_DEG = 62.0
 INLIER_PX = 1.0
 # Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left;
-# right after a zoom it is always tried, and taken for less.
+# right after a zoom it is always tried, and taken unless so much more is left.
 ZOOM_ABOVE = 0.05
 ZOOM_GAIN = 0.3
-ZOOM_GOES_ON_GAIN = 0.05
+ZOOM_GOES_ON_LOSS = 0.05
 # Of inverse depths that are believed beforehand, relative.
 BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
@@ -198,7 +198,7 @@ class BlockSolver:
         if problem.free_focal and (zoomed or left > ZOOM_ABOVE):
             zooming, left_zooming = self._refined(begin, replace(problem, zooms=True), fresh)
             log.debug("outlier share zooming %.3f", left_zooming)
-            if left_zooming < (1 - (ZOOM_GOES_ON_GAIN if zoomed else ZOOM_GAIN)) * left:
+            if left_zooming < (1 + ZOOM_GOES_ON_LOSS if zoomed else 1 - ZOOM_GAIN) * left:
                 state, left, self._zooms = zooming, left_zooming, True
                 problem = replace(problem, zooms=True)
         state, left = self._finished(state, problem, fresh, left)

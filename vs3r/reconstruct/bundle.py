@@ -27,6 +27,8 @@ LOG_FOCAL_STEP_STD_MOVING = 0.0001
 # What a step between frames moves a point of typical depth in the picture. Where depth varies the flow decides; where
 # it hardly does, sideways motion looks like rotation, and rotation is what hands do.
 TRANSLATION_STEP_STD_PX = 0.4
+# Of a step ahead where the lens zooms: so much less is believed, for walking ahead is then what a zoom looks like.
+ZOOMING_AHEAD = 0.3
 # A step of so many standard deviations and more is an event, a bump in the road, and costs little more (Cauchy's loss).
 TRANSLATION_STEP_LIMIT = 5.0
 ROTATION_STEP_STD_RAD = 0.1
@@ -265,6 +267,8 @@ class _Prior:
             typical * float(problem.edges.source[0, :2].norm(dim=0).square().mean().sqrt()),
         )
         sideways, ahead = TRANSLATION_STEP_STD_PX / px[0], TRANSLATION_STEP_STD_PX / px[1]
+        if problem.zooms:
+            ahead *= ZOOMING_AHEAD
         # A rotation of no data at all stays where it is; with data this is far too weak to be felt.
         std = torch.tensor([sideways, sideways, ahead] + [ROTATION_STEP_STD_RAD] * 3 + [focal_step]).double()
         self._k, self._k_focal = PRIOR_PX2 / std**2, PRIOR_PX2 / LOG_FOCAL_STD**2
