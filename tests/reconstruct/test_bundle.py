@@ -11,19 +11,8 @@ from torch import Tensor
 
 from vs3r.geometry import se3_retract, skew
 from vs3r.reconstruct import bundle
-from vs3r.reconstruct.bundle import (
-    Edges,
-    Problem,
-    State,
-    _free,
-    _Linear,
-    _linearise,
-    _Prior,
-    _Seen,
-    adjust,
-    reprojection_error,
-    robust_weight,
-)
+from vs3r.reconstruct.bundle import _free, _Linear, _linearise, _Prior, _Seen, adjust, reprojection_error, robust_weight
+from vs3r.reconstruct.problem import Edges, Problem, State
 from vs3r.types import ROW_MOTION_ORDER
 
 FOCAL_PX = 380.0

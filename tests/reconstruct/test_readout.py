@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vs3r.reconstruct.bundle import State
+from vs3r.reconstruct.problem import State
 from vs3r.reconstruct.readout import AFTER_CUT_PX2, PRIOR_PX2, SETTLED_PX2, ReadoutBelief
 from vs3r.types import ROW_MOTION_ORDER
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.reconstruct.test_bundle import FOCAL_PX, grid_points
 from vs3r.geometry import rigid, rigid_inverse, so3_exp
-from vs3r.reconstruct.bundle import Edges, State
+from vs3r.reconstruct.problem import Edges, State
 from vs3r.reconstruct.rolling import Shutter, rectify
 from vs3r.types import ROW_MOTION_ORDER
 

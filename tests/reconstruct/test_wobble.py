@@ -9,7 +9,8 @@ import torch
 
 from tests.reconstruct.test_bundle import FOCAL_PX, project, random, scene
 from vs3r.reconstruct import wobble
-from vs3r.reconstruct.bundle import Problem, State, reprojection_error
+from vs3r.reconstruct.bundle import reprojection_error
+from vs3r.reconstruct.problem import Problem, State
 from vs3r.reconstruct.rolling import REACH, Shutter, rectify
 from vs3r.reconstruct.wobble import find_wobble, turn_ends
 from vs3r.types import ROW_MOTION_ORDER

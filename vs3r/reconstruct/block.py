@@ -20,8 +20,9 @@ from torch import Tensor
 from vs3r.config import ReconstructConfig
 from vs3r.geometry import rigid_inverse
 from vs3r.networks import chosen_device
-from vs3r.reconstruct.bundle import Edges, Problem, State, adjust, reprojection_error
+from vs3r.reconstruct.bundle import adjust, reprojection_error
 from vs3r.reconstruct.observe import Grid, sample
+from vs3r.reconstruct.problem import Edges, Problem, State
 from vs3r.reconstruct.readout import ReadoutBelief
 from vs3r.reconstruct.rolling import Shutter, rectify
 from vs3r.reconstruct.wobble import find_wobble, turn_ends

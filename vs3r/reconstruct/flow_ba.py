@@ -21,8 +21,8 @@ from vs3r.geometry import rigid_inverse
 from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.block import Believe, BlockSolver, Solved
-from vs3r.reconstruct.bundle import Edges, State
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement
+from vs3r.reconstruct.problem import Edges, State
 from vs3r.reconstruct.rolling import REACH, Shutter, rectify
 from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, read_axis
 

@@ -6,7 +6,7 @@ thought to be none, but only of a short one: what is found far away from none is
 
 from __future__ import annotations
 
-from vs3r.reconstruct.bundle import State
+from vs3r.reconstruct.problem import State
 
 # How much observations say of the read-out: the sum of squares in px^2 by which a read-out of one interval between
 # frames would move them. That there is none is believed as if this much said so: a car that drives steadily gives

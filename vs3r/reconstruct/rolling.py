@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from vs3r.geometry import rigid_inverse, so3_log
-from vs3r.reconstruct.bundle import Edges, State, inv_depth_at_target
+from vs3r.reconstruct.bundle import inv_depth_at_target
+from vs3r.reconstruct.problem import Edges, State
 from vs3r.types import ROW_MOTION_ORDER
 
 # The motion within a frame is the polynomial through the poses of so many frames to each side.

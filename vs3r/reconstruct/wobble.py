@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vs3r.geometry import se3_retract
-from vs3r.reconstruct.bundle import Problem, State, assembled, reprojection, robust_weight
+from vs3r.reconstruct.bundle import assembled, reprojection, robust_weight
+from vs3r.reconstruct.problem import Problem, State
 from vs3r.reconstruct.rolling import Shutter, rectify
 from vs3r.types import ROW_MOTION_ORDER
 
