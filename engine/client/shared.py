@@ -17,9 +17,9 @@ import numpy.typing as npt
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.proto.convert import config_message
-from vs3r.engine.proto.layout import Bytes, Layout, planar_layout
+from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
-from vs3r.engine.proto.wire import Pictured
+from vs3r.engine.proto.wire import Bytes, Pictured
 from vs3r.errors import InputError
 from vs3r.types import Frame, PictureFormat, Plane
 

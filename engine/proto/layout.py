@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from vs3r.engine.media.formats import picture_format, planar_name
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Buffer, Bytes
 from vs3r.errors import InputError, MediaError
 from vs3r.types import PictureFormat, Plane
 
@@ -33,9 +34,6 @@ _YUV: dict[pb.PixelFormat, str] = {
     pb.PIXEL_FORMAT_I420: "yuv420p",
 }
 PIXEL_FORMATS: tuple[pb.PixelFormat, ...] = (*_RGBA, *_YUV, pb.PIXEL_FORMAT_PLANAR)
-
-Buffer = bytes | memoryview
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 
 Buffer = bytes | memoryview
+Bytes = npt.NDArray[np.uint8]
 
 WITH_PICTURE = (
     pb.StreamRequest,
@@ -71,7 +72,7 @@ class Blank:
         memory = np.asarray(_Writable(self._whole))
         memory[: len(head)] = np.frombuffer(head, np.uint8)
         self._rest = memory[-_ROOM:]
-        self.pixels: npt.NDArray[np.uint8] = memory[len(head) : -_ROOM]
+        self.pixels: Bytes = memory[len(head) : -_ROOM]
         """To be written, also through views of it, until `finish`."""
 
     def finish(self, frame: Any) -> bytes:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vs3r.engine.proto.layout import Bytes, Layout
+from vs3r.engine.proto.layout import Layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
-from vs3r.engine.proto.wire import Blank, Pictured, kind_of, pictured
+from vs3r.engine.proto.wire import Blank, Bytes, Pictured, kind_of, pictured
 from vs3r.engine.server.problems import Malformed, Problem, client_gone, code_number, malformed, problem_of
 from vs3r.engine.server.shm import Lending, Regions
 from vs3r.types import Frame, Plane

@@ -16,8 +16,8 @@ from collections import deque
 
 import numpy as np
 
-from vs3r.engine.proto.layout import Bytes
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import Bytes
 from vs3r.engine.server.problems import Problem
 
 _KEY = re.compile(r"vs3r-[A-Za-z0-9-]{16,200}")
