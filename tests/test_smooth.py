@@ -254,7 +254,7 @@ def test_no_smoothness_keeps_the_path() -> None:
 
 def test_reach() -> None:
     """A swing whose period is 2 pi reaches is halved."""
-    assert (reach_s(0), reach_s(0.5), reach_s(1)) == (0, 0.5, 2)
+    assert (reach_s(0), reach_s(0.5), reach_s(1)) == (0, 0.525, 2.1)
     times, reach = uniform(600), 0.3
     path = np.stack([camera(np.eye(3), np.array([math.sin(t / reach), 0, 0])) for t in times])
     found = centres(smooth_path(path, pts_s=times, reach=reach))[200:400]
@@ -404,9 +404,9 @@ def test_the_virtual_camera_stays_near_the_real_one(minimum: float, lookahead: i
     shares = [[covered(o.geometry, o.camera) for o in out] for out in (free, bound)]
     assert min(shares[0]) < minimum - 0.05, "the free camera must go too far"
     assert min(shares[1]) > minimum - 0.03
-    # Only where it is needed: to cover all of a picture, everywhere.
+    # Hardly where it is not needed: to cover all of a picture, everywhere.
     for t in (0, 5, 10) if minimum < 1 else ():
-        assert_same_cameras([free[t].camera], [bound[t].camera])
+        assert angle_deg(free[t].camera.cam_from_world, bound[t].camera.cam_from_world) < 0.1
 
 
 @pytest.mark.parametrize("smoothness", [0.5, 0.6, 0.7])
@@ -419,6 +419,17 @@ def test_whipped_pans_use_the_room_there_is(smoothness: float) -> None:
     found = np.rad2deg([math.atan2(o.camera.cam_from_world[0, 2], o.camera.cam_from_world[2, 2]) for o in out])
     assert np.std(np.diff(found, 2)) < 0.7 * np.std(np.diff(yaw, 2))
     assert 0.67 < min(covered(o.geometry, o.camera) for o in out) < 0.73
+
+
+def test_after_a_whip_the_camera_comes_to_rest() -> None:
+    """A pan by 150 degrees in 0.6 s: within its limits alone, the camera swings 15 degrees past where it ends."""
+    times = uniform(180)
+    yaw = np.interp(times, [2.0, 2.6], [0.0, 150.0])
+    out = stream(SmoothConfig(), geometries(np.stack([camera(turn(y), np.zeros(3)) for y in yaw]), times))
+    found = np.rad2deg([math.atan2(-o.camera.cam_from_world[0, 2], o.camera.cam_from_world[2, 2]) for o in out])
+    past = np.unwrap(found, period=360)[79:] - yaw[79:]
+    assert past[0] < -9, "the whip itself is on the limit"
+    assert past.max() < 11
 
 
 def test_near_things_do_not_move_far_against_far_ones() -> None:
@@ -461,5 +472,5 @@ def test_own_share_of_known_cameras() -> None:
     aside = [np.eye(4), camera(turn(half_deg), np.zeros(3)), camera(turn(0), np.array([640 / 4 * 2 / 500, 0, 0]))]
     real = [replace(geometries(np.eye(4)[None], uniform(1))[0], K=K) for _ in aside]
     virtual = _Path.of([replace(r, cam_from_world=T) for r, T in zip(real, aside, strict=True)])
-    lost = _Limits(real, (640, 360), min_own_share=0.0).used(virtual)[:, 1]
-    np.testing.assert_allclose(1 - lost, [1, 0.5, 0.75], atol=0.02)
+    used = _Limits(real, (640, 360), min_own_share=0.6).used(virtual)[:, 1]
+    np.testing.assert_allclose(1 - 0.4 * used, [1, 0.5, 0.75], atol=0.02)

@@ -19,7 +19,7 @@ from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, V
 
 __all__ = ["PathSmoother", "SmoothedFrame", "reach_s", "smooth_path", "smooth_track"]
 
-REACH_AT_FULL_S = 2.0
+REACH_AT_FULL_S = 2.1
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed. Where smoothing over the whole
 # reach would change focal lengths by more than this share of them, RMS over about half a reach to each side, the reach
 # is so many times shorter.
@@ -33,12 +33,15 @@ SLOPE_NOISE = 0.3
 # A plan this many reaches ahead no longer changes with what comes after it.
 SETTLED_REACHES = 12
 TRACK_CHUNK_FRAMES = 64
+# The more a frame uses of a limit, the more nearness counts for it: 1 + (used / COSTLY)^4 times.
+COSTLY = 0.5
 # Where the virtual camera passes a limit, nearness counts so many times more, and more the further it does; where there
 # is room again it counts less, by this power of what is used of the limit. So the path comes to lie on its limits.
 LIMIT_FACTOR = 1.5
 LIMIT_RELAX = 0.5
-ON_LIMIT = 0.7
 LIMIT_ROUNDS = 16
+# A plan in which nearness would change by less than this, as a logarithm, is good enough.
+LIMIT_SETTLED = 0.2
 MAX_NEARNESS = 1e9
 # What a picture covers of another is counted on so many cells each way.
 SHARE_CELLS = 12
@@ -110,7 +113,7 @@ class _Path:
 
 
 def reach_s(smoothness: float) -> float:
-    """Time in seconds over which a path is smoothed, for a smoothness in [0, 1]: 0.5 s at 0.5, 2 s at 1."""
+    """Time in seconds over which a path is smoothed, for a smoothness in [0, 1]: 0.525 s at 0.5, 2.1 s at 1."""
     return REACH_AT_FULL_S * smoothness**2
 
 
@@ -186,7 +189,8 @@ class _Limits:
     """How far virtual cameras may stand off the real ones."""
 
     def __init__(self, real: list[FrameGeometry], size: tuple[int, int], min_own_share: float) -> None:
-        self._size, self._min_own_share = size, min_own_share
+        self._size = size
+        self._may_lose = 1 - min_own_share if min_own_share > 0 else np.inf
         self._K = np.stack([g.K for g in real])
         self._cam_from_world = np.stack([g.cam_from_world for g in real])
         # All of a segment's frames are seen on one grid.
@@ -196,7 +200,7 @@ class _Limits:
     def used(self, virtual: _Path) -> DoubleArray:
         """(T, 2) what is used of the limits, 1 where a camera stands on one: of places, and of turns."""
         virtual_from_world = virtual.cam_from_world()
-        lost = (1 - self._own_share(virtual, virtual_from_world)) / max(1 - self._min_own_share, 1e-3)
+        lost = (1 - self._own_share(virtual, virtual_from_world)) / max(self._may_lose, 1e-3)
         return np.column_stack([np.maximum(lost, self._parallax(virtual_from_world) / MAX_PARALLAX), lost])
 
     def _own_share(self, virtual: _Path, virtual_from_world: DoubleArray) -> DoubleArray:
@@ -270,10 +274,12 @@ class _Planner:
             path = np.column_stack([places, turns, focal])
             planned = _Path.from_values(real.pts_s, path)
             used = limits.used(planned)
-            if (used <= 1).all() and (used[nearness > 1] > ON_LIMIT).all():
-                break
             more = np.where(used > 1, LIMIT_FACTOR * np.minimum(used, 10) ** 2, used**LIMIT_RELAX)
-            nearness = np.clip(nearness * more, 1, MAX_NEARNESS)
+            # Half way to what its use of the limit asks for, or it would swing about it.
+            least = np.sqrt(nearness * (1 + (used / COSTLY) ** 4))
+            before, nearness = nearness, np.clip(nearness * more, least, MAX_NEARNESS)
+            if (used <= 1).all() and (np.abs(np.log(nearness / before)) < LIMIT_SETTLED).all():
+                break
         self._times = np.append(self._times, real.pts_s[:count])[-2:]
         self._values = np.concatenate([self._values, path[:count]])[-2:]
         self._calm_focal = np.concatenate([self._calm_focal, calm_focal[:count]])[-2:]
