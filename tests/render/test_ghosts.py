@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.render.plane_world import intrinsics, make_format, picture, pose, psnr, source
+from tests.render.plane_world import F64, depth_at, intrinsics, make_format, picture, pose, psnr, source
 from vs3r.config import RenderConfig
-from vs3r.render import SourceFrame, WarpRenderer
+from vs3r.render import SourceFrame, WarpRenderer, ghosts
 from vs3r.render.ghosts import find_ghosts, ghost_share
-from vs3r.types import VirtualCamera
+from vs3r.types import PictureFormat, Plane, VirtualCamera
 
 
-@pytest.mark.parametrize(("sources", "passing", "found"), [(9, 3, True), (9, 5, False), (4, 1, False)])
-def test_what_few_of_many_show_is_a_ghost(sources: int, passing: int, found: bool) -> None:
+@pytest.mark.parametrize(
+    ("sources", "passing", "found"),
+    [(9, range(1, 4), True), (9, range(1, 6), False), (9, (1, 2, 3, 8), True), (4, range(1, 2), False)],
+)
+@pytest.mark.parametrize("colour", [(0.9, 0.1, 0.1), (0.5, 0.5, 0.56)])
+def test_what_is_seldom_shown_is_a_ghost(
+    sources: int, passing: Sequence[int], found: bool, colour: tuple[float, float, float]
+) -> None:
+    """As bright as what is behind it, too; and many frames of a short time are few."""
     rng = np.random.default_rng(0)
-    colours = np.tile(rng.uniform(0.2, 0.8, (60, 3)), (sources, 1, 1)) + rng.normal(0, 0.01, (sources, 60, 3))
-    colours += np.linspace(-0.05, 0.05, sources)[:, None, None]  # exposure
-    shows = rng.uniform(size=(sources, 60)) < 0.9
+    colours = np.tile(rng.uniform(0.2, 0.8, (60, 3)), (sources + 1, 1, 1)) + rng.normal(0, 2e-3, (sources + 1, 60, 3))
+    colours[:, :20] = 0.5
+    colours += np.linspace(-0.05, 0.05, sources + 1)[:, None, None]  # exposure
+    shows = rng.uniform(size=(sources + 1, 60)) < 0.9
     shows[:, :20] = True
-    thing = np.zeros((sources, 60), np.bool_)
-    thing[:passing, 5:12] = True
-    colours[thing] = (0.9, 0.1, 0.1)
-    ghosts = find_ghosts(colours.astype(np.float32), shows)
-    np.testing.assert_array_equal(ghosts, thing if found else np.zeros_like(thing))
+    shows[0] = False
+    duration = np.array([0.0] + [1.0 if passing == (1, 2, 3, 8) and i < 4 else 4.0 for i in range(sources)])
+    thing = np.zeros((sources + 1, 60), np.bool_)
+    thing[np.asarray(passing), 5:12] = True
+    exposure = np.linspace(-0.05, 0.05, sources + 1)[:, None]
+    colours[thing] = np.asarray(colour) + np.broadcast_to(exposure, thing.shape)[thing][:, None]
+    found_ones = find_ghosts(
+        colours.astype(np.float32),
+        shows,
+        duration=duration.astype(np.float32),
+        points=np.stack([np.arange(60.0), np.zeros(60)], 1),
+        border=np.zeros(60, np.bool_),
+    )
+    np.testing.assert_array_equal(found_ones, thing if found else np.zeros_like(thing))
 
 
 def test_share_around_nodes() -> None:
@@ -57,6 +75,42 @@ def test_a_passing_thing_does_not_fill() -> None:
     assert rendered(frames) > clean - 0.5
     del frames[16], frames[20], frames[24], frames[28]
     assert rendered(frames) < clean - 3, "without witnesses it is taken for real"
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_moves_fills_where_it_goes_on(goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beam as bright as the wall, whose end the frame itself shows at its border, or does not."""
+    fmt = make_format("yuv420p", 480, 270)
+    numbers = (8, 9, 10, 11, 12, *range(16, 44, 4))
+    own = pose(2.0, -1.0, 1.5, (0.05, 0.03, 0.0))
+    around = {i: pose(-4 + 0.1 * i, 1.0 - 0.05 * i, 0.05 * i, (0.0, 0.0, -0.3)) for i in numbers}
+    frames = {i: source(fmt, p, i) for i, p in {**around, 10: own}.items()}
+    camera = VirtualCamera(K=intrinsics(fmt), cam_from_world=pose(-1.0, 1.0, 0.0))
+    for i in (8, 9, 10, 11, 12):
+        if i != 10 or goes_on:
+            planes = with_beam(fmt, frames[i].frame.planes, frames[i].geometry.cam_from_world)
+            frames[i] = replace(frames[i], frame=replace(frames[i].frame, planes=planes))
+    truth = picture(fmt, camera.K, camera.cam_from_world)
+    beam = with_beam(fmt, truth, camera.cam_from_world)
+    hole = beam[1] != truth[1]
+
+    def rendered() -> float:
+        result = WarpRenderer(fmt, RenderConfig(fill_window_frames=40)).render(10, camera, frames)
+        assert result.valid_share > 0.999 > result.own_share
+        return psnr(result.frame.planes[1], (beam if goes_on else truth)[1], hole)
+
+    assert rendered() > 38
+    monkeypatch.setattr(ghosts, "GOES_ON", 2.0 if goes_on else -2.0)
+    assert rendered() < 29, "the test sees what goes on"
+
+
+def with_beam(fmt: PictureFormat, planes: tuple[Plane, ...], cam_from_world: F64) -> tuple[Plane, ...]:
+    """Chroma 20 levels off on a beam across the left border."""
+    rows, cols = fmt.plane_shape(1)
+    x, y = np.meshgrid((np.arange(cols) + 0.5) * 2, (np.arange(rows) + 0.5) * 2)
+    _, points = depth_at(intrinsics(fmt), cam_from_world, x, y)
+    on_beam = (np.abs(points[..., 1] - 0.1) < 0.35) & (points[..., 0] < -1.6)
+    return planes[0], np.where(on_beam, planes[1] + 20, planes[1]).astype(np.uint8), planes[2]
 
 
 def with_disc(frame: SourceFrame) -> SourceFrame:

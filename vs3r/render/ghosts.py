@@ -1,6 +1,11 @@
-"""Ghosts: what a neighbour shows in the hole and most others do not, because it moved there and away again."""
+"""Ghosts: what a neighbour shows in the hole and the clip mostly does not, because it moved there and away again.
+
+What moves may fill the hole where it goes on from what the frame itself shows at the border of the hole.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,42 +19,81 @@ BoolArray = npt.NDArray[np.bool_]
 MIN_WITNESSES = 5
 """Fewer sources say nothing about what is usual."""
 AGREE = 0.6
-"""Where less than this share of the sources agree, something moves all the time, and none of them is a ghost."""
-TOLERANCE = 0.09
-"""Difference of samples that still agree, of the full range: noise, shading and fits that are off by a pixel or two."""
+"""Where less than this share of the time agrees, something moves all the time, and none of it is a ghost."""
+NOISE = 0.015
+"""Samples agree that differ by no more than this, of the full range, or"""
+SPREADS = 4.0
+"""by no more than so many times what is usual there: skin stands out from a wall, from leaves that are pixels off it
+need not."""
+GOES_ON = 0.1
+"""What moves is no ghost where it goes on: the share of the border near it where the frame itself shows the same is
+larger by this than the share where either shows something else that moves."""
+LEVEL_STEP = 4
+"""Exposure is told from every so many-th point."""
 SPREAD_NODES = 1.5
 """Width of the Gaussian that brings points to nodes."""
 
 
-def find_ghosts(colours: FloatArray, shows: BoolArray) -> BoolArray:
-    """Which sources disagree with what is usual at points.
+def find_ghosts(
+    colours: FloatArray, shows: BoolArray, *, duration: FloatArray, points: DoubleArray, border: BoolArray
+) -> BoolArray:
+    """Which sources disagree with what is usual at points, and do not go on from the frame itself.
 
     Args:
-        colours: (S, N, C) samples in [0, 1] of S sources at N points.
+        colours: (S, N, C) samples in [0, 1] of S sources at N points. The first source is the frame itself.
         shows: (S, N) where a source shows the point at all.
+        duration: (S,) of the time that each source stands for: a whole number up to 7, 0 for the frame itself.
+        points: (N, 2) their positions.
+        border: (N,) which of them the frame itself shows; the others lie in the hole.
     Returns:
         (S, N)
     """
-    if len(shows) < MIN_WITNESSES:
+    if len(shows) <= MIN_WITNESSES:
         return np.zeros_like(shows)
-    seen = np.where(shows[..., None], colours, np.nan)
-    usual = _median(seen)
-    # Exposure changes with time: what a source differs by everywhere is no ghost.
-    level = np.nan_to_num(_median(np.swapaxes(seen - usual, 0, 1)))
-    usual = _median(seen - level[:, None])
-    off = np.abs(colours - level[:, None] - usual).max(axis=2) > TOLERANCE
-    witnesses = shows.sum(axis=0)
-    agree = (shows & ~off).sum(axis=0)
-    sure = (witnesses >= MIN_WITNESSES) & (agree >= AGREE * witnesses)
-    return np.asarray(shows & off & sure)
+    shows = shows.T
+    weight = (shows * duration)[:, None]
+    values = _levelled(np.ascontiguousarray(colours.transpose(1, 2, 0)), shows, weight)
+    usual = _median(values, weight)
+    off_by = np.abs(values - usual[..., None])
+    tolerance = np.maximum(NOISE, SPREADS * _median(off_by, weight))
+    differs = shows & (off_by > tolerance[..., None]).any(axis=1)
+    agree = (weight[:, 0] * ~differs).sum(axis=1) >= AGREE * weight[:, 0].sum(axis=1)
+    ghost = differs & (agree & (shows.sum(axis=1) >= MIN_WITNESSES))[:, None]
+    goes_on = _continuity(values[border], usual[border, :, None], differs[border], shows[border])
+    ghost[~border] &= _carried(goes_on, points[border], points[~border]) < GOES_ON
+    return np.asarray(ghost.T)
 
 
-def _median(values: FloatArray) -> FloatArray:
-    """Over the first axis, NaN left out: that of n is number n // 2 of the sorted ones. 0 where all are NaN."""
-    ranked = np.sort(values, axis=0)
-    count = (~np.isnan(values)).sum(axis=0, keepdims=True)
-    middle = np.take_along_axis(ranked, np.maximum(count - 1, 0) // 2, axis=0)[0]
-    return f32(np.nan_to_num(middle))
+def _continuity(values: FloatArray, usual: FloatArray, differs: BoolArray, shows: BoolArray) -> FloatArray:
+    """(M, S) at the border: 1 where source and frame itself show the same, which is not usual; -1 where either shows
+    something else that is not usual; else 0."""
+    own, moves = values[..., :1], differs[:, :1]
+    same = moves & (np.abs(values - own).sum(axis=1) < 0.5 * np.abs(usual - own).sum(axis=1))
+    return np.where(shows & (moves | differs), np.where(same, f32(1), f32(-1)), f32(0))
+
+
+def _levelled(values: FloatArray, shows: BoolArray, weight: FloatArray) -> FloatArray:
+    """Without what a source differs by everywhere, for exposure changes with time."""
+    part = values[::LEVEL_STEP]
+    off_by = part - _median(part, weight[::LEVEL_STEP])[..., None]
+    level = _median(np.ascontiguousarray(off_by.transpose(1, 2, 0)), shows[::LEVEL_STEP].T)
+    return f32(values - level)
+
+
+def _median(values: FloatArray, weights: npt.NDArray[Any]) -> FloatArray:
+    """Weighted, over the last axis; weights are whole numbers up to 7. Any value where all weights are 0."""
+    # Value and weight in one integer: numpy sorts those several times as fast as it finds an order.
+    ranked = np.sort(np.rint(values * np.float32(1 << 20)).astype(np.int32) * 8 + weights.astype(np.int32), axis=-1)
+    total = np.cumsum(ranked & 7, axis=-1)
+    middle = (2 * total < total[..., -1:]).sum(axis=-1, keepdims=True)
+    return f32(np.take_along_axis(ranked, middle, axis=-1)[..., 0] >> 3) / np.float32(1 << 20)
+
+
+def _carried(values: FloatArray, known: DoubleArray, points: DoubleArray) -> FloatArray:
+    """Values (M, S) of known points at others: means by distance (Shepard 1968). 0 where nothing is known."""
+    x, y = (f32(points[:, axis, None] - known[:, axis]) for axis in (0, 1))
+    weight = 1.0 / np.square(x * x + y * y)
+    return f32(weight @ values / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30))
 
 
 def ghost_share(points: DoubleArray, ghost: BoolArray, cell_px: int, shape: tuple[int, int]) -> FloatArray:

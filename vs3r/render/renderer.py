@@ -16,12 +16,14 @@ from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px,
 from vs3r.render.nodes import make_grid
 from vs3r.render.planes import PlaneDrawer, empty_planes, make_drawer
 from vs3r.render.pullpush import f32
-from vs3r.render.select import MAX_POINTS, WORTH, Chooser, fill_opacity
+from vs3r.render.select import MAX_BORDER_POINTS, MAX_POINTS, WORTH, Aim, Chooser, fill_opacity
 from vs3r.render.warp import SourceFrame, backward_map, backward_maps, check_sources, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 STILL_PX = 0.02
 """A picture that moves nowhere by more than this is passed on as it is: no resampling, no loss."""
+BORDER_CELLS = 3
+"""Width of what is looked at around the hole, in cells of the validity mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,14 +158,11 @@ class WarpRenderer:
         own_share: FloatArray,
         keep: FloatArray,
     ) -> list[Layer]:
-        hole = np.argwhere(own_share < 1.0)
-        cell = np.array([self._size[0] / own_share.shape[1], self._size[1] / own_share.shape[0]])
-        points = (hole[:: max(1, len(hole) // MAX_POINTS), ::-1] + 0.5) * cell
-        rays, visible = target.camera.unproject(points)
-        points, rays = points[visible], rays[visible]
-        worth = WORTH * own_share.size / len(hole)
+        aim = self._aim(target, own_share)
+        points = aim.points[~aim.border]
+        worth = WORTH / float((own_share < 1.0).mean())
         chooser = Chooser(
-            index, rays, target.cam_from_world, sources, window=self._config.fill_window_frames, worth=worth
+            index, aim, target.cam_from_world, sources, window=self._config.fill_window_frames, worth=worth
         )
         fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
         layers = [base]
@@ -174,6 +173,17 @@ class WarpRenderer:
             layers.append(layer)
             chooser.filled(self._depth(layer, f32(points[:, 0]), f32(points[:, 1])) > 0)
         return layers[1:]
+
+    def _aim(self, target: Target, own_share: FloatArray) -> Aim:
+        missing = (own_share < 1.0).astype(np.uint8)
+        around = cv2.dilate(missing, np.ones((2 * BORDER_CELLS + 1,) * 2, np.uint8)) > missing
+        hole, border = np.argwhere(missing), np.argwhere(around)
+        hole, border = hole[:: max(1, len(hole) // MAX_POINTS)], border[:: max(1, len(border) // MAX_BORDER_POINTS)]
+        cell = np.array([self._size[0] / own_share.shape[1], self._size[1] / own_share.shape[0]])
+        points = (np.concatenate([hole, border])[:, ::-1] + 0.5) * cell
+        rays, visible = target.camera.unproject(points)
+        outside = np.arange(len(points)) >= len(hole)
+        return Aim(points=points[visible], rays=rays[visible], border=outside[visible])
 
     def _fill_layer(self, target: Target, source: SourceFrame, distance: int, ghost: FloatArray) -> Layer:
         maps = backward_maps(target.rays, target.cam_from_world, [source.geometry], source.inv_depth[None], self._size)

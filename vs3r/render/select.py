@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -25,7 +26,10 @@ WORTH = 3e-4
 """A source must show at least this share of the picture that no chosen one shows; twice as much may stay unseen."""
 DYNAMIC_REACH_FRAMES = 4
 """Moving things may fill only from frames this near; from farther away they would be ghosts."""
-MAX_POINTS = 900
+MAX_POINTS = 700
+"""Of the hole."""
+MAX_BORDER_POINTS = 200
+"""Of what the frame itself shows around it."""
 
 
 def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> list[int]:
@@ -74,6 +78,18 @@ def _colours(sources: Sequence[SourceFrame], at: BackwardMap) -> FloatArray:
     return samples
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Aim:
+    """Points of the target, evenly spread over the hole and over what the frame itself shows around it."""
+
+    points: DoubleArray
+    """(N, 2) pixel positions."""
+    rays: DoubleArray
+    """(N, 3) rays of the virtual camera."""
+    border: npt.NDArray[np.bool_]
+    """(N,) which lie outside the hole."""
+
+
 class Chooser:
     """Greedy cover of the hole: each time the source that shows most new of it, nearer ones preferred.
 
@@ -83,7 +99,7 @@ class Chooser:
     def __init__(
         self,
         index: int,
-        rays: DoubleArray,
+        aim: Aim,
         cam_from_world: DoubleArray,
         sources: Mapping[int, SourceFrame],
         *,
@@ -93,7 +109,7 @@ class Chooser:
         """
         Args:
             index: the frame that is rendered.
-            rays: (N, 3) rays of the virtual camera into the hole, evenly spread.
+            aim: what to look at.
             cam_from_world: (4, 4) virtual camera.
             sources: by frame number.
             window: how many frames away a source may be.
@@ -103,18 +119,22 @@ class Chooser:
         size = fmt.width, fmt.height
         self._numbers = candidates(index, sources, window)
         distances = [abs(number - index) for number in self._numbers]
-        self._shows, self._ghosts = np.zeros((2, len(self._numbers), len(rays)), np.bool_)
+        hole = ~aim.border
+        self._shows, self._ghosts = np.zeros((2, len(self._numbers), hole.sum()), np.bool_)
         if self._numbers:
-            seen = [sources[number] for number in self._numbers]
+            seen = [sources[number] for number in [index, *self._numbers]]
             depths = np.stack([source.inv_depth for source in seen])
-            at = backward_maps(rays[None], cam_from_world, [source.geometry for source in seen], depths, size)
+            at = backward_maps(aim.rays[None], cam_from_world, [source.geometry for source in seen], depths, size)
             inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
-            shows = (inside & (fill_opacity(seen, at, distances) > 0.5))[:, 0]
-            self._ghosts = find_ghosts(_colours(seen, at), shows)
-            self._shows = shows & ~self._ghosts
+            shows = (inside & (fill_opacity(seen, at, [0, *distances]) > 0.5))[:, 0]
+            shows[0] &= aim.border
+            duration = f32([0, *(1 if number % GRID_FRAMES else GRID_FRAMES for number in self._numbers)])
+            ghosts = find_ghosts(_colours(seen, at), shows, duration=duration, points=aim.points, border=aim.border)
+            self._ghosts = ghosts[1:, hole]
+            self._shows = shows[1:, hole] & ~self._ghosts
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
-        self._missing = np.ones(len(rays), np.bool_)
-        self._least = max(1.0, worth * len(rays))
+        self._missing = np.ones(hole.sum(), np.bool_)
+        self._least = max(1.0, worth * hole.sum())
         self._left = MAX_SOURCES
 
     def best(self) -> int | None:
