@@ -179,20 +179,20 @@ def test_faulty_neighbours_are_fitted(fault: str) -> None:
     assert psnr(rendered.frame.planes[0], truth, beside) > 25
 
 
-def test_sharpness_is_that_of_a_direct_warp() -> None:
-    """One bicubic resampling and no more: the same as OpenCV's remap with the exact map of a turning camera."""
+def test_the_frame_itself_is_nearer_to_the_truth_than_a_direct_warp() -> None:
+    """Seen: 51.9 dB, and 49.6 with OpenCV's bicubic remap by the exact map of a turning camera."""
     fmt = make_format("gray", 480, 270)
-    own, K = source(fmt, pose(), 10), intrinsics(fmt)
-    rendered = WarpRenderer(fmt, RenderConfig()).render(10, virtual(fmt, pose(0.9, 0.5, 1.0)), {10: own})
+    own, K, turned_by = source(fmt, pose(), 10), intrinsics(fmt), pose(0.9, 0.5, 1.0)
+    rendered = WarpRenderer(fmt, RenderConfig()).render(10, virtual(fmt, turned_by), {10: own})
     x, y = np.meshgrid(np.arange(480) + 0.5, np.arange(270) + 0.5)
-    H = K @ np.linalg.inv(pose(0.9, 0.5, 1.0))[:3, :3] @ np.linalg.inv(K)
+    H = K @ np.linalg.inv(turned_by)[:3, :3] @ np.linalg.inv(K)
     at = np.stack([x, y, np.ones_like(x)], -1) @ H.T
     map_xy = (at[..., :2] / at[..., 2:] - 0.5).astype(np.float32)
     direct = cv2.remap(own.frame.planes[0], map_xy, np.empty(0), cv2.INTER_CUBIC)
     inner = np.zeros((270, 480), np.bool_)
     inner[25:-25, 25:-25] = True
-    difference = np.abs(direct.astype(int) - rendered.frame.planes[0])[inner]
-    assert difference.max() <= 1 and difference.mean() < 0.02
+    truth = picture(fmt, K, turned_by)[0]
+    assert psnr(rendered.frame.planes[0], truth, inner) > psnr(direct, truth, inner) + 2
 
 
 def test_high_bit_depth_stays_in_range() -> None:
