@@ -42,6 +42,9 @@ ZOOM_GOES_ON_LOSS = 0.05
 BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
+# Where no frames come before or after, ends of a block stay as they are found, and their turns and poses settle slowly:
+# so many rounds more.
+END_ROUNDS = 2
 # Turns within frames must explain this much more: people who move look like them (at most 0.05 in a rendered crowd with
 # a global shutter; 0.08 on a street with a rolling one, 0.1 to 0.28 where the camera vibrates).
 WAVES_GAIN = 0.06
@@ -106,7 +109,9 @@ class BlockSolver:
         self._readout.cut()
         self._zooms = False
 
-    def solve(self, old: list[Solved], edges: Edges | None, shutter: Shutter, *, first: int) -> tuple[State, bool]:
+    def solve(
+        self, old: list[Solved], edges: Edges | None, shutter: Shutter, *, first: int, last: bool
+    ) -> tuple[State, bool]:
         """Cameras and depths of a block.
 
         Args:
@@ -114,10 +119,12 @@ class BlockSolver:
             edges: flow between frames, numbered from the first of `old`; None where there is none.
             shutter: when the lines of all those frames are read.
             first: number of the first of those frames, for `believe`.
+            last: its newest frames are not adjusted again.
         Returns:
             The state of all those frames, and whether the camera only turns.
         """
         self._shutter, self._first = shutter, first
+        self._end_rounds = END_ROUNDS if last or not old else 0
         state = self._predict(old, edges)
         moving = None
         if edges is not None:
@@ -228,6 +235,9 @@ class BlockSolver:
             # Blurred frames are lost with a narrower loss.
             state = self._adjusted(state, problem, 1.0, 5, waves=True)
         else:
+            for _ in range(self._end_rounds):
+                state = self._adjusted(state, problem, 0.75, 2)
+                state = turn_ends(state, problem, self._shutter)
             state = self._adjusted(state, problem, 0.75, 6)
         return state, self._left(state, problem, fresh)
 
