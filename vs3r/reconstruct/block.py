@@ -235,10 +235,12 @@ class BlockSolver:
             # Blurred frames are lost with a narrower loss.
             state = self._adjusted(state, problem, 1.0, 5, waves=True)
         else:
-            for _ in range(self._end_rounds):
-                state = self._adjusted(state, problem, 0.75, 2)
-                state = turn_ends(state, problem, self._shutter)
             state = self._adjusted(state, problem, 0.75, 6)
+            for _ in range(self._end_rounds):
+                turned = turn_ends(state, problem, self._shutter)
+                if turned is state:
+                    break
+                state = self._adjusted(turned, problem, 0.75, 3)
         return state, self._left(state, problem, fresh)
 
     def _adjusted(
