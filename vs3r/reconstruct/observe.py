@@ -14,8 +14,6 @@ from vs3r.types import DoubleArray, FloatArray
 
 GAPS = (1, 2, 4, 8)
 CELL_PX = 12
-# Patches of flow that the picture's border cuts off see it move too little: trust falls over the width of one.
-BORDER_PX = 16.0
 # Flow between neighbours that agrees with the flow back on less than this share of the picture is looked for again.
 LOST = 0.3
 # What then agrees on less than this share says nothing: the alignment of the whole pictures is taken, with this trust.
@@ -54,12 +52,6 @@ class Grid:
         x = (np.arange(self.cols * k) + 0.5) * self.width / (self.cols * k)
         y = (np.arange(self.rows * k) + 0.5) * self.height / (self.rows * k)
         return np.stack(np.meshgrid(x, y), -1).astype(np.float32)
-
-    def inside(self, at: FloatArray) -> FloatArray:
-        """Trust in flow to or from points (..., 2) in [0, 1]: less near the picture's border."""
-        x, y = at[..., 0], at[..., 1]
-        distance = np.minimum(np.minimum(x, self.width - x), np.minimum(y, self.height - y))
-        return np.asarray(np.clip(distance / BORDER_PX, 0, 1) ** 2, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,7 +123,6 @@ class FlowWindow:
         self._flow = flow
         self._grid = grid
         self._coarse, self._fine = grid.centres(fine=False), grid.centres(fine=True)
-        self._inside = grid.inside(self._coarse)
         h, w = grid.height, grid.width
         self._pixels = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
@@ -205,7 +196,6 @@ class FlowWindow:
         flow, fine_flow = sample(smooth, self._coarse), sample(smooth, self._fine)
         weight = self._consistency(self._coarse, flow, backward)
         weight = weight * sample(self._textures[src], self._coarse)
-        weight *= np.minimum(self._inside, self._grid.inside(self._coarse + flow))
         return Observation(
             src=src,
             dst=dst,
