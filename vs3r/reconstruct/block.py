@@ -46,9 +46,6 @@ BORDER_PX = 16.0
 BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
-# Where no frames come before or after, ends of a block stay as they are found, and their turns and poses settle slowly:
-# so many rounds more.
-END_ROUNDS = 2
 # Turns within frames must explain this much more: people who move look like them (at most 0.05 in a rendered crowd with
 # a global shutter; 0.08 on a street with a rolling one, 0.1 to 0.28 where the camera vibrates).
 WAVES_GAIN = 0.06
@@ -113,9 +110,7 @@ class BlockSolver:
         self._readout.cut()
         self._zooms = False
 
-    def solve(
-        self, old: list[Solved], edges: Edges | None, shutter: Shutter, *, first: int, last: bool
-    ) -> tuple[State, bool]:
+    def solve(self, old: list[Solved], edges: Edges | None, shutter: Shutter, *, first: int) -> tuple[State, bool]:
         """Cameras and depths of a block.
 
         Args:
@@ -123,12 +118,10 @@ class BlockSolver:
             edges: flow between frames, numbered from the first of `old`; None where there is none.
             shutter: when the lines of all those frames are read.
             first: number of the first of those frames, for `believe`.
-            last: its newest frames are not adjusted again.
         Returns:
             The state of all those frames, and whether the camera only turns.
         """
         self._shutter, self._first = shutter, first
-        self._end_rounds = END_ROUNDS if last or not old else 0
         state = self._predict(old, edges)
         moving = None
         if edges is not None:
@@ -249,11 +242,6 @@ class BlockSolver:
             state = self._adjusted(state, problem, 1.0, 5, waves=True)
         else:
             state = self._adjusted(state, problem, 0.75, 6)
-            for _ in range(self._end_rounds):
-                turned = turn_ends(state, problem, self._shutter)
-                if turned is state:
-                    break
-                state = self._adjusted(turned, problem, 0.75, 3)
         return state, self._left(state, problem, fresh)
 
     def _adjusted(

@@ -145,7 +145,7 @@ class FlowBundleAdjustment:
         exposed_s = [s.exposed_s for s in old] + [p.exposed_s for p in self._pending]
         axis = read_axis(self._format.width, self._format.height)
         self._shutter = Shutter(exposed_s, self._size[axis], axis)
-        state, flat = self._solver.solve(old, edges, self._shutter, first=base, last=ready == len(self._pending))
+        state, flat = self._solver.solve(old, edges, self._shutter, first=base)
         known = len(old)
         for k, seen in enumerate(self._pending[:ready], known):
             pose, log_focal, inv_depth = state.cam_from_world[k], state.log_focal[k], state.inv_depth[k]
