@@ -40,7 +40,8 @@ def found_frames(*blocks: tuple[float, float]) -> float:
 def test_a_short_readout_needs_more_than_a_long_one() -> None:
     assert abs(found_frames((-0.33, 1300))) < 0.16
     assert found_frames((0.9, 1300)) > 0.65
-    assert found_frames((-1.0, 2.5e4)) == pytest.approx(-1, abs=0.01)
+    # The first block of a walk. Cauchy's loss took 0.013 of it.
+    assert found_frames((-1.0, 1.25e4)) == pytest.approx(-1, abs=0.005)
 
 
 def test_blocks_add_up() -> None:

@@ -161,6 +161,22 @@ def test_how_observations_depend_on_the_readout() -> None:
     torch.testing.assert_close(found.slope, slope, rtol=0, atol=2e-3 * float(slope.abs().max()))
 
 
+def test_ends_say_nothing_of_the_readout() -> None:
+    """Their own turns follow it. But where most frames are at an end, they have to."""
+    state, edges, _, shutter = observed(0.5 / FPS)
+    everywhere = rectify(edges, state, shutter, free=True).slope
+    assert everywhere is not None and bool((everywhere.flatten(1) != 0).any(1).all())
+    shutter.at_an_end = torch.arange(12) > 9
+    at_end = torch.full_like(edges.src, 10)
+    for moved, end, rest in (
+        (replace(edges, src=at_end), slice(0, 2), slice(2, 4)),
+        (replace(edges, dst=at_end), slice(2, 4), slice(0, 2)),
+    ):
+        slope = rectify(moved, state, shutter, free=True).slope
+        assert slope is not None
+        assert not slope[:, end].any() and slope[:, rest].any()
+
+
 def test_a_global_shutter_changes_nothing() -> None:
     state, edges, _, shutter = observed(0.0)
     assert rectify(edges, state, shutter) is edges

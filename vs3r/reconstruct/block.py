@@ -38,6 +38,10 @@ INLIER_PX = 1.0
 ZOOM_ABOVE = 0.05
 ZOOM_GAIN = 0.3
 ZOOM_GOES_ON_LOSS = 0.05
+# Patches of flow that the picture's border cuts off see it move too little, which looks like a longer lens: where the
+# focal length is found, in a segment's first block, trust falls over the width of one. Later the border is what tells
+# the world from people in the middle.
+BORDER_PX = 16.0
 # Of inverse depths that are believed beforehand, relative.
 BELIEVED_STD = 0.1
 # A camera that begins to move must explain this much more of the flow than one that only turns.
@@ -121,6 +125,8 @@ class BlockSolver:
         state = self._predict(old, edges)
         moving = None
         if edges is not None:
+            if not old:
+                edges = replace(edges, weight=edges.weight * self._inside(edges))
             state = self._turning(state, edges, len(old))
             moving = self._moving(state, edges, old)
         # A camera that only turns stays where the last frame stood: no adjustment of rotations alone moves a centre.
@@ -129,6 +135,13 @@ class BlockSolver:
         said = state.readout / shutter.interval_s, state.readout_info * shutter.interval_s**2
         log.debug("readout %.3f frames, info %.1f", *said)
         return state, flat
+
+    def _inside(self, edges: Edges) -> Tensor:
+        """How far from the picture's border flow begins and ends, (E, P) in [0, 1]."""
+        half = torch.tensor(self._size)[:, None] / 2
+        ends = (edges.source[:, :2], edges.target)
+        distance = torch.stack([(half - points.abs()).amin(1) for points in ends]).amin(0)
+        return (distance / BORDER_PX).clamp(0, 1) ** 2
 
     def _problem(self, edges: Edges, known: int, *, rotation_only: bool) -> Problem:
         return Problem(

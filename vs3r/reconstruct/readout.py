@@ -1,7 +1,7 @@
 """What is known of a camera's read-out time, from one block of frames to the next.
 
 Errors of a lens look like a short read-out, and where little shakes nothing tells them apart. So beforehand there is
-thought to be none, but only of a short one: what is found far away from none is believed as it is (Cauchy's loss).
+thought to be none, but only of a short one: what is found far away from none is believed as it is (Geman-McClure loss).
 """
 
 from __future__ import annotations
@@ -61,4 +61,4 @@ class ReadoutBelief:
 
 def _doubt_px2(readout_frames: float) -> float:
     """What says that there is none, for a read-out in intervals between frames."""
-    return PRIOR_PX2 / (1 + (readout_frames / SHORT_FRAMES) ** 2)
+    return PRIOR_PX2 / (1 + 0.5 * (readout_frames / SHORT_FRAMES) ** 2) ** 2

@@ -131,6 +131,11 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
     if free:
         delta = _DELTA * shutter.interval_s
         slope = (torch.cat(at(readout + delta), 1) - torch.cat([source, target], 1)) / delta
+        # At the ends turns follow the read-out (turn_ends); held fixed meanwhile they would hold it fixed as well.
+        inside = ~shutter.at_an_end
+        if 2 * int(inside.sum()) > len(inside):
+            slope[:, :2] *= inside[edges.src, None, None]
+            slope[:, 2:] *= inside[edges.dst, None, None]
     whole = torch.cat([source, torch.ones_like(source[:, :1])], 1)
     return replace(edges, source=whole, target=target, slope=slope, slope_at=readout)
 
