@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ PICTURES = (torch.uint8, torch.uint16, torch.float16)
 MAX_LAYERS = 7
 SHARPNESS = -0.75
 """The free parameter of the cubic kernel; that of OpenCV."""
+_DISTANCES = [abs(tap - 3.5) for tap in range(8)]
+_LANCZOS = [math.sin(math.pi * d) * math.sin(math.pi * d / 4) / d**2 for d in _DISTANCES]
+HALFWAY = tuple(weight / sum(_LANCZOS) for weight in _LANCZOS)
+"""Weights of the eight pixels around a point halfway between two (Lanczos, four lobes)."""
 FAINT = 1e-3
 """Least opacity of a layer within its border."""
 HIDDEN = 1e-3
@@ -59,7 +64,8 @@ class Layers:
     """
 
     pictures: tuple[Tensor, ...]
-    """Of each layer, (N,) uint8, uint16 or float16: all planes of its source, row by row, one after the other."""
+    """Of each layer, uint8, uint16 or float16: all planes of its source, row by row, one after the other. The first is
+    doubled, (4 N,); the others are (N,)."""
     x: Tensor
     """(L, R, C) float: the position in the source that is seen, in its luma pixels; the first centre is 0.5."""
     y: Tensor

@@ -9,7 +9,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from vs3r.kernels.compose.layers import FAINT, HIDDEN
+from vs3r.kernels.compose.layers import FAINT, HALFWAY, HIDDEN
 from vs3r.render.nodes import CellRect, NodeGrid, expand
 from vs3r.render.pullpush import f32
 from vs3r.render.warp import BackwardMap, SourceFrame
@@ -141,6 +141,26 @@ def plane_views(fmt: PictureFormat, grid: NodeGrid) -> list[PlaneView]:
 def sample(plane: Plane, x: FloatArray, y: FloatArray) -> Plane:
     """Bicubic samples; the border is repeated outward."""
     return cast("Plane", cv2.remap(plane, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+
+
+def doubled(plane: Plane) -> Plane:
+    """(2 H, 2 W) a plane and what lies halfway between its pixels; pixel (y, x) is found again at (2 y, 2 x).
+
+    Sampled from this, a picture stays sharper than from the plane itself, at half the cost of a kernel as long as that.
+    """
+    rows, columns = plane.shape
+    out = np.empty((2 * rows, 2 * columns), plane.dtype)
+    down = _halfway(plane, axis=0)
+    for line, pixels in enumerate((plane, down)):
+        out[line::2] = cv2.merge([pixels, _halfway(pixels, axis=1)]).reshape(rows, 2 * columns)
+    return out
+
+
+def _halfway(plane: Plane, *, axis: int) -> Plane:
+    """Between each pixel and the next along an axis; the border is repeated outward."""
+    taps = np.array(HALFWAY, np.float32)
+    kernel, anchor = (taps[:, None], (0, 3)) if axis == 0 else (taps[None], (3, 0))
+    return cast("Plane", cv2.filter2D(plane, -1, kernel, anchor=anchor, borderType=cv2.BORDER_REPLICATE))
 
 
 class Canvas:

@@ -12,7 +12,7 @@ import torch
 from vs3r.config import RenderConfig
 from vs3r.errors import BackendError
 from vs3r.networks import chosen_device
-from vs3r.render.layers import Canvas, Layer, PlaneView, feather_px, inside_px, plane_views, sample
+from vs3r.render.layers import Canvas, Layer, PlaneView, doubled, feather_px, inside_px, plane_views, sample
 from vs3r.render.nodes import CellRect, make_grid, tiles
 from vs3r.types import FloatArray, PictureFormat, Plane
 
@@ -97,12 +97,15 @@ class CpuDrawer:
         """Planes that have one shape."""
         view = views[0]
         sources = [[layer.source.frame.planes[v.number] for v in views] for layer in layers]
+        own = [doubled(plane) for plane in sources[0]]
         rows, cols = self._grid.shape
         for top in range(0, rows, BAND_CELLS):
             band = CellRect(top, min(top + BAND_CELLS, rows), 0, cols)
             part = band.pixels(view.step_y, view.step_x, view.shape)
             x, y = view.positions(layers[0], band)
-            for plane, source in zip(out, sources[0], strict=True):
+            x *= 2
+            y *= 2
+            for plane, source in zip(out, own, strict=True):
                 plane[part] = sample(source, x, y)
         peak = (1 << self._format.bit_depth) - 1
         for plane in out:
