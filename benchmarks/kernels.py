@@ -36,7 +36,7 @@ import torch
 
 from vs3r.geometry import rigid, so3_exp
 from vs3r.kernels.camera import SourceCameras, View
-from vs3r.kernels.compose import Layers, PlaneLayout, compose_layers
+from vs3r.kernels.compose import Layers, PlaneLayout, compose_layers, doubled
 from vs3r.kernels.compose.reference import compose_layers_reference
 from vs3r.kernels.rigid_flow import rigid_flow_residual
 from vs3r.kernels.rigid_flow.reference import rigid_flow_residual_reference
@@ -45,7 +45,7 @@ from vs3r.kernels.splat.reference import splat_points_reference
 from vs3r.render.device import DeviceDrawer
 from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px
 from vs3r.render.nodes import make_grid
-from vs3r.render.planes import CpuDrawer, PlaneDrawer
+from vs3r.render.planes import CpuDrawer, PlaneDrawer, empty_planes
 from vs3r.render.warp import BackwardMap, SourceFrame
 from vs3r.types import FloatArray, Frame, FrameGeometry, PictureFormat
 
@@ -228,13 +228,17 @@ def measure_gpu(width: int, height: int, device: Device) -> Iterator[Row]:
         layers, planes = on_device(nodes, pixels, chroma, device.name)
         feather = feather_px((width, height))
         compose = functools.partial(compose_layers, layers, planes, feather_px=feather, peak=255)
-        # The frame itself is read whole, of its neighbours only what fills.
+        # The frame itself is read whole, doubled; of its neighbours only what fills.
         moved = bytes_of(layers.pictures[0], compose(backend="triton"), layers.x, layers.y, layers.opacity, layers.keep)
         name = f"compose_layers {str(pixels).removeprefix('torch.')}{' 4:2:0' * bool(chroma)}"
         yield from by_triton(name, compose, moved)
         yield measured(name, "reference", functools.partial(compose, backend="reference"), moved)
         compiled = functools.partial(device.compile(compose_layers_reference), layers, planes, feather, 255.0)
         yield measured(name, "torch.compile", compiled, moved)
+        double = functools.partial(doubled, layers.pictures[1], planes)
+        name, moved = name.replace("compose_layers", "doubled"), bytes_of(*layers.pictures[:2])
+        yield measured(name, "PyTorch graph", device.capture(double), moved)
+        yield measured(name, "PyTorch", double, moved)
     # Last, because it needs most memory and time.
     name, splat = next(iter(splats.items()))
     moved = bytes_of(scene.depth, splat(backend="triton"))
@@ -331,10 +335,11 @@ def on_device(nodes: Nodes, dtype: torch.dtype, chroma: int, device: str) -> tup
     half = PlaneLayout(rows=rows, columns=columns, step_y=cell // 2, step_x=cell // 2, scale_y=2, scale_x=2, empty=128)
     planes = [luma, *[half] * chroma]
     random, size = torch.Generator().manual_seed(0), sum(plane.size for plane in planes)
-    pictures = (torch.randint(0, 256, (size,), generator=random).to(dtype).to(device) for _ in nodes.x)
+    own, *others = (torch.randint(0, 256, (size,), generator=random).to(dtype).to(device) for _ in nodes.x)
     x, y, opacity, keep = (torch.from_numpy(f).to(device) for f in (nodes.x, nodes.y, nodes.opacity, nodes.keep))
     margin_px = torch.tensor([OWN_MARGIN_PX, *[FILL_MARGIN_PX] * 3], device=device)
-    layers = Layers(pictures=tuple(pictures), x=x, y=y, opacity=opacity, margin_px=margin_px, keep=keep)
+    pictures = doubled(own, planes), *others
+    layers = Layers(pictures=pictures, x=x, y=y, opacity=opacity, margin_px=margin_px, keep=keep)
     return layers, planes
 
 
@@ -407,7 +412,7 @@ def measure_cpu() -> Iterator[Row]:
         "vs3r.render": CpuDrawer(nodes.format),
     }
     for by, drawer in drawers.items():
-        draw = functools.partial(drawer.draw, layers, nodes.keep)
+        draw = functools.partial(drawer.draw, layers, nodes.keep, empty_planes(nodes.format))
         yield row("compose_layers uint8 4:2:0, 4 layers", by, "1920x1080", cpu_times(draw), size)
 
 

@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vs3r.errors import InputError, ShapeError
+from vs3r.kernels.compose.doubling import doubled
 from vs3r.kernels.compose.layers import MAX_LAYERS, PICTURES, Layers, PlaneLayout
 from vs3r.kernels.compose.reference import compose_layers_reference
 from vs3r.kernels.dispatch import FLOATS, Backend, check_tensor, runs_triton
 
-__all__ = ["compose_layers", "Layers", "PlaneLayout"]
+__all__ = ["compose_layers", "doubled", "Layers", "PlaneLayout"]
 
-MAX_SAMPLES = 2**31 - 1
-"""The Triton kernel counts within a picture in 32 bits."""
+MAX_SAMPLES = 2**29 - 1
+"""The Triton kernel counts within a picture in 32 bits; the first layer's has four times as many."""
 
 
 def compose_layers(
     layers: Layers, planes: Sequence[PlaneLayout], *, feather_px: float, peak: float, backend: Backend = "auto"
 ) -> Tensor:
     """Draw a picture from layers, front to back, each sampled bicubically at its backward map. Not differentiable.
+
+    The first layer, of which most is seen, is sampled from its doubled picture at twice the position and so stays
+    sharper; what the others fill need not.
 
     A layer's opacity is that of its nodes times a smooth ramp that begins at the margin inside its source's border, is
     feather_px wide and never below 1/1000; the first layer's is at least `keep`. Weights are opacities times what the
@@ -35,7 +39,7 @@ def compose_layers(
         peak: the largest value of a sample, > 0: 1023 for 10 bits.
         backend: "auto", "reference" or "triton".
     Returns:
-        (N,) all planes one after the other, as the sources' pictures are; a plane's `empty` where no layer shows.
+        (N,) all planes one after the other, as the sources' own are; a plane's `empty` where no layer shows.
     Raises:
         ShapeError: a shape, dtype or device does not fit; the message names the argument.
         InputError: feather_px or peak makes no sense.
@@ -78,7 +82,8 @@ def _check_layers(layers: Layers, planes: Sequence[PlaneLayout]) -> None:
         raise ShapeError(f"planes: expected at most {MAX_SAMPLES} pixels in all; got {samples}")
     for number, picture in enumerate(layers.pictures):
         allowed = PICTURES if number == 0 else (layers.pictures[0].dtype,)
-        check_tensor(f"layers.pictures[{number}]", picture, (samples,), dtypes=allowed, device=device)
+        held = samples if number else 4 * samples
+        check_tensor(f"layers.pictures[{number}]", picture, (held,), dtypes=allowed, device=device)
     rows, columns = planes[0].cells
     nodes = rows + 2, columns + 2
     check_tensor("layers.x", layers.x, (count, *nodes), dtypes=(FLOATS[0], FLOATS[-1]))

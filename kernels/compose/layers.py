@@ -64,7 +64,8 @@ class Layers:
     """
 
     pictures: tuple[Tensor, ...]
-    """Of each layer, (N,) uint8, uint16 or float16: all planes of its source, row by row, one after the other."""
+    """Of each layer, uint8, uint16 or float16: all planes of its source, row by row, one after the other. The first is
+    doubled, (4 N,); the others are (N,)."""
     x: Tensor
     """(L, R, C) float: the position in the source that is seen, in its luma pixels; the first centre is 0.5."""
     y: Tensor

@@ -15,11 +15,14 @@ def compose_layers_reference(layers: Layers, planes: Sequence[PlaneLayout], feat
     parts = []
     begin = 0
     for number, plane in enumerate(planes):
-        pictures = [p[begin : begin + plane.size].view(plane.rows, plane.columns) for p in layers.pictures]
+        own, *others = layers.pictures
+        end = begin + plane.size
+        pictures = [own[4 * begin : 4 * end].view(2 * plane.rows, 2 * plane.columns)]
+        pictures += [other[begin:end].view(plane.rows, plane.columns) for other in others]
         offsets = None if layers.offsets is None else layers.offsets[:, number]
         mixed = _compose(layers, pictures, offsets, plane, feather_px, peak)
         parts.append(_converted(mixed.clamp(0, peak), pictures[0].dtype).flatten())
-        begin += plane.size
+        begin = end
     return torch.cat(parts)
 
 
@@ -35,7 +38,7 @@ def _compose(
 
     Args:
         layers: the fields count.
-        pictures: per layer, this plane.
+        pictures: per layer, this plane; the first is doubled.
         offsets: (L - 1, R, C) of this plane.
         plane: its layout.
         feather_px: see compose_layers.
@@ -53,7 +56,10 @@ def _compose(
         through = 1 - weight
         alpha = torch.where(through > HIDDEN, alpha * through, 0)
         at = alpha > 0
-        colour = _bicubic(picture, x[at] / plane.scale_x, y[at] / plane.scale_y).clamp(0, peak)
+        across, down = x[at] / plane.scale_x - 0.5, y[at] / plane.scale_y - 0.5
+        if number == 0:
+            across, down = 2 * across, 2 * down
+        colour = _bicubic(picture, across, down).clamp(0, peak)
         if offsets is not None and number > 0:
             colour += _expand(offsets[number - 1], plane)[at]
         total[at] += alpha[at] * colour
@@ -84,12 +90,12 @@ def _converted(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _bicubic(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """A picture (H, W) at positions (M,), the first centre at 0.5: (M,) of the positions' dtype."""
+    """A picture (H, W) at positions (M,), the first centre at 0: (M,) of the positions' dtype."""
     H, W = picture.shape
     # PyTorch has no indexing for uint16.
     flat = (picture.view(torch.int16) if picture.dtype == torch.uint16 else picture).flatten()
     # Two pixels outside, all that is repeated is the border.
-    x, y = (x - 0.5).clamp(-2, W + 1), (y - 0.5).clamp(-2, H + 1)
+    x, y = x.clamp(-2, W + 1), y.clamp(-2, H + 1)
     left, top = x.floor(), y.floor()
     across, down = _weights(x - left), _weights(y - top)
     total = torch.zeros_like(x)

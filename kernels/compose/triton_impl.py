@@ -154,6 +154,12 @@ def compose_kernel(
     height = (rows * scale_y).to(tl.float32)
     per_x = 1.0 / scale_x
     per_y = 1.0 / scale_y
+    # The frame itself is doubled: 4 pixels for one, and twice the position, 2 (x / scale - 0.5).
+    own = p0 + 4 * begin
+    own_rows = 2 * rows
+    own_columns = 2 * columns
+    own_x = 2 * per_x
+    own_y = 2 * per_y
     # Between two rows of nodes a column's fields are linear: two values a field describe the strip.
     above = tl.program_id(1) // parts
     begins = above * step_y - step_y // 2 + tl.program_id(1) % parts * ROWS
@@ -180,12 +186,11 @@ def compose_kernel(
     opaque = (depth > start) & (kept | ((ramped == 0) & (solid >= 1)))
     opaque &= depth >= tl.maximum(scale_x, scale_y) * INSIDE_PX
     if tl.min(opaque.to(tl.int32)) > 0:
-        own = p0 + begin
         for row in range(first, last):
             down = (row + 0.5) * (1.0 / step_y) + 0.5 - above
-            at_x = (x_top + (x_low - x_top) * down) * per_x - 0.5
-            at_y = (y_top + (y_low - y_top) * down) * per_y - 0.5
-            value = _sample(own, at_x, at_y, rows, columns, peak, True)
+            at_x = (x_top + (x_low - x_top) * down) * own_x - 1
+            at_y = (y_top + (y_low - y_top) * down) * own_y - 1
+            value = _sample(own, at_x, at_y, own_rows, own_columns, peak, True)
             _store(out + row * columns + column, value, within, INTEGER)
     else:
         shows = 0
@@ -206,7 +211,7 @@ def compose_kernel(
             solid = opacity_top + (opacity_low - opacity_top) * down
             weight = _alpha(_depth(at_x, at_y, width, height) - start, solid, per_feather)
             weight = tl.where(weight > 0, tl.maximum(weight, keep_top + (keep_low - keep_top) * down), 0.0)
-            value = _sample(p0 + begin, at_x * per_x - 0.5, at_y * per_y - 0.5, rows, columns, peak, False)
+            value = _sample(own, at_x * own_x - 1, at_y * own_y - 1, own_rows, own_columns, peak, False)
             total = weight * value
             for number in range(1, count):
                 through = 1 - weight
@@ -248,7 +253,7 @@ def compose_layers_triton(layers: Layers, planes: tuple[PlaneLayout, ...], feath
     """See vs3r.kernels.compose.compose_layers; arguments are checked there."""
     count, nodes_y, nodes_x = layers.x.shape
     pictures = [picture.contiguous() for picture in layers.pictures]
-    out = torch.empty_like(pictures[0])
+    out = pictures[0].new_empty(sum(plane.size for plane in planes))
     fields = (layers.x, layers.y, layers.opacity, layers.margin_px, layers.keep)
     parts = triton.cdiv(max(plane.step_y for plane in planes), ROWS)
     compose_kernel[(triton.cdiv(max(plane.columns for plane in planes), COLUMNS), (nodes_y - 1) * parts, len(planes))](

@@ -71,8 +71,9 @@ def problem(
     wobble = torch.randn(2, *shape, generator=random).double()
     rows = torch.linspace(-0.5, 1.5, shape[1]).clamp(0, 1)[:, None].expand(shape[1:])
     size = sum(plane.size for plane in planes)
+    sizes = 4 * size, *[size] * (count - 1)
     layers = Layers(
-        pictures=tuple((torch.rand(size, generator=random) * PEAK[dtype]).to(dtype) for _ in range(count)),
+        pictures=tuple((torch.rand(n, generator=random) * PEAK[dtype]).to(dtype) for n in sizes),
         x=x + shift[:count, 0, None, None] + wobble[0],
         y=y + shift[:count, 1, None, None] + wobble[1],
         opacity=(torch.rand(shape, generator=random) * 1.6 - 0.3).clamp(0, 1).double(),
@@ -174,26 +175,50 @@ def first_plane(flat: Tensor, planes: list[PlaneLayout]) -> np.ndarray[Any, Any]
     return flat[: plane.size].view(plane.rows, plane.columns).numpy()
 
 
+def first_doubled(flat: Tensor, planes: list[PlaneLayout]) -> np.ndarray[Any, Any]:
+    """(2 H, 2 W) of a doubled picture."""
+    plane = planes[0]
+    return flat[: 4 * plane.size].view(2 * plane.rows, 2 * plane.columns).numpy()
+
+
+def pixels(flat: Tensor, planes: list[PlaneLayout]) -> Tensor:
+    """(N,) of a doubled picture, without what lies between."""
+    parts = torch.split(flat, [4 * plane.size for plane in planes])
+    pairs = zip(parts, planes, strict=True)
+    return torch.cat([part.view(p.rows, 2, p.columns, 2)[:, 0, :, 0].flatten() for part, p in pairs])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", PEAK)
-def test_whole_pixels_are_copied(backend: Backend, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("halves", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_whole_and_halfway_pixels_are_copied(backend: Backend, dtype: torch.dtype, halves: tuple[int, int]) -> None:
     planes = planes_of(24, 40, subsampled=False)
-    layers = still(planes, 3, -2, dtype)
-    shown, source = (first_plane(p, planes) for p in (drawn(layers, planes, backend), layers.pictures[0]))
-    np.testing.assert_array_equal(shown[2:, :37], source[:22, 3:])
+    down, across = halves
+    layers = still(planes, 3 - across / 2, -2 + down / 2, dtype)
+    shown, source = first_plane(drawn(layers, planes, backend), planes), first_doubled(layers.pictures[0], planes)
+    np.testing.assert_array_equal(shown[2:, :37], source[down:, 6 - across :][:44:2, :74:2])
     assert (shown[:2] == 16).all() or dtype == torch.float16
     assert (shown[:, 37:] == min(16, PEAK[dtype])).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_between_pixels_it_is_opencvs_bicubic(backend: Backend) -> None:
-    """Shifts of 1/32 px, OpenCV's own step, the border included. float16, so that no rounding hides anything."""
+@pytest.mark.parametrize("behind", [False, True])
+def test_between_pixels_it_is_opencvs_bicubic(backend: Backend, behind: bool) -> None:
+    """Shifts of 1/32 px, OpenCV's own step, the border included. float16, so that no rounding hides anything. The first
+    layer from its doubled picture; one behind it, which shows alone, from its plain picture."""
     planes = planes_of(24, 40, subsampled=False)
     layers = still(planes, -3 - 5 / 32, 2 + 11 / 32, torch.float16)
     layers = replace(layers, margin_px=layers.margin_px - 99)
-    source = first_plane(layers.pictures[0], planes).astype(np.float32)
+    times, source = 2, first_doubled(layers.pictures[0], planes).astype(np.float32)
+    if behind:
+        plain = layers.pictures[0][: planes[0].size]
+        layers = replace(
+            layers, pictures=(layers.pictures[0], plain), x=layers.x.tile(2, 1, 1), y=layers.y.tile(2, 1, 1),
+            opacity=layers.opacity * torch.tensor([0, 1]).view(2, 1, 1), margin_px=layers.margin_px.tile(2),
+        )  # fmt: skip
+        times, source = 1, first_plane(plain, planes).astype(np.float32)
     x, y = np.meshgrid(np.arange(40) - 3 - 5 / 32, np.arange(24) + 2 + 11 / 32)
-    maps = x.astype(np.float32), y.astype(np.float32)
+    maps = (times * x).astype(np.float32), (times * y).astype(np.float32)
     peer = cv2.remap(source, *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
     assert np.abs(first_plane(drawn(layers, planes, backend), planes) - peer).max() < 1e-3
 
@@ -249,8 +274,8 @@ def test_weights_by_hand(backend: Backend) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_overshoot_stops_at_the_peak(backend: Backend) -> None:
     planes = planes_of(16, 24, subsampled=False)
-    layers = still(planes, 0.5, 0, torch.uint16)
-    bars = (torch.arange(24) % 4 < 2).expand(16, 24).flatten() * 1023
+    layers = still(planes, 0.25, 0, torch.uint16)
+    bars = (torch.arange(48) % 4 < 2).expand(32, 48).flatten() * 1023
     layers = replace(layers, pictures=(bars.to(torch.int32).to(torch.uint16),))
     assert drawn(layers, planes, backend).int().max() == 1023
     assert drawn(layers, planes, backend, peak=65535).int().max() > 1023
@@ -284,11 +309,12 @@ def test_behind_a_solid_layer_nothing_is_looked_at(backend: Backend) -> None:
     planes = planes_of(16, 24)
     one = still(planes, 0.0, 0.0)
     nothing = torch.full_like(one.x, math.nan)
+    shown = pixels(one.pictures[0], planes)
     two = replace(
-        one, pictures=one.pictures * 2, x=torch.cat([one.x, nothing]), y=torch.cat([one.y, nothing]),
+        one, pictures=(*one.pictures, shown), x=torch.cat([one.x, nothing]), y=torch.cat([one.y, nothing]),
         opacity=torch.cat([one.opacity, nothing]), margin_px=torch.zeros(2).double(),
     )  # fmt: skip
-    assert torch.equal(drawn(two, planes, backend), one.pictures[0])
+    assert torch.equal(drawn(two, planes, backend), shown)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -321,19 +347,23 @@ def test_a_large_picture_on_a_gpu(dtype: torch.dtype) -> None:
     agree(*compare(problem(planes, 7, dtype), planes, feather_px=29.0))
 
 
-@pytest.mark.parametrize("damage", ["x", "y", "opacity", "margin_px", "keep", "offsets", "pictures"])
+@pytest.mark.parametrize("damage", ["x", "y", "opacity", "margin_px", "keep", "offsets", "own", "others"])
 def test_the_comparison_can_fail(damage: str) -> None:
     planes = planes_of(9, 24)
     layers = problem(planes)
+    changed: Any
     true = compose_layers(layers, planes, feather_px=4, peak=255, backend="reference")
     agree(drawn(layers, planes), true)
-    if damage == "pictures":
-        changed: Any = tuple((p.int() + 10).clamp(0, 255).to(torch.uint8) for p in layers.pictures)
+    name = damage
+    if damage in ("own", "others"):
+        own, *others = layers.pictures
+        brighter = [(p.int() + 10).clamp(0, 255).to(torch.uint8) for p in layers.pictures]
+        name, changed = "pictures", (brighter[0], *others) if damage == "own" else (own, *brighter[1:])
     elif damage in ("opacity", "keep"):
         changed = 1 - getattr(layers, damage)
     else:
         changed = getattr(layers, damage) + {"margin_px": 2.0, "offsets": 10.0}.get(damage, 0.05)
-    found = drawn(replace(layers, **{damage: changed}), planes)
+    found = drawn(replace(layers, **{name: changed}), planes)
     with pytest.raises(AssertionError):
         agree(found, true)
 
@@ -341,13 +371,14 @@ def test_the_comparison_can_fail(damage: str) -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     planes = planes_of(16, 32)
     layers = singles(problem(planes))
-    picture = layers.pictures[0]
+    own, picture, _ = layers.pictures
     for name, value, told in (
         ("pictures", (), r"layers.pictures: expected 1 to 7; got 0"),
         ("pictures", (picture,) * 8, r"layers.pictures: expected 1 to 7; got 8"),
-        ("pictures", (picture, picture[1:], picture), r"layers.pictures\[1\]: expected \(640\); got \(639,\)"),
-        ("pictures", (picture, picture.int(), picture), r"layers.pictures\[1\]: expected dtype uint8; got int32"),
-        ("pictures", (picture.float(),) * 3, r"layers.pictures\[0\]: expected dtype uint8, uint16, float16; got float"),
+        ("pictures", (picture,) * 3, r"layers.pictures\[0\]: expected \(2560\); got \(640,\)"),
+        ("pictures", (own,) * 3, r"layers.pictures\[1\]: expected \(640\); got \(2560,\)"),
+        ("pictures", (own, picture.int(), picture), r"layers.pictures\[1\]: expected dtype uint8; got int32"),
+        ("pictures", (own.float(),) * 3, r"layers.pictures\[0\]: expected dtype uint8, uint16, float16; got float"),
         ("x", layers.x[:2], r"layers.x: expected \(3, 4, 6\); got \(2, 4, 6\)"),
         ("x", layers.x.half(), r"layers.x: expected dtype float32, float64; got float16"),
         ("y", layers.y.double(), r"layers.y: expected dtype float32; got float64"),
@@ -366,8 +397,8 @@ def test_what_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(ShapeError, match=told):
             compose_layers(layers, [planes[0], replace(planes[1], **change)], feather_px=4, peak=255)
-    vast = [replace(planes[0], rows=2**16, columns=2**15)]
-    with pytest.raises(ShapeError, match=r"planes: expected at most 2147483647 pixels in all; got 2147483648"):
+    vast = [replace(planes[0], rows=2**15, columns=2**14)]
+    with pytest.raises(ShapeError, match=r"planes: expected at most 536870911 pixels in all; got 536870912"):
         compose_layers(layers, vast, feather_px=4, peak=255)
     with pytest.raises(ShapeError, match="planes: expected at least one; got none"):
         compose_layers(layers, [], feather_px=4, peak=255)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vs3r.kernels.compose import Layers, PlaneLayout, compose_layers
+from vs3r.kernels.compose import Layers, PlaneLayout, compose_layers, doubled
 from vs3r.kernels.dispatch import Backend
 from vs3r.networks import queue_of_its_own
 from vs3r.render.layers import Layer, feather_px, plane_views
@@ -84,8 +84,9 @@ class DeviceDrawer:
         sizes = [field.size for field in fields[:5]]
         x, y, opacity, margin_px, kept, offsets = torch.split(sent, [*sizes, len(sent) - sum(sizes)])
         nodes = keep.shape
+        own, *others = (self._picture(layer.source) for layer in layers)
         return Layers(
-            pictures=tuple(self._picture(layer.source) for layer in layers),
+            pictures=(doubled(own, self._planes), *others),
             x=x.view(-1, *nodes),
             y=y.view(-1, *nodes),
             opacity=opacity.view(-1, *nodes),
