@@ -47,7 +47,7 @@ MAX_NEARNESS = 1e9
 SHARE_CELLS = 12
 # How far near things may be moved against far ones, in units of the picture's longer side: a wrong depth bends them as
 # they move.
-MAX_PARALLAX = 0.03
+MAX_PARALLAX = 0.015
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
