@@ -195,7 +195,7 @@ class _Limits:
         self._cam_from_world = np.stack([g.cam_from_world for g in real])
         # All of a segment's frames are seen on one grid.
         inv_depth = np.stack([g.inv_depth for g in real]).reshape(len(real), -1).astype(np.float64)
-        self._far, self._middle, self._near = np.percentile(inv_depth, (10, 50, 90), axis=1)
+        self._far, self._middle, self._near = np.percentile(inv_depth, (5, 50, 95), axis=1)
 
     def used(self, virtual: _Path) -> DoubleArray:
         """(T, 2) what is used of the limits, 1 where a camera stands on one: of places, and of turns."""
