@@ -188,7 +188,7 @@ def test_the_frame_itself_is_nearer_to_the_truth_than_a_direct_warp() -> None:
     H = K @ np.linalg.inv(turned_by)[:3, :3] @ np.linalg.inv(K)
     at = np.stack([x, y, np.ones_like(x)], -1) @ H.T
     map_xy = (at[..., :2] / at[..., 2:] - 0.5).astype(np.float32)
-    direct = cv2.remap(own.frame.planes[0], map_xy, np.empty(0), cv2.INTER_CUBIC)
+    direct = np.asarray(cv2.remap(own.frame.planes[0], map_xy, np.empty(0), cv2.INTER_CUBIC), np.uint8)
     inner = np.zeros((270, 480), np.bool_)
     inner[25:-25, 25:-25] = True
     truth = picture(fmt, K, turned_by)[0]
