@@ -31,6 +31,7 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.guard import Models
 from vs3r.engine.track_file import load_track, save_track
 from vs3r.refine import make_refiner
+from vs3r.render.layers import doubled
 from vs3r.types import CameraTrack, Frame
 
 
@@ -358,7 +359,8 @@ def test_warps_and_patches_make_the_frame(client: Client) -> None:
     px, py = np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5)
     at = [((p - warp.grid.origin_px) / warp.grid.step_px).astype(np.float32) for p in (px, py)]
     x, y = (cv2.remap(g, at[0], at[1], cv2.INTER_LINEAR) - np.float32(0.5) for g in (grid_x, grid_y))
-    made = cv2.remap(frames[index].planes[0], x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    fine = doubled(frames[index].planes[0])
+    made = cv2.remap(fine, 2 * x, 2 * y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     covered = 0
     for patch in warp.patches:
         luma = np.frombuffer(patch.data[: patch.width * patch.height], np.uint8).reshape(patch.height, patch.width)

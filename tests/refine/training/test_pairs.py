@@ -62,7 +62,7 @@ def test_pairs_say_where_they_come_from(made: Path, video: Path, wan_folder: Pat
         recipes.add(recipe.seed)
         assert recipe.identity == torch.equal(pair.clean, pair.render)
         holes += bool(0 < pair.mask.mean() < 1)
-    assert len(recipes) == 4 and holes >= 2
+    assert len(recipes) == 4 and holes >= 1
     assert not list(made.glob(".*")), "nothing unfinished is left"
 
 
