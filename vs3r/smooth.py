@@ -190,7 +190,7 @@ class _Limits:
 
     def __init__(self, real: list[FrameGeometry], size: tuple[int, int], min_own_share: float) -> None:
         self._size = size
-        self._may_lose = 1 - min_own_share if min_own_share > 0 else np.inf
+        self._may_lose = max(1 - min_own_share, 1e-3) if min_own_share > 0 else np.inf
         self._K = np.stack([g.K for g in real])
         self._cam_from_world = np.stack([g.cam_from_world for g in real])
         # All of a segment's frames are seen on one grid.
@@ -200,7 +200,7 @@ class _Limits:
     def used(self, virtual: _Path) -> DoubleArray:
         """(T, 2) what is used of the limits, 1 where a camera stands on one: of places, and of turns."""
         virtual_from_world = virtual.cam_from_world()
-        lost = (1 - self._own_share(virtual, virtual_from_world)) / max(self._may_lose, 1e-3)
+        lost = (1 - self._own_share(virtual, virtual_from_world)) / self._may_lose
         return np.column_stack([np.maximum(lost, self._parallax(virtual_from_world) / MAX_PARALLAX), lost])
 
     def _own_share(self, virtual: _Path, virtual_from_world: DoubleArray) -> DoubleArray:

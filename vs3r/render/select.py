@@ -120,7 +120,8 @@ class Chooser:
         self._numbers = candidates(index, sources, window)
         distances = [abs(number - index) for number in self._numbers]
         hole = ~aim.border
-        self._shows, self._ghosts = np.zeros((2, len(self._numbers), hole.sum()), np.bool_)
+        count = int(hole.sum())
+        self._shows, self._ghosts = np.zeros((2, len(self._numbers), count), np.bool_)
         if self._numbers:
             seen = [sources[number] for number in [index, *self._numbers]]
             depths = np.stack([source.inv_depth for source in seen])
@@ -133,8 +134,8 @@ class Chooser:
             self._ghosts = ghosts[1:, hole]
             self._shows = shows[1:, hole] & ~self._ghosts
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
-        self._missing = np.ones(hole.sum(), np.bool_)
-        self._least = max(1.0, worth * hole.sum())
+        self._missing = np.ones(count, np.bool_)
+        self._least = max(1.0, worth * count)
         self._left = MAX_SOURCES
 
     def best(self) -> int | None:
