@@ -25,7 +25,7 @@ from vs3r.errors import OutputError, TrackError
 from vs3r.types import ROW_MOTION_ORDER, CameraTrack, DoubleArray, Frame, FrameGeometry, PictureFormat
 
 FORMAT = "vs3r-track"
-VERSION = 2
+VERSION = 3
 
 _HEADER = "vs3r"
 _MAX_HEADER = 1000
@@ -40,6 +40,7 @@ _TENSORS: dict[str, tuple[str, tuple[int | None, ...]]] = {
     "cam_from_world": ("F64", (4, 4)),
     "inv_depth": ("F16", (None, None)),
     "dynamic": ("U8", (None, None)),
+    "distortion": ("F64", ()),
     "readout_s": ("F64", ()),
     "row_motion": ("F64", (ROW_MOTION_ORDER, 6)),
 }
@@ -85,6 +86,7 @@ class TrackBuilder:
             cam_from_world=np.stack([row.cam_from_world for row in self._rows]).astype(np.float64),
             inv_depth=np.stack(self._inv_depth),
             dynamic=np.stack(self._dynamic),
+            distortion=np.array([row.distortion for row in self._rows], np.float64),
             readout_s=np.array([row.readout_s for row in self._rows], np.float64),
             row_motion=np.stack([_padded(row.row_motion) for row in self._rows]),
         )
@@ -246,6 +248,8 @@ def _first_problem(track: CameraTrack) -> str | None:
         return "it holds numbers that are not finite"
     if not (np.isfinite(track.readout_s).all() and np.isfinite(track.row_motion).all()):
         return "it holds numbers that are not finite"
+    if not (np.isfinite(track.distortion).all() and np.all(np.abs(track.distortion + 0.5) <= 0.5)):
+        return "a distortion is not in [-1, 0]"
     if np.any(track.pts[1:] <= track.pts[:-1]):
         return "its times do not increase"
     if track.segment[0] < 0 or np.any(track.segment[1:] < track.segment[:-1]):

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vs3r.cameras import DoubleSphere, KannalaBrandt, OutputCamera, Pinhole, Unified, make_output_camera
+from vs3r.cameras import Division, DoubleSphere, KannalaBrandt, OutputCamera, Pinhole, Unified, make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.errors import InputError
 
@@ -21,6 +21,7 @@ MODELS = {
     "kannala-brandt": KannalaBrandt(K=K, coefficients=(0.04, -0.01, 0.003, -0.0005)),
     "ucm": Unified(K=K),
     "ucm-strong": Unified(K=K, alpha=0.7),
+    "division": Division(K=K, distortion=-0.3),
     "double-sphere": DoubleSphere(K=K),
     "double-sphere-strong": DoubleSphere(K=K, xi=0.3, alpha=0.55),
 }
@@ -49,7 +50,7 @@ def test_projecting_the_rays_gives_the_pixels_back(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit_deg"),
-    [("equidistant", 170.0), ("ucm", 105.0), ("ucm-strong", 110.0), ("double-sphere-strong", 105.0)],
+    [("equidistant", 170.0), ("ucm", 105.0), ("ucm-strong", 110.0), ("division", 110.0), ("double-sphere-strong", 105.0)],
 )
 def test_wide_models_see_behind_themselves(name: str, limit_deg: float) -> None:
     camera = MODELS[name]

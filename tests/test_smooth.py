@@ -98,6 +98,7 @@ def as_track(frames: list[FrameGeometry], time_base: Fraction) -> CameraTrack:
         segment=np.array([f.segment for f in frames], np.int32),
         K=np.stack([f.K for f in frames]),
         cam_from_world=np.stack([f.cam_from_world for f in frames]),
+        distortion=np.array([f.distortion for f in frames]),
         inv_depth=np.stack([f.inv_depth for f in frames]).astype(np.float16),
         dynamic=np.zeros((len(frames), 8, 12), np.uint8),
         readout_s=np.zeros(len(frames)),

@@ -72,6 +72,23 @@ class Pinhole(OutputCamera):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Division(OutputCamera):
+    """(x, y) / z = (mx, my) / (1 + k (mx^2 + my^2)): a source's lens, see vs3r.lens."""
+
+    distortion: float
+    """k < 0."""
+
+    def _rays(self, mx: DoubleArray, my: DoubleArray) -> tuple[DoubleArray, Bools]:
+        # Beyond 90 degrees z is negative.
+        return np.stack([mx, my, 1 + self.distortion * (mx * mx + my * my)], -1), np.ones(mx.shape, np.bool_)
+
+    def _plane(self, points: DoubleArray) -> tuple[DoubleArray, DoubleArray, Bools]:
+        x, y, z = np.moveaxis(points, -1, 0)
+        scale = z + np.sqrt(z * z - 4 * self.distortion * (x * x + y * y))
+        return 2 * x / scale, 2 * y / scale, scale > 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class KannalaBrandt(OutputCamera):
     """Radius = theta + k1 theta^3 + k2 theta^5 + k3 theta^7 + k4 theta^9; all zero is the equidistant fisheye."""
 
@@ -170,8 +187,8 @@ class DoubleSphere(OutputCamera):
         return x * scale, y * scale, z > -w2 * d1
 
 
-def make_output_camera(name: str, K: DoubleArray) -> OutputCamera:
-    """The output camera that RenderConfig.camera names, on the pinhole intrinsics K (3, 3) of a VirtualCamera.
+def make_output_camera(name: str, K: DoubleArray, distortion: float = 0.0) -> OutputCamera:
+    """The output camera that RenderConfig.camera names, on the intrinsics K (3, 3) and the lens of a VirtualCamera.
 
     Raises:
         InputError: there is no camera of that name.
@@ -179,7 +196,7 @@ def make_output_camera(name: str, K: DoubleArray) -> OutputCamera:
     if name in FOCAL_SCALE:
         scaled = K.astype(np.float64, copy=True)
         scaled[:2, :2] *= FOCAL_SCALE[name]
-        return Pinhole(K=scaled)
+        return Division(K=scaled, distortion=distortion) if distortion else Pinhole(K=scaled)
     if name == "fisheye":
         return KannalaBrandt(K=K)
     if name == "ucm":

@@ -73,6 +73,12 @@ class ReconstructConfig:
     hfov_deg: float | None = option(
         None, "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated", low=5, high=160
     )
+    lens: str = option(
+        "auto",
+        "rectilinear keeps straight lines straight, as phones and most cameras do; fisheye bends them, as action "
+        "cameras do unless they are set to a linear field of view; auto tells by the first frames",
+        choices=("auto", "rectilinear", "fisheye"),
+    )
     readout_ms: float | None = option(
         None,
         "rolling shutter: milliseconds from the first row of a frame (column, where it is higher than wide) to the "

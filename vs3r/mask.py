@@ -56,6 +56,7 @@ def dynamic_probability(
     *,
     K: DoubleArray,
     cell_px: tuple[float, float],
+    distortion: float = 0.0,
 ) -> FloatArray:
     """Probability in [0, 1] that each cell of a frame moves.
 
@@ -69,16 +70,17 @@ def dynamic_probability(
         others: at least one.
         K: (3, 3) its intrinsics in cells.
         cell_px: analysis pixels per cell, x and y.
+        distortion: of the lens, see vs3r.lens.
     Returns:
         (H, W) float32.
     """
-    suspected = _mean_vote(*_votes(inv_depth, others, K, cell_px)[:2])
+    suspected = _mean_vote(*_votes(inv_depth, others, K, distortion, cell_px)[:2])
     near = np.asarray(cv2.dilate(suspected, np.ones((2 * HALO_CELLS + 1,) * 2)), dtype=np.float32)
     if near.max() < SUSPECT:
         return suspected
     still = np.clip(1 - 1.5 * near, 1e-3, 1)
     around = still * inv_depth + (1 - still) * pull_push(inv_depth, still * still)
-    vote, trust, off = _votes(around, others, K, cell_px)
+    vote, trust, off = _votes(around, others, K, distortion, cell_px)
     active = (near > SUSPECT) & (vote.max(0) > SUSPECT)
     if active.any():
         at = np.asarray((np.argwhere(active)[:, ::-1] + 0.5) * cell_px, dtype=np.float32)
@@ -110,7 +112,7 @@ def differences(
 
 
 def _votes(
-    inv_depth: FloatArray, others: list[OtherFrame], K: DoubleArray, cell_px: tuple[float, float]
+    inv_depth: FloatArray, others: list[OtherFrame], K: DoubleArray, distortion: float, cell_px: tuple[float, float]
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(E, H, W) votes that cells move, (E, H, W) trust in each, and (E, H, W, 2) the flow of a still world less the
     observed one in analysis pixels."""
@@ -125,6 +127,7 @@ def _votes(
         dst_from_src=torch.from_numpy(np.stack([o.dst_from_src for o in others]).astype(np.float32)),
         tau=torch.from_numpy(tau),
         with_flow=True,
+        distortion=distortion,
     )
     assert rigid.flow is not None
     # A vote that rises softly about the threshold instead of the mask's step.

@@ -15,9 +15,10 @@ import torch
 
 from vs3r.config import SmoothConfig
 from vs3r.geometry import matrix_from_quat_wxyz, quat_wxyz_from_matrix
+from vs3r.lens import bent, straightened
 from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, VirtualCamera
 
-__all__ = ["PathSmoother", "SmoothedFrame", "reach_s", "smooth_path", "smooth_track"]
+__all__ = ["PathSmoother", "SmoothedFrame", "reach_s", "smooth_path", "smooth_track", "unsmoothed"]
 
 REACH_AT_FULL_S = 2.1
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed. Where smoothing over the whole
@@ -192,6 +193,7 @@ class _Limits:
         self._size = size
         self._may_lose = max(1 - min_own_share, 1e-3) if min_own_share > 0 else np.inf
         self._K = np.stack([g.K for g in real])
+        self._distortion = np.array([g.distortion for g in real])[:, None]
         self._cam_from_world = np.stack([g.cam_from_world for g in real])
         # All of a segment's frames are seen on one grid.
         inv_depth = np.stack([g.inv_depth for g in real]).reshape(len(real), -1).astype(np.float64)
@@ -213,11 +215,14 @@ class _Limits:
         virtual_K[:, :2, :2] *= (np.exp(virtual.log_focal) / self._K[:, 0, 0])[:, None, None]
         real_from_virtual = self._cam_from_world @ np.linalg.inv(virtual_from_world)
         ray = np.linalg.inv(virtual_K) @ pixels
+        ray[:, :2] *= straightened(self._distortion, (ray[:, :2] ** 2).sum(1))[:, None]
         moved = self._middle[:, None, None] * real_from_virtual[:, :3, 3:]
-        x, y, z = np.moveaxis(self._K @ (real_from_virtual[:, :3, :3] @ ray + moved), 1, 0)
-        z = np.maximum(z, 1e-9)
+        seen = real_from_virtual[:, :3, :3] @ ray + moved
+        seen /= np.maximum(seen[:, 2:], 1e-9)
+        seen[:, :2] *= bent(self._distortion, (seen[:, :2] ** 2).sum(1))[:, None]
+        x, y, _ = np.moveaxis(self._K @ seen, 1, 0)
         # How far within the borders, in cells of the grid: a cell on a border counts in part.
-        x, y = x / (z * width) * SHARE_CELLS, y / (z * height) * SHARE_CELLS
+        x, y = x / width * SHARE_CELLS, y / height * SHARE_CELLS
         within = np.minimum(np.minimum(x, SHARE_CELLS - x), np.minimum(y, SHARE_CELLS - y))
         return np.asarray(np.clip(within + 0.5, 0, 1).mean(1), dtype=np.float64)
 
@@ -252,7 +257,7 @@ class _Planner:
             recent: given where more frames will follow `ahead`: the newest of all known, which say where they lead.
         """
         if self._reach == 0:
-            return [VirtualCamera(K=g.K.copy(), cam_from_world=g.cam_from_world.copy()) for g in ahead[:count]]
+            return [unsmoothed(g) for g in ahead[:count]]
         frames = [*ahead, *self._beyond(recent or [])]
         real = _Path.of(frames)
         wanted, times, known = real.values(), np.append(self._times, real.pts_s), len(self._times)
@@ -285,7 +290,7 @@ class _Planner:
         self._calm_focal = np.concatenate([self._calm_focal, calm_focal[:count]])[-2:]
         self._nearness = nearness[count:]
         return [
-            VirtualCamera(K=_scaled(g.K, float(np.exp(planned.log_focal[i])) / g.K[0, 0]), cam_from_world=T)
+            replace(unsmoothed(g), K=_scaled(g.K, float(np.exp(planned.log_focal[i])) / g.K[0, 0]), cam_from_world=T)
             for i, (g, T) in enumerate(zip(ahead[:count], planned.cam_from_world(), strict=False))
         ]
 
@@ -308,6 +313,12 @@ class _Planner:
             replace(last, pts_s=float(t), K=_scaled(last.K, float(np.exp(f)) / last.K[0, 0]), cam_from_world=T)
             for t, f, T in zip(times, led.log_focal, led.cam_from_world(), strict=True)
         ]
+
+
+def unsmoothed(geometry: FrameGeometry) -> VirtualCamera:
+    """The camera as it was."""
+    g = geometry
+    return VirtualCamera(K=g.K.copy(), cam_from_world=g.cam_from_world.copy(), distortion=g.distortion)
 
 
 def _scaled(K: DoubleArray, scale: float) -> DoubleArray:

@@ -103,6 +103,8 @@ class FrameGeometry:
     at the time of the middle row."""
     dynamic: FloatArray
     """(Mh, Mw) probability in [0, 1] that what is seen moves in the world; cells tile the picture likewise."""
+    distortion: float = 0.0
+    """Of the lens, see vs3r.lens; 0 for a pinhole, to which K and depth refer."""
     readout_s: float = 0.0
     """Rolling shutter: time from the first line to the last, see read_axis; negative where the last is read first; 0
     for a global shutter."""
@@ -139,6 +141,8 @@ class CameraTrack:
     """(T, Gh, Gw) see FrameGeometry.inv_depth."""
     dynamic: npt.NDArray[np.uint8]
     """(T, Mh, Mw) probability times 255, see FrameGeometry.dynamic."""
+    distortion: DoubleArray
+    """(T,) see FrameGeometry.distortion."""
     readout_s: DoubleArray
     """(T,) see FrameGeometry.readout_s."""
     row_motion: DoubleArray
@@ -157,6 +161,7 @@ class CameraTrack:
             cam_from_world=self.cam_from_world[index],
             inv_depth=self.inv_depth[index].astype(np.float32),
             dynamic=self.dynamic[index].astype(np.float32) / 255.0,
+            distortion=float(self.distortion[index]),
             readout_s=float(self.readout_s[index]),
             row_motion=self.row_motion[index],
         )
@@ -167,10 +172,12 @@ class VirtualCamera:
     """The camera that an output frame is seen from."""
 
     K: DoubleArray
-    """(3, 3) pinhole intrinsics of the smoothed camera in pixels of the full-size picture, before the output
+    """(3, 3) intrinsics of the smoothed camera in pixels of the full-size picture, before the output
     camera model (RenderConfig.camera) is applied."""
     cam_from_world: DoubleArray
     """(4, 4) smoothed pose."""
+    distortion: float = 0.0
+    """That of the frame's lens, see FrameGeometry.distortion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -94,7 +94,9 @@ def warp_grid(session: Session, index: int) -> tuple[pb.WarpGrid, Mask]:
     # Only the size counts.
     grid = make_grid(picture_format("gray", track.width, track.height))
     camera = cameras[index]
-    rays, visible = make_output_camera(session.config.render.camera, camera.K).unproject(grid.points())
+    rays, visible = make_output_camera(session.config.render.camera, camera.K, camera.distortion).unproject(
+        grid.points()
+    )
     geometry = track.frame(index)
     size = track.width, track.height
     at = backward_map(rays, camera.cam_from_world, geometry, calm_inv_depth(geometry), size)

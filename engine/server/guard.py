@@ -20,7 +20,7 @@ from vs3r.engine.pipeline import Analysis, Refiner, Rendering, Smoother, SourceW
 from vs3r.reconstruct import Reconstructor
 from vs3r.refine import make_refiner
 from vs3r.render import Renderer, SourceFrame, make_renderer
-from vs3r.smooth import PathSmoother, SmoothedFrame
+from vs3r.smooth import PathSmoother, SmoothedFrame, unsmoothed
 from vs3r.types import Frame, FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 log = logging.getLogger(__name__)
@@ -193,10 +193,7 @@ class _GuardedSmoother:
             log.warning("smoothing failed on %d frames: %s", len(self._held), type(error).__name__)
             log.debug("its origin", exc_info=error)
             self._failed.update(g.index for g in self._held)
-            found = [
-                SmoothedFrame(geometry=g, camera=VirtualCamera(K=g.K, cam_from_world=g.cam_from_world))
-                for g in self._held
-            ]
+            found = [SmoothedFrame(geometry=g, camera=unsmoothed(g)) for g in self._held]
             self._inner.reset()
         for _ in found:
             self._held.popleft()

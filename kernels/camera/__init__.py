@@ -11,22 +11,24 @@ from torch import Tensor
 from vs3r.errors import InputError
 from vs3r.kernels.dispatch import check_tensor
 
-__all__ = ["SourceCameras", "View", "PINHOLE", "KANNALA_BRANDT", "UNIFIED", "DOUBLE_SPHERE"]
+__all__ = ["SourceCameras", "View", "PINHOLE", "KANNALA_BRANDT", "UNIFIED", "DOUBLE_SPHERE", "DIVISION"]
 
-PINHOLE, KANNALA_BRANDT, UNIFIED, DOUBLE_SPHERE = range(4)
+PINHOLE, KANNALA_BRANDT, UNIFIED, DOUBLE_SPHERE, DIVISION = range(5)
 """Models by number, in the order of PARAMETERS."""
-PARAMETERS = {"pinhole": 0, "kannala-brandt": 4, "unified": 1, "double-sphere": 2}
+PARAMETERS = {"pinhole": 0, "kannala-brandt": 4, "unified": 1, "double-sphere": 2, "division": 1}
 """Name of each model to the number of its parameters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceCameras:
-    """The pinhole cameras of S source pictures."""
+    """The cameras of S source pictures."""
 
     K: Tensor
     """(S, 3, 3) intrinsics in pixels; the first pixel's centre is (0.5, 0.5)."""
     cam_from_world: Tensor
     """(S, 4, 4) rigid; of a rolling shutter (S, H, 4, 4), that of each row of the picture."""
+    distortion: float = 0.0
+    """Of their lens, in [-1, 0], see vs3r.lens; inverse depth is that of a pinhole camera."""
 
     @property
     def rolling(self) -> bool:
@@ -34,7 +36,9 @@ class SourceCameras:
         return self.cam_from_world.dim() == 4
 
     def check(self, count: int, device: torch.device, *, rows: int | None = None) -> None:
-        """Raise ShapeError unless there are `count` cameras on that device; with `rows` they may be rolling."""
+        """Raise ShapeError unless there are `count` cameras on that device; with `rows` they may be rolling.
+        InputError unless there is such a lens."""
+        check_distortion(self.distortion)
         check_tensor("cameras.K", self.K, (count, 3, 3), device=device)
         of_rows = (rows,) if rows is not None and self.rolling else ()
         check_tensor("cameras.cam_from_world", self.cam_from_world, (count, *of_rows, 4, 4), device=device)
@@ -53,9 +57,9 @@ class View:
     height: int
     """Pixels, >= 1."""
     model: str = "pinhole"
-    """"pinhole", "kannala-brandt" (a fisheye), "unified" or "double-sphere"."""
+    """"pinhole", "kannala-brandt" (a fisheye), "unified", "double-sphere" or "division"."""
     parameters: tuple[float, ...] = ()
-    """Of the model: none; k1 to k4; alpha; xi and alpha."""
+    """Of the model: none; k1 to k4; alpha; xi and alpha; the distortion, in [-1, 0]."""
 
     def check(self, device: torch.device) -> None:
         """Raise ShapeError unless the camera is on that device, InputError unless model and size make sense."""
@@ -69,6 +73,9 @@ class View:
             raise InputError(
                 f"view.parameters: expected {PARAMETERS[self.model]} for {self.model}; got {len(self.parameters)}"
             )
+
+        if self.model == "division":
+            check_distortion(*self.parameters)
 
     @property
     def number(self) -> int:
@@ -97,6 +104,12 @@ class View:
         world_from_source[..., :3, 3:] = -R.mT @ t
         world_from_source[..., 3, 3] = 1
         return self.cam_from_world.double() @ world_from_source
+
+
+def check_distortion(distortion: float) -> None:
+    """Raise InputError unless there is such a lens, see vs3r.lens."""
+    if not -1 <= distortion <= 0:
+        raise InputError(f"distortion: expected -1 to 0; got {distortion}")
 
 
 def _ratio(alpha: float) -> float:

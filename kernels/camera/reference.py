@@ -32,6 +32,10 @@ def project(points: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor, Tensor]
     elif view.model == "unified":
         (alpha,) = view.parameters
         within, scale = z > view.limit * d, 1 / (alpha * d + (1 - alpha) * z)
+    elif view.model == "division":
+        (distortion,) = view.parameters
+        half = 0.5 * (z + torch.sqrt(z * z - 4 * distortion * across * across))
+        within, scale = half > 0, 1 / torch.where(half > 0, half, 1)
     else:
         xi, alpha = view.parameters
         behind = xi * d + z

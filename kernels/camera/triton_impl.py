@@ -13,6 +13,7 @@ PINHOLE = tl.constexpr(camera.PINHOLE)
 KANNALA_BRANDT = tl.constexpr(camera.KANNALA_BRANDT)
 UNIFIED = tl.constexpr(camera.UNIFIED)
 DOUBLE_SPHERE = tl.constexpr(camera.DOUBLE_SPHERE)
+DIVISION = tl.constexpr(camera.DIVISION)
 INFINITY = tl.constexpr(float("inf"))
 PI = tl.constexpr(3.141592653589793)
 
@@ -112,6 +113,10 @@ def project(x, y, z, K, p0, p1, p2, p3, limit, MODEL: tl.constexpr):
         behind = p0 * d + z
         d2 = tl.sqrt(x * x + y * y + behind * behind)
         scale = (1 + p0) / tl.where(seen, p1 * d2 + (1 - p1) * behind, 1.0)
+    elif MODEL == DIVISION:
+        half = 0.5 * (z + tl.sqrt(z * z - 4 * p0 * across * across))
+        seen &= half > 0
+        scale = 1 / tl.where(seen, half, 1.0)
     mx = x * scale
     my = y * scale
     u = tl.load(K) * mx + tl.load(K + 1) * my + tl.load(K + 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vs3r.kernels.camera import check_distortion
 from vs3r.kernels.dispatch import Backend, check_tensor, runs_triton
 from vs3r.kernels.rigid_flow.reference import BEHIND, INVALID, OUTSIDE, SEEN, RigidFlow, rigid_flow_residual_reference
 
@@ -21,6 +22,7 @@ def rigid_flow_residual(
     tau: Tensor | float,
     semantic: Tensor | None = None,
     with_flow: bool = False,
+    distortion: float = 0.0,
     backend: Backend = "auto",
 ) -> RigidFlow:
     """Distance between the observed flow and the rigid flow of every pixel, and where it is more than tau (VS3R eq. 4
@@ -36,9 +38,11 @@ def rigid_flow_residual(
         tau: pixels, one number or (B,).
         semantic: (B, H, W) bool, joined to the mask; None for nothing.
         with_flow: return the rigid flow as well.
+        distortion: of the lens of all pictures, in [-1, 0], see vs3r.lens.
         backend: "auto", "reference" or "triton".
     Raises:
         ShapeError: a shape, dtype or device does not fit; the message names the argument.
+        InputError: the distortion is out of range.
         BackendError: the backend asked for cannot run.
     """
     check_tensor("inv_depth", inv_depth, ("B", "H", "W"))
@@ -52,10 +56,13 @@ def rigid_flow_residual(
     check_tensor("tau", tau, (B,), device=device)
     if semantic is not None:
         check_tensor("semantic", semantic, (B, H, W), dtypes=(torch.bool,), device=device)
+    check_distortion(distortion)
     if runs_triton(backend, inv_depth, observed_flow):
         from vs3r.kernels.rigid_flow.triton_impl import rigid_flow_residual_triton
 
         return rigid_flow_residual_triton(
-            inv_depth, observed_flow, K_src, K_dst, dst_from_src, tau, semantic, with_flow
+            inv_depth, observed_flow, K_src, K_dst, dst_from_src, tau, semantic, with_flow, distortion
         )
-    return rigid_flow_residual_reference(inv_depth, observed_flow, K_src, K_dst, dst_from_src, tau, semantic, with_flow)
+    return rigid_flow_residual_reference(
+        inv_depth, observed_flow, K_src, K_dst, dst_from_src, tau, semantic, with_flow, distortion
+    )

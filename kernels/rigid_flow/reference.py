@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vs3r.lens import bent, straightened
+
 SEEN, OUTSIDE, BEHIND, INVALID = 0, 1, 2, 3
 """See RigidFlow.status."""
 NEAREST = 1e-3
@@ -42,6 +44,7 @@ def rigid_flow_residual_reference(
     tau: Tensor,
     semantic: Tensor | None,
     with_flow: bool,
+    distortion: float,
 ) -> RigidFlow:
     """See vs3r.kernels.rigid_flow.rigid_flow_residual."""
     B, H, W = inv_depth.shape
@@ -53,12 +56,21 @@ def rigid_flow_residual_reference(
     u, v = u.flatten(), v.flatten()
     # project(K_dst (R K_src^-1 p / rho + t)), multiplied by rho so that a point at infinity is nothing special.
     K_src, K_dst, dst_from_src = K_src.double(), K_dst.double(), dst_from_src.double()
+    pixels = torch.stack([u, v, torch.ones_like(u)])
     # inv would wait for the GPU to hear whether it succeeded.
-    KRK = (K_dst @ dst_from_src[:, :3, :3] @ torch.linalg.inv_ex(K_src).inverse).to(dtype)
-    Kt = (K_dst @ dst_from_src[:, :3, 3:]).to(dtype)
-    x, y, z = (KRK @ torch.stack([u, v, torch.ones_like(u)]) + rho[:, None] * Kt).unbind(1)
+    from_pixels, to_pixels = torch.linalg.inv_ex(K_src).inverse, K_dst
+    if distortion:
+        pixels = from_pixels.to(dtype) @ pixels
+        pixels[:, :2] *= straightened(distortion, pixels[:, :2].square().sum(1, keepdim=True))
+        from_pixels = to_pixels = torch.eye(3).to(K_src)
+    turn = (to_pixels @ dst_from_src[:, :3, :3] @ from_pixels).to(dtype)
+    shift = (to_pixels @ dst_from_src[:, :3, 3:]).to(dtype)
+    x, y, z = (turn @ pixels + rho[:, None] * shift).unbind(1)
     ahead = z > NEAREST
     x, y = x / torch.where(ahead, z, 1), y / torch.where(ahead, z, 1)
+    if distortion:
+        scale = bent(distortion, x * x + y * y)
+        x, y, _ = (K_dst.to(dtype) @ torch.stack([x * scale, y * scale, torch.ones_like(x)], 1)).unbind(1)
     residual = torch.hypot(x - u - flow_x, y - v - flow_y)
     known &= residual.isfinite()
     inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)

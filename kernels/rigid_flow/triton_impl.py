@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vs3r import lens
 from vs3r.kernels.rigid_flow import reference
 from vs3r.kernels.rigid_flow.reference import RigidFlow
 
@@ -23,6 +24,7 @@ OUTSIDE = tl.constexpr(reference.OUTSIDE)
 BEHIND = tl.constexpr(reference.BEHIND)
 INVALID = tl.constexpr(reference.INVALID)
 NEAREST = tl.constexpr(reference.NEAREST)
+LEAST, MOST = tl.constexpr(lens.LEAST), tl.constexpr(lens.MOST)
 INFINITY = tl.constexpr(float("inf"))
 
 
@@ -30,8 +32,9 @@ INFINITY = tl.constexpr(float("inf"))
 def rigid_flow_kernel(
     inv_depth, flow, K_src, K_dst, dst_from_src, tau, semantic,
     residual_out, mask_out, status_out, flow_out,
-    height, width, flow_batch, flow_row, flow_column, flow_axis,
-    PACKED: tl.constexpr, HAS_SEMANTIC: tl.constexpr, WITH_FLOW: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    height, width, flow_batch, flow_row, flow_column, flow_axis, distortion,
+    BENDS: tl.constexpr, PACKED: tl.constexpr, HAS_SEMANTIC: tl.constexpr, WITH_FLOW: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # A program stays in one row: what depends on the row alone, and the cameras, are read and computed once.
     row = tl.program_id(1)
@@ -43,9 +46,9 @@ def rigid_flow_kernel(
     per_fx = 1 / tl.load(K_src)
     y = (row + 0.5 - tl.load(K_src + 5)) / tl.load(K_src + 4)
     cx = tl.load(K_src + 2) + tl.load(K_src + 1) * y
-    T00, T03, T_x = tl.load(T), tl.load(T + 3), tl.load(T + 1) * y + tl.load(T + 2)
-    T10, T13, T_y = tl.load(T + 4), tl.load(T + 7), tl.load(T + 5) * y + tl.load(T + 6)
-    T20, T23, T_z = tl.load(T + 8), tl.load(T + 11), tl.load(T + 9) * y + tl.load(T + 10)
+    T00, T03, y_x, T02 = tl.load(T), tl.load(T + 3), tl.load(T + 1) * y, tl.load(T + 2)
+    T10, T13, y_y, T12 = tl.load(T + 4), tl.load(T + 7), tl.load(T + 5) * y, tl.load(T + 6)
+    T20, T23, y_z, T22 = tl.load(T + 8), tl.load(T + 11), tl.load(T + 9) * y, tl.load(T + 10)
     fx, skew, there_cx = tl.load(K_dst), tl.load(K_dst + 1), tl.load(K_dst + 2)
     fy, there_cy = tl.load(K_dst + 4), tl.load(K_dst + 5)
     most = tl.load(tau + pair)
@@ -68,11 +71,21 @@ def rigid_flow_kernel(
         rho = tl.where(known, rho, 0.0)
         u = column + 0.5
         x = (u - cx) * per_fx
-        Z = T20 * x + T_z + T23 * rho
-        ahead = Z > NEAREST
+        one = 1.0
+        if BENDS:
+            # The point in the direction (x, y, one), and all else in that unit.
+            one = tl.maximum(1 + distortion * (x * x + y * y), LEAST)
+            rho *= one
+        # What is in brackets depends on the row alone where nothing bends.
+        Z = T20 * x + (y_z + T22 * one) + T23 * rho
+        ahead = NEAREST * one < Z
         per_z = 1 / tl.where(ahead, Z, 1.0)
-        X = (T00 * x + T_x + T03 * rho) * per_z
-        Y = (T10 * x + T_y + T13 * rho) * per_z
+        X = (T00 * x + (y_x + T02 * one) + T03 * rho) * per_z
+        Y = (T10 * x + (y_y + T12 * one) + T13 * rho) * per_z
+        if BENDS:
+            scale = 2 / (1 + tl.sqrt(1 - 4 * distortion * tl.minimum(X * X + Y * Y, MOST)))
+            X *= scale
+            Y *= scale
         there_x = fx * X + skew * Y + there_cx
         there_y = fy * Y + there_cy
         rigid_x, rigid_y = there_x - u, there_y - (row + 0.5)
@@ -106,6 +119,7 @@ def rigid_flow_residual_triton(
     tau: Tensor,
     semantic: Tensor | None,
     with_flow: bool,
+    distortion: float,
 ) -> RigidFlow:
     """See vs3r.kernels.rigid_flow.rigid_flow_residual; arguments are checked there."""
     B, H, W = inv_depth.shape
@@ -126,6 +140,8 @@ def rigid_flow_residual_triton(
             H,
             W,
             *observed_flow.stride(),
+            distortion,
+            BENDS=distortion != 0,
             PACKED=observed_flow[0].is_contiguous(),
             HAS_SEMANTIC=semantic is not None,
             WITH_FLOW=with_flow,

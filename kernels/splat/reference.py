@@ -22,6 +22,7 @@ from vs3r.kernels.splat.points import (
     Splat,
     WorldPoints,
 )
+from vs3r.lens import straightened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,10 +94,16 @@ def _moved(points: DepthPoints, rho: Tensor, view: View) -> Tensor:
     rows, columns = (torch.arange(n).to(rho) + 0.5 for n in (H, W))
     v, u = torch.meshgrid(rows, columns, indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)], -1)
-    view_from_source = view.from_sources(points.cameras)
+    view_from_source, distortion = view.from_sources(points.cameras), points.cameras.distortion
     if not points.cameras.rolling:
         view_from_source = view_from_source[:, None]
-    turn = (view_from_source[..., :3, :3] @ torch.linalg.inv(points.cameras.K.double())[:, None]).to(rho)
+    turn, from_pixels = view_from_source[..., :3, :3], torch.linalg.inv(points.cameras.K.double())[:, None]
+    if distortion:
+        pixels = pixels @ from_pixels.to(rho).mT
+        pixels[..., :2] *= straightened(distortion, pixels[..., :2].square().sum(-1, keepdim=True))
+        turn = turn.to(rho)
+    else:
+        turn = (turn @ from_pixels).to(rho)
     shift = view_from_source[:, :, None, :3, 3].to(rho)
     moved: Tensor = pixels @ turn.mT + rho.view(S, H, W, 1) * shift
     return moved.reshape(-1, 3)

@@ -20,17 +20,19 @@ INFINITY = tl.constexpr(float("inf"))
 @triton.jit
 def next_kernel(
     best, last, radius2, view_height, view_width,
-    places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
+    places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+    K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    ROLLING: tl.constexpr, MODEL: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, BENDS: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The key of the nearest disc of each pixel among those behind the last one."""
     source = tl.program_id(1)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     where = (
-        places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit
+        places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+        K, p0, p1, p2, p3, limit,
     )  # fmt: skip
-    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL)
+    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL, BENDS)
     row, column = pixel // width, pixel % width
     u, v, depth, drawn = place(source, row, column, pixel < count, where, kind)
     key = key_of(depth, source.to(tl.int64) * count + pixel)
@@ -49,9 +51,10 @@ def next_kernel(
 @triton.jit
 def shade_kernel(
     best, last, through, attributes, attributes_out, depth_out, valid_out, source_out, radius2, view_width, size,
-    places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
+    places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+    K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    ROLLING: tl.constexpr, MODEL: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, BENDS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Lay the discs that next_kernel found under those before them, and make room for the next."""
     target = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -61,9 +64,10 @@ def shade_kernel(
     found = key < EMPTY
     number = tl.where(found, key & 0xFFFFFFFF, 0)
     where = (
-        places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit
+        places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+        K, p0, p1, p2, p3, limit,
     )  # fmt: skip
-    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL)
+    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL, BENDS)
     source, point = (number // count).to(tl.int32), (number % count).to(tl.int32)
     u, v, _, _ = place(source, point // width, point % width, found, where, kind)
     off_x = target % view_width + 0.5 - u

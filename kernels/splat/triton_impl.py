@@ -72,15 +72,17 @@ def _tile(number, columns, STRIP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.
 @triton.jit
 def nearest_kernel(
     best, view_height, view_width, tiles,
-    places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
+    places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+    K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    ROLLING: tl.constexpr, MODEL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, BENDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The key of the nearest point of each pixel."""
     where = (
-        places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit
+        places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+        K, p0, p1, p2, p3, limit,
     )  # fmt: skip
-    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL)
+    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL, BENDS)
     # A source after the other: where one has been, the next seldom has anything nearer.
     source = tl.program_id(0) // tiles
     row, column = _tile(tl.program_id(0) % tiles, width, 1, ROWS, COLUMNS)
@@ -166,16 +168,18 @@ def _add_four(
 @triton.jit
 def sum_kernel(
     best, sums, attributes, largest, per_tolerance, view_height, view_width, sources,
-    places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit,
+    places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+    K, p0, p1, p2, p3, limit,
     HAS_DEPTH: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DYNAMIC: tl.constexpr, HAS_SOURCE: tl.constexpr,
-    ROLLING: tl.constexpr, MODEL: tl.constexpr, CHANNELS: tl.constexpr,
+    ROLLING: tl.constexpr, MODEL: tl.constexpr, BENDS: tl.constexpr, CHANNELS: tl.constexpr,
     STRIP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Fixed-point sums per pixel, a plane each: weights, weighted excess of depth, weighted attributes."""
     where = (
-        places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit
+        places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+        K, p0, p1, p2, p3, limit,
     )  # fmt: skip
-    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL)
+    kind: tl.constexpr = (HAS_DEPTH, HAS_VALID, HAS_DYNAMIC, HAS_SOURCE, ROLLING, MODEL, BENDS)
     # The same part of all sources together: they add to the same pixels, which are then in the cache.
     source = tl.program_id(0) % sources
     row, column = _tile(tl.program_id(0) // sources, width + 1, STRIP, ROWS, COLUMNS)

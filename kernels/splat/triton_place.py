@@ -1,6 +1,6 @@
 """Where points lie in the view: what the kernels of both ways of blending begin with.
 
-The arguments from `places` to `limit` tell where the points are, those from HAS_DEPTH to MODEL what is given of them:
+The arguments from `places` to `limit` tell where the points are, those from HAS_DEPTH to BENDS what is given of them:
 arguments() makes them, place() reads them as two tuples.
 """
 
@@ -16,9 +16,11 @@ from vs3r.kernels.camera import View
 from vs3r.kernels.camera.triton_impl import lens, project, relative
 from vs3r.kernels.splat import points as definition
 from vs3r.kernels.splat.points import DepthPoints, WorldPoints
+from vs3r.lens import LEAST as LEAST_OF_LENS
 
 WORLD_WIDTH = 1024
 """Points given by coordinates are numbered as in a picture of this width."""
+LEAST = tl.constexpr(LEAST_OF_LENS)
 LEAST_DEPTH = tl.constexpr(definition.LEAST_DEPTH)
 INFINITY = tl.constexpr(float("inf"))
 
@@ -26,15 +28,17 @@ INFINITY = tl.constexpr(float("inf"))
 @triton.jit
 def place(source, row, column, within, where, kind: tl.constexpr):
     """u, v, depth and whether it is drawn, of the point at row and column of a source; all may be blocks."""
-    places, valid, dynamic, source_of, current, count, width, K_source, view_from_source, K, p0, p1, p2, p3, limit = (
-        where
-    )
+    (
+        places, valid, dynamic, source_of, current, count, width, K_source, distortion, view_from_source,
+        K, p0, p1, p2, p3, limit,
+    ) = where  # fmt: skip
     HAS_DEPTH: tl.constexpr = kind[0]
     HAS_VALID: tl.constexpr = kind[1]
     HAS_DYNAMIC: tl.constexpr = kind[2]
     HAS_SOURCE: tl.constexpr = kind[3]
     ROLLING: tl.constexpr = kind[4]
     MODEL: tl.constexpr = kind[5]
+    BENDS: tl.constexpr = kind[6]
     at = source.to(tl.int64) * count + row * width + column
     T = view_from_source + source * 12
     if ROLLING:
@@ -49,6 +53,10 @@ def place(source, row, column, within, where, kind: tl.constexpr):
         y = (row + 0.5 - tl.load(K_source + 5)) / tl.load(K_source + 4)
         x = (column + 0.5 - (tl.load(K_source + 2) + tl.load(K_source + 1) * y)) * (1 / tl.load(K_source))
         z = 1.0
+        if BENDS:
+            # The point in the direction (x, y, z), and all else in that unit.
+            z = tl.maximum(1 + distortion * (x * x + y * y), LEAST)
+            rho *= z
         one = rho
     else:
         x = tl.load(places + at * 3, within, other=0.0).to(tl.float32)
@@ -113,6 +121,7 @@ def arguments(points: DepthPoints | WorldPoints, view: View) -> dict[str, Any]:
         "count": count,
         "width": width,
         "K_source": K_source,
+        "distortion": points.cameras.distortion if isinstance(points, DepthPoints) else 0.0,
         "view_from_source": view_from_source,
         "K": view.K.float().contiguous(),
         "p0": p0,
@@ -126,4 +135,5 @@ def arguments(points: DepthPoints | WorldPoints, view: View) -> dict[str, Any]:
         "HAS_SOURCE": source_of is not None,
         "ROLLING": isinstance(points, DepthPoints) and points.cameras.rolling,
         "MODEL": view.number,
+        "BENDS": isinstance(points, DepthPoints) and points.cameras.distortion != 0,
     }

@@ -38,6 +38,7 @@ def make_track(count: int = 5) -> CameraTrack:
         cam_from_world=pose,
         inv_depth=rng.uniform(0.1, 2, (count, 3, 4)).astype(np.float16),
         dynamic=rng.integers(0, 256, (count, 6, 8)).astype(np.uint8),
+        distortion=np.full(count, -0.3),
         readout_s=rng.normal(size=count),
         row_motion=rng.normal(size=(count, 6, 6)),
     )
@@ -113,11 +114,11 @@ def test_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
 def altered(tmp_path: Path, *, header: dict[str, Any] | None = None, **arrays: Any) -> Path:
     """A file with some of the header or the arrays replaced; None leaves one out."""
     track = make_track()
-    names = ("pts", "segment", "K", "cam_from_world", "inv_depth", "dynamic", "readout_s", "row_motion")
+    names = ("pts", "segment", "K", "cam_from_world", "inv_depth", "dynamic", "distortion", "readout_s", "row_motion")
     tensors = {name: getattr(track, name) for name in names} | arrays
     text = {
         "format": "vs3r-track",
-        "version": "2",
+        "version": "3",
         "width": "64",
         "height": "48",
         "sample_aspect": "16/15",
@@ -136,8 +137,8 @@ def test_unaltered_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "complaint"),
     [
-        ({"version": "1"}, "expected a track of version 2, got version '1'"),
-        ({"version": ""}, "expected a track of version 2"),
+        ({"version": "2"}, "expected a track of version 3, got version '2'"),
+        ({"version": ""}, "expected a track of version 3"),
         ({"format": "other"}, "another safetensors file"),
         ({"width": "0"}, "width is '0'"),
         ({"width": "-5"}, "width is '-5'"),
@@ -187,6 +188,8 @@ TRACK = make_track()
         ({"cam_from_world": TRACK.cam_from_world * [[[1], [1], [-1], [1]]]}, "not a rigid motion"),
         ({"inv_depth": with_value(TRACK.inv_depth, (0, 0, 0), 0)}, "inverse depth is not positive"),
         ({"inv_depth": with_value(TRACK.inv_depth, (0, 0, 0), np.nan)}, "not finite"),
+        ({"distortion": with_value(TRACK.distortion, 3, 0.1)}, "distortion is not in"),
+        ({"distortion": with_value(TRACK.distortion, 3, np.nan)}, "distortion is not in"),
     ],
 )
 def test_wrong_arrays(tmp_path: Path, arrays: dict[str, Any], complaint: str) -> None:

@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vs3r.kernels.camera import PARAMETERS
 from vs3r.kernels.camera import triton_impl as camera
 from vs3r.kernels.compose import triton_impl as compose
 from vs3r.kernels.rigid_flow import triton_impl as rigid_flow
@@ -33,22 +34,22 @@ POINTERS = {
     **dict.fromkeys(("opacity", "margin", "keep", "offsets"), "*fp32"),
 }
 """Arguments whose type is the same in every case."""
-FLOATS = {"p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "per_tolerance", "per_feather", "peak"}
+FLOATS = {"distortion", "p0", "p1", "p2", "p3", "limit", "radius2", "tolerance", "per_tolerance", "per_feather", "peak"}
 SOURCES = {"HAS_DEPTH": True, "HAS_VALID": True, "HAS_DYNAMIC": True, "HAS_SOURCE": False}
 WORLD = {"HAS_DEPTH": False, "HAS_VALID": False, "HAS_DYNAMIC": True, "HAS_SOURCE": True}
 
 
 def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
-    """Every kernel: types of the arguments that differ from case to case, constants. Four variants, i from 0 to 3,
+    """Every kernel: types of the arguments that differ from case to case, constants. Five variants, i from 0 to 4,
     which have each camera model and each branch among them."""
     poses = {"to": ("*fp32", "*fp64")[i % 2], "origin": "*fp32", "out": "*fp32"}
     yield camera.relative_kernel, poses, {"BLOCK": 128}
-    floats, pixels = ("*fp32", "*bf16", "*fp16", "*fp32")[i], ("*u8", "*u16", "*fp16", "*u8")[i]
-    more = i % 2 == 1
+    floats, pixels = ("*fp32", "*bf16", "*fp16")[i % 3], ("*u8", "*u16", "*fp16")[i % 3]
+    more, bends = i % 2 == 1, {"BENDS": i in (2, 4)}
     types = {"inv_depth": floats, "flow": floats}
-    given: dict[str, Any] = {"PACKED": i < 2, "HAS_SEMANTIC": more, "WITH_FLOW": more}
+    given: dict[str, Any] = {"PACKED": i < 2, "HAS_SEMANTIC": more, "WITH_FLOW": more, **bends}
     yield rigid_flow.rigid_flow_kernel, types, {**given, "PARTS": rigid_flow.MANY, "BLOCK": rigid_flow.BLOCK}
-    given = {**(WORLD if more else SOURCES), "ROLLING": i == 2, "MODEL": i}
+    given = {**(WORLD if more else SOURCES), "ROLLING": i == 2, "MODEL": i, **bends}
     tile, block = {"ROWS": splat.ROWS, "COLUMNS": splat.COLUMNS}, {"BLOCK": discs.BLOCK}
     types = {"places": floats, "attributes": "*bf16" if more else "*u8", "largest": "*fp32"}
     yield splat.nearest_kernel, types, {**given, **tile}
@@ -63,7 +64,8 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
 
 
 def main() -> None:
-    for i, capability in enumerate(CAPABILITIES):
+    for i in range(len(PARAMETERS)):
+        capability = CAPABILITIES[i % len(CAPABILITIES)]
         for kernel, types, constants in cases(i):
             known = {**POINTERS, **dict.fromkeys(FLOATS, "fp32"), **types, **dict.fromkeys(constants, "constexpr")}
             signature = {name: known.get(name, "i32") for name in inspect.signature(kernel.fn).parameters}

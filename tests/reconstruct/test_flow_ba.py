@@ -15,8 +15,10 @@ import torch
 
 from benchmarks.truth import reconstruction_errors
 from tests.scenes import HFOV_DEG, Footage, Shot, View, shot
+from vs3r.cameras import make_output_camera
 from vs3r.config import Config, ReconstructConfig, RenderConfig
 from vs3r.geometry import so3_log
+from vs3r.lens import FISHEYE
 from vs3r.reconstruct import Reconstructor, make_reconstructor
 from vs3r.render import SourceFrame, WarpRenderer
 from vs3r.types import DoubleArray, Frame, FrameGeometry, PictureFormat, VirtualCamera
@@ -41,6 +43,30 @@ def views(name: str, count: int = COUNT, readout_frames: float = 0.0) -> list[Vi
 
 def pictures(name: str, count: int = COUNT) -> list[Grey]:
     return [np.asarray(cv2.cvtColor(view.rgb, cv2.COLOR_RGB2GRAY), np.uint8) for view in views(name)[:count]]
+
+
+@functools.cache
+def fisheye_pictures(name: str, count: int = COUNT) -> tuple[Shot, list[Grey]]:
+    """The first frames of a shot through an action camera's lens, by what a wider pinhole camera would have seen, and
+    the shot with the lens's focal length."""
+    taken = shot(name)
+    size = np.array([taken.width, taken.height])
+    focal = 0.48 * taken.width
+    K = np.array([[focal, 0, taken.width / 2], [0, focal, taken.height / 2], [0, 0, 1]])
+    pixels = np.stack(np.meshgrid(np.arange(taken.width) + 0.5, np.arange(taken.height) + 0.5), -1)
+    rays, _ = make_output_camera("pinhole", K, FISHEYE).unproject(pixels)
+    at = focal * rays[..., :2] / rays[..., 2:]
+    half = np.ceil(np.abs(at).max((0, 1))) + 2
+    wide_K = np.array([[focal, 0, half[0]], [0, focal, half[1]], [0, 0, 1]])
+    wide_width, wide_height = (2 * half).astype(int).tolist()
+    wide = replace(taken, K=np.repeat(wide_K[None], len(taken), 0), width=wide_width, height=wide_height)
+    x, y = np.asarray(np.moveaxis(at + half - 0.5, -1, 0), np.float32)
+    seen = []
+    for index in range(count):
+        grey = cv2.cvtColor(wide.render(index).rgb, cv2.COLOR_RGB2GRAY)
+        seen.append(np.asarray(cv2.remap(grey, x, y, cv2.INTER_CUBIC), np.uint8))
+    assert (size == seen[0].shape[::-1]).all()
+    return replace(taken, K=np.repeat(K[None], len(taken), 0)), seen
 
 
 def make_frames(grey: Sequence[Grey], first: int = 0) -> list[Frame]:
@@ -102,7 +128,7 @@ def assert_same(a: Sequence[FrameGeometry], b: Sequence[FrameGeometry]) -> None:
     """To the last bit."""
     for ours, theirs in zip(a, b, strict=True):
         assert (ours.index, ours.pts_s, ours.segment) == (theirs.index, theirs.pts_s, theirs.segment)
-        for part in ("K", "cam_from_world", "inv_depth", "dynamic", "readout_s", "row_motion"):
+        for part in ("K", "cam_from_world", "inv_depth", "dynamic", "distortion", "readout_s", "row_motion"):
             np.testing.assert_array_equal(getattr(ours, part), getattr(theirs, part), part)
 
 

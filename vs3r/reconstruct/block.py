@@ -19,12 +19,13 @@ from torch import Tensor
 
 from vs3r.config import ReconstructConfig
 from vs3r.geometry import rigid_inverse
+from vs3r.lens import FISHEYE, RECTILINEAR, bent, straightened
 from vs3r.networks import chosen_device
 from vs3r.reconstruct.bundle import adjust, reprojection_error
 from vs3r.reconstruct.observe import Grid, sample
 from vs3r.reconstruct.problem import Edges, Problem, State
 from vs3r.reconstruct.readout import ReadoutBelief
-from vs3r.reconstruct.rolling import Shutter, rectify
+from vs3r.reconstruct.rolling import Shutter, rectify, straight_edges
 from vs3r.reconstruct.wobble import find_wobble, turn_ends
 from vs3r.types import ROW_MOTION_ORDER
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # A phone's main camera filming video; a wider or longer lens shows itself once the camera turns.
 DEFAULT_HFOV_DEG = 62.0
+# An action camera's.
+FISHEYE_HFOV_DEG = 110.0
 INLIER_PX = 1.0
 # Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left;
 # right after a zoom it is always tried, and taken unless so much more is left.
@@ -44,6 +47,8 @@ ZOOM_GOES_ON_LOSS = 0.05
 BORDER_PX = 16.0
 # Of inverse depths that are believed beforehand, relative.
 BELIEVED_STD = 0.1
+# A lens is taken for a fisheye if that leaves so much less of the flow unexplained.
+LENS_GAIN = 0.15
 # A camera that begins to move must explain this much more of the flow than one that only turns.
 MIN_GAIN = 0.15
 # Turns within frames must explain this much more: people who move look like them (at most 0.05 in a rendered crowd with
@@ -75,6 +80,46 @@ the last frame that stays as it is; gives a state that begins there, in the scal
 to be expected; or None."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Moving:
+    """How six degrees of freedom begin."""
+
+    start: State
+    """Where they started from."""
+    state: State
+    """Where they are, refined."""
+    problem: Problem
+    """How they were found."""
+    left: float
+    """What share of the flow they leave unexplained."""
+    enough: float
+    """So little must be left in the end."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Begun:
+    """A block, as far as it tells whether the camera moves and through which lens it was seen."""
+
+    turning: State
+    """The camera that only turns."""
+    unexplained: float
+    """What share of the flow it leaves unexplained."""
+    moving: _Moving | None
+    """None where it is clear that the camera only turns."""
+    fresh: Edges
+    """Flow from the new frames, between frames that may have depth of their own."""
+
+    @property
+    def moves(self) -> bool:
+        """Six degrees of freedom explain clearly more, so far."""
+        return self.moving is not None and self.moving.left < self.moving.enough
+
+    @property
+    def left(self) -> float:
+        """What share of the flow the better of both leaves unexplained."""
+        return min(self.unexplained, self.moving.left) if self.moving is not None else self.unexplained
+
+
 class BlockSolver:
     """Adjusts blocks of frames, each from where the frames before it stand."""
 
@@ -91,8 +136,16 @@ class BlockSolver:
         hfov = config.hfov_deg
         self._focal_known = hfov is not None
         long_side = size[0] if hfov is not None else max(size)
-        angle = math.radians(hfov if hfov is not None else DEFAULT_HFOV_DEG)
-        self._log_focal = math.log(0.5 * long_side / math.tan(angle / 2))
+        # Of each lens that it may be, by distortion.
+        self._log_focals: dict[float, float] = {}
+        for name, distortion, usual in (
+            ("rectilinear", RECTILINEAR, DEFAULT_HFOV_DEG),
+            ("fisheye", FISHEYE, FISHEYE_HFOV_DEG),
+        ):
+            if config.lens in (name, "auto"):
+                edge = math.tan(math.radians(hfov if hfov is not None else usual) / 2)
+                edge *= bent(distortion, torch.tensor(edge**2)).item()
+                self._log_focals[distortion] = math.log(0.5 * long_side / edge)
         ms = config.readout_ms
         self._global_shutter = ms == 0
         self._readout = ReadoutBelief(None if ms is None else ms / 1000)
@@ -103,6 +156,8 @@ class BlockSolver:
     def reset(self) -> None:
         """Forget everything."""
         self._readout.reset()
+        self._distortion = min(self._log_focals, key=abs)
+        self._lens_known = len(self._log_focals) == 1
         self._zooms = False
 
     def cut(self) -> None:
@@ -122,19 +177,33 @@ class BlockSolver:
             The state of all those frames, and whether the camera only turns.
         """
         self._shutter, self._first = shutter, first
-        state = self._predict(old, edges)
-        moving = None
-        if edges is not None:
-            if not old:
-                edges = replace(edges, weight=edges.weight * self._inside(edges))
-            state = self._turning(state, edges, len(old))
-            moving = self._moving(state, edges, old)
-        # A camera that only turns stays where the last frame stood: no adjustment of rotations alone moves a centre.
-        flat, state = moving is None, moving or state
+        if edges is None:
+            state, flat = self._predict(old, edges), True
+        else:
+            begun = self._begun(old, edges) if old or self._lens_known else self._begun_through_best_lens(edges)
+            moving = self._moving(begun, old)
+            # A camera that only turns stays where the last one stood: no adjustment of rotations alone moves a centre.
+            state, flat = moving or begun.turning, moving is None
         self._readout.learn(state, shutter.interval_s)
         said = state.readout / shutter.interval_s, state.readout_info * shutter.interval_s**2
         log.debug("readout %.3f frames, info %.1f", *said)
         return state, flat
+
+    def _begun_through_best_lens(self, edges: Edges) -> _Begun:
+        """The first block of a segment, before it is known what lens it was seen through."""
+        usual, *others = sorted(self._log_focals, key=abs)
+        self._distortion = usual
+        best = self._begun([], edges)
+        for other in others:
+            self._distortion = other
+            begun = self._begun([], edges)
+            log.debug("outlier share rectilinear %.3f fisheye %.3f", best.left, begun.left)
+            # A camera that hardly moves tells nothing.
+            self._lens_known = best.moves or begun.moves
+            if self._lens_known and begun.left < (1 - LENS_GAIN) * best.left:
+                best = begun
+        self._distortion = best.turning.distortion
+        return best
 
     def _inside(self, edges: Edges) -> Tensor:
         """How far from the picture's border flow begins and ends, (E, P) in [0, 1]."""
@@ -149,7 +218,7 @@ class BlockSolver:
             edges=edges,
             first_free_pose=max(1, known),
             first_free_structure=known,
-            log_focal_prior=self._log_focal,
+            log_focal_prior=self._log_focals[self._distortion],
             rotation_only=rotation_only,
             free_focal=not self._focal_known,
         )
@@ -158,7 +227,7 @@ class BlockSolver:
         """Where to start: each new frame by a robust rotation from the one before it."""
         new, P = len(self._shutter.at_an_end) - len(old), len(self._points)
         poses = [s.cam_from_world for s in old] or [torch.eye(4).double()]
-        focals = [s.log_focal for s in old] or [torch.tensor(self._log_focal, dtype=torch.float64)]
+        focals = [s.log_focal for s in old] or [torch.tensor(self._log_focals[self._distortion], dtype=torch.float64)]
         n = len(old) + new
         level = float(old[-1].inv_depth.median()) if old else 1.0
         readout_s = self._readout.readout_s
@@ -170,10 +239,12 @@ class BlockSolver:
             readout=torch.tensor(readout_s, dtype=torch.float64),
             readout_info=torch.tensor(known_of_it, dtype=torch.float64),
             wobble=torch.stack([s.wobble for s in old] + [torch.zeros(ROW_MOTION_ORDER, 3).double()] * new),
+            distortion=self._distortion,
         )
         if edges is None:
             return state
-        steps = self._problem(edges.select((edges.src - edges.dst).abs() == 1), len(old), rotation_only=True)
+        edges = straight_edges(edges.select((edges.src - edges.dst).abs() == 1), state)
+        steps = self._problem(edges, len(old), rotation_only=True)
         for width in (16.0, 4.0, 1.5):
             state = self._adjust(state, steps, width_px=width, iterations=4)
         return state
@@ -186,39 +257,51 @@ class BlockSolver:
             state = turn_ends(state, problem, self._shutter)
         return self._adjusted(state, problem, 1.0, 6)
 
-    def _moving(self, turning: State, edges: Edges, old: list[Solved]) -> State | None:
-        """Six degrees of freedom from the turning camera; None where they do not clearly explain more."""
-        known = len(old)
-        was_moving = bool(old) and not old[-1].flat
+    def _begun(self, old: list[Solved], edges: Edges) -> _Begun:
+        """A block through the lens that is thought of: the camera that only turns, and from it six degrees of freedom,
+        refined, but where it is clear that they do not explain more."""
+        state = self._predict(old, edges)
+        if not old:
+            edges = replace(edges, weight=edges.weight * self._inside(edges))
+        known, was_moving = len(old), bool(old) and not old[-1].flat
+        turning = self._turning(state, edges, known)
         # Frames without depth of their own know neither where they stood nor where a moving camera sees their points:
         # after them a walk begins where the last of them is thought to be.
         flat = torch.tensor([s.flat for s in old] + [False] * (len(turning.log_focal) - known))
         used = edges.select(~flat[edges.src] & ~flat[edges.dst])
         fresh = used.select(used.src >= known)
         if not len(fresh.src):
-            return None
+            return _Begun(turning=turning, unexplained=0.0, moving=None, fresh=fresh)
         flat_problem = self._problem(rectify(fresh, turning, self._shutter), known, rotation_only=True)
         unexplained = _outlier_share(turning, flat_problem)
         enough = unexplained if was_moving else (1 - MIN_GAIN) * unexplained - 0.01
         if enough < 0.01:
-            return None
+            return _Begun(turning=turning, unexplained=unexplained, moving=None, fresh=fresh)
         problem = self._problem(used, known, rotation_only=False)
         if not was_moving:
             problem = replace(problem, first_free_pose=known + 1)
-        begin, problem = self._begin(turning, problem, old, fresh, unexplained)
-        state, left = self._refined(begin, problem, fresh)
+        start, problem = self._begin(turning, problem, old, fresh, unexplained)
+        state, left = self._refined(start, problem, fresh)
         log.debug("outlier share turning %.3f moving %.3f", unexplained, left)
+        moving = _Moving(start=start, state=state, problem=problem, left=left, enough=enough)
+        return _Begun(turning=turning, unexplained=unexplained, moving=moving, fresh=fresh)
+
+    def _moving(self, begun: _Begun, old: list[Solved]) -> State | None:
+        """Six degrees of freedom; None where they do not clearly explain more."""
+        if begun.moving is None:
+            return None
+        start, state, problem, left = begun.moving.start, begun.moving.state, begun.moving.problem, begun.moving.left
         zoomed, self._zooms = self._zooms, False
         if problem.free_focal and (zoomed or left > ZOOM_ABOVE):
-            zooming, left_zooming = self._refined(begin, replace(problem, zooms=True), fresh)
+            zooming, left_zooming = self._refined(start, replace(problem, zooms=True), begun.fresh)
             log.debug("outlier share zooming %.3f", left_zooming)
             if left_zooming < (1 + ZOOM_GOES_ON_LOSS if zoomed else 1 - ZOOM_GAIN) * left:
                 state, left, self._zooms = zooming, left_zooming, True
                 problem = replace(problem, zooms=True)
-        state, left = self._finished(state, problem, fresh, left)
-        if left >= enough:
+        state, left = self._finished(state, problem, begun.fresh, left)
+        if left >= begun.moving.enough:
             return None
-        return state if was_moving else self._rescaled(state, known)
+        return state if old and not old[-1].flat else self._rescaled(state, len(old))
 
     def _refined(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
@@ -315,13 +398,17 @@ class BlockSolver:
     def _carried_depth(self, turning: State, old: list[Solved]) -> Tensor:
         """Inverse depths to start from: those of the last solved frame, seen from the new ones by rotation alone."""
         depth = turning.inv_depth.clone()
-        last = len(old) - 1
+        last, distortion = len(old) - 1, turning.distortion
         field = old[-1].inv_depth.reshape(self._grid.rows, self._grid.cols).numpy()
         size = torch.tensor(self._size)
         for k in range(len(old), len(depth)):
             R = (turning.cam_from_world[last, :3, :3] @ turning.cam_from_world[k, :3, :3].T).float()
-            ray = torch.cat([self._points / turning.log_focal[k].exp(), torch.ones(len(depth[k]), 1)], 1).float() @ R.T
-            seen = ray[:, :2] / ray[:, 2:].clamp_min(0.1) * turning.log_focal[last].exp() / size + 0.5
+            there = (self._points / turning.log_focal[k].exp()).float()
+            there *= straightened(distortion, there.square().sum(1, keepdim=True))
+            ray = torch.cat([there, torch.ones(len(there), 1)], 1) @ R.T
+            here = ray[:, :2] / ray[:, 2:].clamp_min(0.1)
+            here *= bent(distortion, here.square().sum(1, keepdim=True))
+            seen = here * turning.log_focal[last].exp() / size + 0.5
             at = seen * torch.tensor([self._grid.cols, self._grid.rows])
             cells = at.numpy().astype(np.float32).reshape(self._grid.rows, self._grid.cols, 2)
             depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)

@@ -14,10 +14,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from vs3r.config import Config
 from vs3r.flow import analysis_picture, analysis_size, make_flow
 from vs3r.geometry import rigid_inverse
+from vs3r.lens import bent
 from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.block import Believe, BlockSolver, Solved
@@ -199,6 +201,7 @@ class FlowBundleAdjustment:
             cam_from_world=state.cam_from_world[k].numpy(),
             inv_depth=inv_depth,
             dynamic=self._dynamic(index, inv_depth, state, base),
+            distortion=state.distortion,
             readout_s=readout_s,
             # Rounded, and no negative zeros: the last bits of MKL's small products depend on where in memory they lie.
             row_motion=(motion.round(decimals=12) + 0.0).numpy(),
@@ -215,7 +218,8 @@ class FlowBundleAdjustment:
         fine_depth = np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
         depths = torch.from_numpy(fine_depth).flatten().expand(len(state.log_focal), -1)
         seen = rectify(self._edges(found, base, fine=True), replace(state, inv_depth=depths), self._shutter)
-        flows = (seen.target - seen.source[:, :2]).transpose(1, 2).reshape(len(found), *fine[::-1], 2).numpy()
+        flow = _bent(seen.target, seen.dst, state) - _bent(seen.source[:, :2], seen.src, state)
+        flows = flow.transpose(1, 2).reshape(len(found), *fine[::-1], 2).numpy()
 
         def intrinsics(n: int) -> DoubleArray:
             f = math.exp(float(state.log_focal[n - base]))
@@ -234,7 +238,22 @@ class FlowBundleAdjustment:
             )
             for o, flow in zip(found, flows, strict=True)
         ]
-        return dynamic_probability(fine_depth, self._pictures[index], others, K=intrinsics(index), cell_px=cell)
+        return dynamic_probability(
+            fine_depth,
+            self._pictures[index],
+            others,
+            K=intrinsics(index),
+            cell_px=cell,
+            distortion=state.distortion,
+        )
+
+
+def _bent(points: Tensor, frames: Tensor, state: State) -> Tensor:
+    """Where the lens shows what a pinhole camera would at points (E, 2, P), pixels from the middle, of frames (E,)."""
+    if not state.distortion:
+        return points
+    focal = state.log_focal.exp().to(points.dtype)[frames, None, None]
+    return points * bent(state.distortion, points.square().sum(1, keepdim=True) / focal**2)
 
 
 def _histogram_change(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:

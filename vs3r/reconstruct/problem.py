@@ -62,6 +62,8 @@ class State:
     wobble: Tensor
     """(n, 6, 3) how the cameras turn within a frame beside that: the line at height s, see FrameGeometry.row_motion, is
     seen by a camera turned by wobble[0] s + wobble[1] s**2 + ... (rotation vector); found by wobble.py."""
+    distortion: float = 0.0
+    """Of the lens, see vs3r.lens."""
 
     def to(self, device: torch.device) -> State:
         """The same on a device."""

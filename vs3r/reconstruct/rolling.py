@@ -5,8 +5,8 @@ line. A line at s of the picture's length from the middle, in [-0.5, 0.5], is re
 signed, negative where the last line comes first. How the camera moves meanwhile is the polynomial through its poses at
 the frames around, and beyond that a turn found for each frame by itself (wobble.py); at the ends, where frames lie to
 one side only, the polynomial is of low order and the turn always found. Observations are rectified: moved
-to where they would have been seen had all lines been exposed with the middle one, so that everything after sees a
-global shutter.
+to where a pinhole camera would have seen them (vs3r.lens) had all lines been exposed with the middle one, so that
+everything after sees a pinhole camera with a global shutter.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vs3r.geometry import rigid_inverse, so3_log
+from vs3r.lens import straightened
 from vs3r.reconstruct.bundle import inv_depth_at_target
 from vs3r.reconstruct.problem import Edges, State
 from vs3r.types import ROW_MOTION_ORDER
@@ -93,7 +94,7 @@ class Shutter:
 
 
 def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False) -> Edges:
-    """Edges as a global shutter would have seen them.
+    """Edges as a pinhole camera with a global shutter would have seen them.
 
     Args:
         edges: as observed.
@@ -104,8 +105,9 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
         Edges with other source and target; with slope where the read-out is free.
     """
     readout = float(state.readout)
+    straight = straight_edges(edges, state)
     if readout == 0 and not free and not state.wobble.any():
-        return edges
+        return straight
     motion = shutter.motion(state.cam_from_world)
     powers = torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None].double()
     focal = state.log_focal.exp().to(edges.target.dtype)
@@ -113,17 +115,19 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
     frames, frame_of_edge = torch.unique(edges.src, return_inverse=True)
     edge_of_frame = torch.zeros_like(frames)
     edge_of_frame[frame_of_edge] = torch.arange(len(edges.src))
-    grid, grid_depth = edges.source[edge_of_frame, :2], state.inv_depth[frames]
-    seen_depth = inv_depth_at_target(state, edges)
+    grid, grid_depth = straight.source[edge_of_frame, :2], state.inv_depth[frames]
+    seen_depth = inv_depth_at_target(state, straight)
 
-    grid_lines, target_lines = (_powers(points[:, shutter.axis] / shutter.length) for points in (grid, edges.target))
+    grid_lines, target_lines = (
+        _powers(points[:, shutter.axis] / shutter.length) for points in (edges.source[edge_of_frame], edges.target)
+    )
 
     def at(r: float) -> tuple[Tensor, Tensor]:
         moved = motion * r**powers
         moved[:, :, 3:] += state.wobble
         moved = moved.to(edges.target.dtype)
         source = _rectified(grid, grid_depth, focal[frames], moved[frames], grid_lines)
-        target = _rectified(edges.target, seen_depth, focal[edges.dst], moved[edges.dst], target_lines)
+        target = _rectified(straight.target, seen_depth, focal[edges.dst], moved[edges.dst], target_lines)
         return source[frame_of_edge], target
 
     source, target = at(readout)
@@ -138,6 +142,20 @@ def rectify(edges: Edges, state: State, shutter: Shutter, *, free: bool = False)
             slope[:, 2:] *= inside[edges.dst, None, None]
     whole = torch.cat([source, torch.ones_like(source[:, :1])], 1)
     return replace(edges, source=whole, target=target, slope=slope, slope_at=readout)
+
+
+def straight_edges(edges: Edges, state: State) -> Edges:
+    """Edges as a pinhole camera would have seen them."""
+    if not state.distortion:
+        return edges
+    focal = state.log_focal.exp().to(edges.target.dtype)
+
+    def straight(points: Tensor, frame: Tensor) -> Tensor:
+        r2 = points.square().sum(1, keepdim=True) / focal[frame, None, None] ** 2
+        return points * straightened(state.distortion, r2)
+
+    source = torch.cat([straight(edges.source[:, :2], edges.src), edges.source[:, 2:]], 1)
+    return replace(edges, source=source, target=straight(edges.target, edges.dst))
 
 
 def _powers(line: Tensor) -> Tensor:

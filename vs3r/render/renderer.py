@@ -107,7 +107,7 @@ class WarpRenderer:
         )
 
     def _target(self, camera: VirtualCamera) -> Target:
-        model = make_output_camera(self._config.camera, camera.K)
+        model = make_output_camera(self._config.camera, camera.K, camera.distortion)
         rays, visible = model.unproject(self._nodes)
         return Target(camera=model, cam_from_world=camera.cam_from_world, rays=rays, visible=visible.astype(np.float32))
 

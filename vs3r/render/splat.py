@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vs3r.cameras import DoubleSphere, KannalaBrandt, OutputCamera, Unified, make_output_camera
+from vs3r.cameras import Division, DoubleSphere, KannalaBrandt, OutputCamera, Unified, make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.geometry import rigid, so3_exp
 from vs3r.kernels.camera import SourceCameras, View
@@ -21,7 +21,7 @@ from vs3r.render.nodes import make_grid
 from vs3r.render.planes import choose_device, empty_planes, empty_value
 from vs3r.render.select import candidates
 from vs3r.render.warp import SourceFrame, check_sources
-from vs3r.types import FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera, read_axis
+from vs3r.types import DoubleArray, FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera, read_axis
 
 MOVING = 0.25
 """What moves with more than this probability is drawn from the frame itself only, and"""
@@ -62,7 +62,8 @@ class SplatRenderer:
         """See WarpRenderer.render."""
         check_sources(index, sources, self._format)
         numbers = [index, *candidates(index, sources, self._config.fill_window_frames)]
-        view = self._view(make_output_camera(self._config.camera, camera.K), camera)
+        model = make_output_camera(self._config.camera, camera.K, camera.distortion)
+        view = view_of(model, camera.cam_from_world, self._format, self._device)
         points = self._points([sources[number] for number in numbers])
         everything, own, moving = (
             splat_points(part, view, backend=self._backend)
@@ -82,23 +83,6 @@ class SplatRenderer:
             valid_share=float(valid.mean()),
         )
 
-    def _view(self, model: OutputCamera, camera: VirtualCamera) -> View:
-        name, parameters = "pinhole", tuple[float, ...]()
-        if isinstance(model, KannalaBrandt):
-            name, parameters = "kannala-brandt", model.coefficients
-        elif isinstance(model, Unified):
-            name, parameters = "unified", (model.alpha,)
-        elif isinstance(model, DoubleSphere):
-            name, parameters = "double-sphere", (model.xi, model.alpha)
-        return View(
-            K=self._sent(model.K),
-            cam_from_world=self._sent(camera.cam_from_world),
-            width=self._format.width,
-            height=self._format.height,
-            model=name,
-            parameters=parameters,
-        )
-
     def _points(self, sources: Sequence[SourceFrame]) -> DepthPoints:
         """The pixels of sources, the frame itself first."""
         height, width = self._format.height, self._format.width
@@ -114,6 +98,7 @@ class SplatRenderer:
             cameras=SourceCameras(
                 K=self._sent(np.stack([source.geometry.K for source in sources])),
                 cam_from_world=self._sent(np.stack(poses)),
+                distortion=sources[0].geometry.distortion,
             ),
             attributes=torch.stack([self._colours(source) for source in sources]),
             dynamic=moving,
@@ -145,12 +130,28 @@ class SplatRenderer:
         return torch.from_numpy(np.ascontiguousarray(matrix)).to(self._device)
 
 
+def view_of(model: OutputCamera, cam_from_world: DoubleArray, fmt: PictureFormat, device: torch.device) -> View:
+    """The operator's view of an output camera."""
+    name, parameters = "pinhole", tuple[float, ...]()
+    if isinstance(model, KannalaBrandt):
+        name, parameters = "kannala-brandt", model.coefficients
+    elif isinstance(model, Unified):
+        name, parameters = "unified", (model.alpha,)
+    elif isinstance(model, DoubleSphere):
+        name, parameters = "double-sphere", (model.xi, model.alpha)
+    elif isinstance(model, Division):
+        name, parameters = "division", (model.distortion,)
+    K, pose = (torch.from_numpy(np.ascontiguousarray(matrix)).to(device) for matrix in (model.K, cam_from_world))
+    return View(K=K, cam_from_world=pose, width=fmt.width, height=fmt.height, model=name, parameters=parameters)
+
+
 def _own(points: DepthPoints, valid: Tensor | None) -> DepthPoints:
     """Those of the first source, all or where `valid` (S, H, W) says."""
     assert points.attributes is not None
+    cameras = points.cameras
     return DepthPoints(
         inv_depth=points.inv_depth[:1],
-        cameras=SourceCameras(K=points.cameras.K[:1], cam_from_world=points.cameras.cam_from_world[:1]),
+        cameras=replace(cameras, K=cameras.K[:1], cam_from_world=cameras.cam_from_world[:1]),
         attributes=points.attributes[:1],
         valid=None if valid is None else valid[:1],
     )

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from vs3r.errors import InputError
+from vs3r.lens import bent
 from vs3r.render.nodes import make_grid, shrink
 from vs3r.render.pullpush import f32, pull_push
 from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, Plane, read_axis
@@ -144,12 +145,17 @@ def backward_maps(
     tx, ty, tz = f32(R.mT @ t).transpose(1, 0, 2)[..., None]
     K = f32([g.K for g in geometries])[..., None, None]
     fx, fy, skew, cx, cy = K[:, 0, 0], K[:, 1, 1], K[:, 0, 1], K[:, 0, 2], K[:, 1, 2]
+    distortion = f32([g.distortion for g in geometries])[:, None, None]
+    bends = bool(distortion.any())
 
     def over_z(px: FloatArray, py: FloatArray, pz: FloatArray) -> tuple[FloatArray, FloatArray]:
         z = np.maximum(pz, np.float32(FRONT))
         return f32(px / z), f32(py / z)
 
     def pixel(nx: FloatArray, ny: FloatArray) -> tuple[FloatArray, FloatArray]:
+        if bends:
+            scale = bent(distortion, nx * nx + ny * ny)
+            nx, ny = f32(nx * scale), f32(ny * scale)
         return f32(fx * nx + skew * ny + cx), f32(fy * ny + cy)
 
     nx, ny = over_z(dx, dy, dz)

@@ -13,14 +13,17 @@ import cv2
 import numpy as np
 import torch
 
+from vs3r.cameras import make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.geometry import so3_exp
-from vs3r.kernels.camera import SourceCameras, View
+from vs3r.kernels.camera import SourceCameras
 from vs3r.kernels.splat import DepthPoints, splat_points
 from vs3r.refine.training.damage import damage_picture, expose, exposure_path, haunt
 from vs3r.refine.training.recipe import Recipe
 from vs3r.refine.training.shake import film, shake_path
 from vs3r.render import SourceFrame, WarpRenderer
+from vs3r.render.splat import view_of
+from vs3r.smooth import unsmoothed
 from vs3r.types import Frame, FrameGeometry, RenderedFrame, VirtualCamera
 
 SPLAT_NEIGHBOURS = (-8, -4, -2, 2, 4, 8)
@@ -106,7 +109,7 @@ def _damage_geometry(geometry: FrameGeometry, recipe: Recipe) -> FrameGeometry:
 def _draw_warp(target: FrameGeometry, sources: Mapping[int, SourceFrame], recipe: Recipe) -> RenderedFrame:
     fmt = sources[target.index].frame.format
     renderer = WarpRenderer(fmt, RenderConfig(fill_window_frames=recipe.fill_frames))
-    return renderer.render(target.index, VirtualCamera(K=target.K, cam_from_world=target.cam_from_world), sources)
+    return renderer.render(target.index, unsmoothed(target), sources)
 
 
 def _draw_splat(target: FrameGeometry, sources: Mapping[int, SourceFrame], recipe: Recipe) -> RenderedFrame:
@@ -126,17 +129,14 @@ def _draw_splat(target: FrameGeometry, sources: Mapping[int, SourceFrame], recip
         cameras=SourceCameras(
             K=torch.from_numpy(np.stack([s.geometry.K for s in used])).float(),
             cam_from_world=torch.from_numpy(np.stack([s.geometry.cam_from_world for s in used])).float(),
+            distortion=target.distortion,
         ),
         attributes=torch.from_numpy(colours),
         valid=torch.from_numpy(rng.random(depth.shape) < recipe.point_share),
         dynamic=torch.from_numpy(moving),
     )
-    view = View(
-        K=torch.from_numpy(target.K).float(),
-        cam_from_world=torch.from_numpy(target.cam_from_world).float(),
-        width=fmt.width,
-        height=fmt.height,
-    )
+    model = make_output_camera("pinhole", target.K, target.distortion)
+    view = view_of(model, target.cam_from_world, fmt, torch.device("cpu"))
     drawn = splat_points(points, view)
     assert drawn.attributes is not None
     values = drawn.attributes.round().clamp(0, 255).byte().numpy()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from vs3r.cameras import make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.geometry import rigid_inverse, se3_retract
 from vs3r.refine.training.recipe import Recipe
@@ -56,7 +57,7 @@ def _camera(geometry: FrameGeometry, xi: DoubleArray, zoom: float) -> VirtualCam
     K = geometry.K.copy()
     K[:2, :2] *= zoom
     moved = se3_retract(torch.from_numpy(xi), torch.from_numpy(geometry.cam_from_world))
-    return VirtualCamera(K=K, cam_from_world=moved.numpy())
+    return VirtualCamera(K=K, cam_from_world=moved.numpy(), distortion=geometry.distortion)
 
 
 def _sees_only_picture(source: SourceFrame, camera: VirtualCamera) -> bool:
@@ -72,10 +73,9 @@ def _sees_only_picture(source: SourceFrame, camera: VirtualCamera) -> bool:
 def look_up(
     source: SourceFrame, camera: VirtualCamera, pixels: DoubleArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Where (R, C, 2) pixels of a pinhole camera lie in a source, x and y, and 1 where that is in front of it."""
+    """Where (R, C, 2) pixels of a virtual camera lie in a source, x and y, and 1 where that is in front of it."""
     fmt = source.frame.format
-    rays = np.concatenate([pixels, np.ones((*pixels.shape[:-1], 1))], -1) @ np.linalg.inv(camera.K).T
-    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    rays, _ = make_output_camera("pinhole", camera.K, camera.distortion).unproject(pixels)
     at = backward_map(rays, camera.cam_from_world, source.geometry, source.inv_depth, (fmt.width, fmt.height))
     return at.x, at.y, at.front
 
@@ -99,7 +99,8 @@ def _geometry(source: SourceFrame, camera: VirtualCamera) -> FrameGeometry:
     grid = np.stack(np.meshgrid((np.arange(cols) + 0.5) / cols, (np.arange(rows) + 0.5) / rows), -1)
     x, y, _ = look_up(source, camera, grid * size)
     inv_depth = sample_cells(source.inv_depth, x, y, size).astype(np.float64)
-    points = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(old.K).T / inv_depth[..., None]
+    rays, _ = make_output_camera("pinhole", old.K, old.distortion).unproject(np.stack([x, y], -1).astype(np.float64))
+    points = rays / (rays[..., 2] * inv_depth)[..., None]
     new_from_old = camera.cam_from_world @ rigid_inverse(torch.from_numpy(old.cam_from_world)).numpy()
     z = points @ new_from_old[2, :3] + new_from_old[2, 3]
     dynamic = old.dynamic

@@ -83,16 +83,18 @@ class FlowConfig(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., analysis_pixels: _Optional[int] = ..., raft_iterations: _Optional[int] = ..., raft_precision: _Optional[str] = ...) -> None: ...
 
 class ReconstructConfig(_message.Message):
-    __slots__ = ("backend", "hfov_deg", "readout_ms", "adjust_device")
+    __slots__ = ("backend", "hfov_deg", "lens", "readout_ms", "adjust_device")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     HFOV_DEG_FIELD_NUMBER: _ClassVar[int]
+    LENS_FIELD_NUMBER: _ClassVar[int]
     READOUT_MS_FIELD_NUMBER: _ClassVar[int]
     ADJUST_DEVICE_FIELD_NUMBER: _ClassVar[int]
     backend: str
     hfov_deg: float
+    lens: str
     readout_ms: float
     adjust_device: str
-    def __init__(self, backend: _Optional[str] = ..., hfov_deg: _Optional[float] = ..., readout_ms: _Optional[float] = ..., adjust_device: _Optional[str] = ...) -> None: ...
+    def __init__(self, backend: _Optional[str] = ..., hfov_deg: _Optional[float] = ..., lens: _Optional[str] = ..., readout_ms: _Optional[float] = ..., adjust_device: _Optional[str] = ...) -> None: ...
 
 class VggtConfig(_message.Message):
     __slots__ = ("vggt_weights", "vggt_window_frames", "vggt_overlap_frames", "vggt_long_side", "vggt_precision", "vggt_device")
