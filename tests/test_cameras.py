@@ -10,6 +10,7 @@ import pytest
 from vs3r.cameras import Division, DoubleSphere, KannalaBrandt, OutputCamera, Pinhole, Unified, make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.errors import InputError
+from vs3r.lens import bent, straightened
 
 F64 = npt.NDArray[np.float64]
 
@@ -50,7 +51,13 @@ def test_projecting_the_rays_gives_the_pixels_back(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit_deg"),
-    [("equidistant", 170.0), ("ucm", 105.0), ("ucm-strong", 110.0), ("division", 110.0), ("double-sphere-strong", 105.0)],
+    [
+        ("equidistant", 170.0),
+        ("ucm", 105.0),
+        ("ucm-strong", 110.0),
+        ("division", 110.0),
+        ("double-sphere-strong", 105.0),
+    ],
 )
 def test_wide_models_see_behind_themselves(name: str, limit_deg: float) -> None:
     camera = MODELS[name]
@@ -71,6 +78,33 @@ def test_fisheye_is_opencvs() -> None:
         points[:, None], np.zeros(3), np.zeros(3), camera.K, np.array(camera.coefficients)
     )
     np.testing.assert_allclose(camera.project(points)[0], theirs[:, 0], atol=1e-6)
+
+
+def test_a_quarter_of_division_is_the_stereographic_projection() -> None:
+    points = directions(85.0)
+    theta = np.arccos(points[..., 2])
+    at, _ = Division(K=np.eye(3), distortion=-0.25).project(points)
+    np.testing.assert_allclose(np.linalg.norm(at, axis=-1), 2 * np.tan(theta / 2), atol=1e-12)
+
+
+def test_division_is_fitzgibbons() -> None:
+    """What is seen at d lies at d / (1 + k d^2) in a pinhole camera, and back."""
+    seen = pixels()
+    d = np.stack([(seen[..., 0] - K[0, 2]) / 600, (seen[..., 1] - K[1, 2]) / 590], -1)
+    plain = np.array([[600.0, 0, K[0, 2]], [0, 590, K[1, 2]], [0, 0, 1]])
+    m = d / (1 - 0.3 * np.sum(d * d, -1, keepdims=True))
+    rays, _ = Division(K=plain, distortion=-0.3).unproject(seen)
+    np.testing.assert_allclose(rays[..., :2] / rays[..., 2:], m, atol=1e-12)
+    r2 = np.sum(d * d, -1)
+    np.testing.assert_allclose(straightened(-0.3, r2) * bent(-0.3, np.sum(m * m, -1)), 1, atol=1e-12)
+    np.testing.assert_array_equal(straightened(0.0, r2), 1)
+    np.testing.assert_array_equal(bent(0.0, r2), 1)
+
+
+def test_lenses_of_sources_stay_where_the_picture_is_not_bent() -> None:
+    assert isinstance(make_output_camera("wide", K, -0.3), Division)
+    assert isinstance(make_output_camera("wide", K, 0.0), Pinhole)
+    assert isinstance(make_output_camera("fisheye", K, -0.3), KannalaBrandt)
 
 
 def test_unified_is_mei_and_rives_sphere_model() -> None:

@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from vs3r.cameras import make_output_camera
 from vs3r.config import SmoothConfig
 from vs3r.smooth import PathSmoother, SmoothedFrame, _Limits, _line, _Path, reach_s, smooth_path, smooth_track
 from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, VirtualCamera
@@ -475,3 +476,20 @@ def test_own_share_of_known_cameras() -> None:
     virtual = _Path.of([replace(r, cam_from_world=T) for r, T in zip(real, aside, strict=True)])
     used = _Limits(real, (640, 360), min_own_share=0.6).used(virtual)[:, 1]
     np.testing.assert_allclose(1 - 0.4 * used, [1, 0.5, 0.75], atol=0.02)
+
+
+def test_own_share_through_a_lens() -> None:
+    """As many of the virtual picture's rays as land within the real one."""
+    K = np.array([[300.0, 0, 320], [0, 300, 180], [0, 0, 1]])
+    real = [replace(geometries(np.eye(4)[None], uniform(1))[0], K=K, distortion=-0.3)]
+    turned = camera(turn(35.0), np.zeros(3))
+    virtual = _Path.of([replace(real[0], cam_from_world=turned)])
+    lens = make_output_camera("pinhole", K, -0.3)
+    pixels = np.stack(np.meshgrid(np.arange(640) + 0.5, np.arange(360) + 0.5), -1)
+    at, seen = lens.project(lens.unproject(pixels)[0] @ turned[:3, :3])
+    share = (seen & (np.abs(at - K[:2, 2]) < (320, 180)).all(-1)).mean()
+    assert 0.3 < share < 0.8
+    found = 1 - 0.4 * _Limits(real, (640, 360), min_own_share=0.6).used(virtual)[0, 1]
+    assert found == pytest.approx(share, abs=0.02)
+    straight = 1 - 0.4 * _Limits([replace(real[0], distortion=0.0)], (640, 360), min_own_share=0.6).used(virtual)[0, 1]
+    assert abs(straight - share) > 0.05

@@ -32,6 +32,7 @@ LENSES: list[tuple[str, tuple[float, ...]]] = [
     ("unified", (0.4,)),
     ("unified", (0.6,)),
     ("double-sphere", (-0.2, 0.6)),
+    ("division", (-0.3,)),
 ]
 """Camera models with parameters."""
 
@@ -51,5 +52,7 @@ def converted(value: T, dtype: torch.dtype, device: str = DEVICE) -> T:
         if isinstance(part, Tensor):
             changed[spec.name] = part.to(device, dtype) if part.dtype == torch.float64 else part.to(device)
         elif isinstance(part, SourceCameras):
-            changed[spec.name] = SourceCameras(K=part.K.to(device), cam_from_world=part.cam_from_world.to(device))
+            changed[spec.name] = dataclasses.replace(
+                part, K=part.K.to(device), cam_from_world=part.cam_from_world.to(device)
+            )
     return dataclasses.replace(value, **changed)

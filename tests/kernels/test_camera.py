@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.kernels.common import DEVICE, LENSES, VIEW_K, poses
-from vs3r.cameras import DoubleSphere, KannalaBrandt, OutputCamera, Pinhole, Unified
+from vs3r.cameras import Division, DoubleSphere, KannalaBrandt, OutputCamera, Pinhole, Unified
 from vs3r.errors import InputError, ShapeError
 from vs3r.kernels.camera import SourceCameras, View
 from vs3r.kernels.camera.reference import project
@@ -25,6 +25,7 @@ def pair(model: str, parameters: tuple[float, ...]) -> tuple[OutputCamera, View]
         "pinhole": lambda: Pinhole(K=K),
         "kannala-brandt": lambda: KannalaBrandt(K=K, coefficients=parameters),  # type: ignore[arg-type]
         "unified": lambda: Unified(K=K, alpha=parameters[0]),
+        "division": lambda: Division(K=K, distortion=parameters[0]),
         "double-sphere": lambda: DoubleSphere(K=K, xi=parameters[0], alpha=parameters[1]),
     }
     view = View(K=VIEW_K, cam_from_world=torch.eye(4), width=9, height=9, model=model, parameters=parameters)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.common import DEVICE, ignores_numpy_warnings
-from vs3r.errors import BackendError, ShapeError
+from vs3r.errors import BackendError, InputError, ShapeError
 from vs3r.geometry import rigid, so3_exp
 from vs3r.kernels.dispatch import Backend
 from vs3r.kernels.rigid_flow import BEHIND, INVALID, OUTSIDE, SEEN, RigidFlow, rigid_flow_residual
@@ -37,7 +37,7 @@ every_backend = pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
 
 
 def expected(
-    inv_depth: Tensor, flow: Tensor, K_src: Tensor, K_dst: Tensor, dst_from_src: Tensor
+    inv_depth: Tensor, flow: Tensor, K_src: Tensor, K_dst: Tensor, dst_from_src: Tensor, *, distortion: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Residual, status and rigid flow: unproject, move, project, one pixel after the other."""
     B, H, W = inv_depth.shape
@@ -52,12 +52,19 @@ def expected(
             continue
         y = (row + 0.5 - K[1, 2]) / K[1, 1]
         ray = np.array([(col + 0.5 - K[0, 2] - K[0, 1] * y) / K[0, 0], y, 1.0])
+        ray[:2] /= 1 + distortion * (ray[0] ** 2 + ray[1] ** 2)
         # Inverse depth 0 is a direction.
         moved = T[:3, :3] @ ray if rho == 0 else (T[:3, :3] @ (ray / rho) + T[:3, 3]) * rho
         if moved[2] <= NEAREST:
             status[b, row, col] = BEHIND
             continue
-        u, v, _ = L @ moved / moved[2]
+        moved /= moved[2]
+        straight = math.hypot(moved[0], moved[1])
+        if distortion and straight:
+            # The d of k m d^2 - d + m = 0, as 2 tanh(x) / (1 - tanh(x)^2) = sinh(2 x).
+            root = math.sqrt(-distortion)
+            moved[:2] *= math.tanh(math.asinh(2 * root * straight) / 2) / (root * straight)
+        u, v, _ = L @ moved
         status[b, row, col] = SEEN if 0 <= u < W and 0 <= v < H else OUTSIDE
         rigid_flow[b, row, col] = torch.tensor([u - (col + 0.5), v - (row + 0.5)])
         residual[b, row, col] = math.hypot(u - (col + 0.5) - du, v - (row + 0.5) - dv)
@@ -98,12 +105,12 @@ def run(given: dict[str, Any], backend: Backend = "reference", **more: Any) -> R
     return RigidFlow(residual=found.residual.cpu(), mask=found.mask.cpu(), status=found.status.cpu(), flow=flow)
 
 
-def check(given: dict[str, Tensor], backend: Backend, dtype: torch.dtype) -> RigidFlow:
+def check(given: dict[str, Tensor], backend: Backend, dtype: torch.dtype, distortion: float = 0.0) -> RigidFlow:
     """All outputs against the loop, which is given the inputs as rounded to dtype."""
     given = {**given, **{name: given[name].to(dtype) for name in ("inv_depth", "observed_flow")}}
     before = {name: value.clone() for name, value in given.items()}
-    found = run(given, backend, with_flow=True)
-    true, status, rigid_flow = expected(*given.values())
+    found = run(given, backend, with_flow=True, distortion=distortion)
+    true, status, rigid_flow = expected(*given.values(), distortion=distortion)
     double = dtype == torch.float64
     tolerance = DOUBLE_PX if double else SINGLE_PX
     assert found.residual.dtype == (torch.float64 if double else torch.float32)
@@ -123,6 +130,22 @@ def check(given: dict[str, Tensor], backend: Backend, dtype: torch.dtype) -> Rig
 def test_random_cameras(shape: tuple[int, int, int], backend: Backend, dtype: torch.dtype) -> None:
     found = check(problem(shape), backend, dtype)
     assert shape != (2, 37, 53) or (found.mask.any() and not found.mask.all())
+
+
+@every_backend
+@pytest.mark.parametrize("distortion", [-0.3, -0.05])
+def test_lenses_that_bend(backend: Backend, dtype: torch.dtype, distortion: float) -> None:
+    given = problem((2, 13, 29))
+    check(given, backend, dtype, distortion)
+    straight = run({name: value.float() for name, value in given.items()}).residual
+    bends = run({name: value.float() for name, value in given.items()}, distortion=distortion).residual
+    assert (straight - bends).abs().max() > 100 * SINGLE_PX
+
+
+@pytest.mark.parametrize("distortion", [0.1, -1.5, math.nan])
+def test_a_lens_that_is_none_is_refused(distortion: float) -> None:
+    with pytest.raises(InputError, match="distortion: expected -1 to 0"):
+        run(problem((1, 4, 5)), distortion=distortion)
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])

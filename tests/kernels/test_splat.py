@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.common import DEVICE, LENSES, VIEW_K, converted, ignores_numpy_warnings, poses
+from vs3r.cameras import Division
 from vs3r.errors import InputError, ShapeError
 from vs3r.kernels.camera import SourceCameras, View
 from vs3r.kernels.dispatch import Backend
@@ -115,6 +116,39 @@ def test_every_lens(model: str, parameters: tuple[float, ...], blending: Nearest
     found, true = compare(depth_points(), view_of(model=model, parameters=parameters), blending)
     assert 0.3 < true.valid.double().mean() < 1 and set(true.source.flatten().tolist()) == {-1, 0, 1, 2}
     agree(found, true)
+
+
+@pytest.mark.parametrize("blending", BLENDINGS)
+def test_sources_seen_through_a_lens(blending: Nearest | Alpha) -> None:
+    """As the points that the lens's rays reach, and the kernels as the reference."""
+    points = depth_points()
+    points = replace(points, cameras=replace(points.cameras, distortion=-0.3))
+    found, true = compare(points, view_of(), blending)
+    agree(found, true)
+    S, H, W = points.inv_depth.shape
+    pixels = np.stack(np.meshgrid(np.arange(W) + 0.5, np.arange(H) + 0.5), -1)
+    xyz = []
+    for K, pose, inv_depth in zip(points.cameras.K, points.cameras.cam_from_world, points.inv_depth, strict=True):
+        rays, _ = Division(K=K.numpy(), distortion=-0.3).unproject(pixels)
+        seen = torch.from_numpy(rays / rays[..., 2:]) / inv_depth[..., None]
+        xyz.append((seen - pose[:3, 3]) @ pose[:3, :3])
+    assert points.attributes is not None and points.valid is not None and points.dynamic is not None
+    world = WorldPoints(
+        xyz=torch.stack(xyz).reshape(-1, 3),
+        attributes=points.attributes.flatten(0, 2),
+        valid=points.valid.flatten(),
+        dynamic=points.dynamic.flatten(),
+        source=torch.arange(S, dtype=torch.int32).repeat_interleave(H * W),
+        current=points.current,
+    )
+    by_rays = splat_points(converted(world, torch.float64), view_of(), blending=blending, backend="reference")
+    assert torch.equal(by_rays.source, true.source)
+    torch.testing.assert_close(by_rays.attributes, true.attributes, rtol=0, atol=1e-6)
+    straight = splat_points(
+        replace(converted(points, torch.float64), cameras=replace(points.cameras, distortion=0.0)),
+        view_of(), blending=blending, backend="reference",
+    )  # fmt: skip
+    assert (straight.source != true.source).double().mean() > 0.1
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (2, 5, 1), (7, 3, 11), (1, 31, 37)])

@@ -177,6 +177,22 @@ def test_the_focal_length_of_a_moving_camera(name: str) -> None:
     assert reconstruction_errors(solved(name, None), part, truth).focal < 0.006
 
 
+def test_a_fisheye_is_told_from_a_pinhole() -> None:
+    """Rotations 0.007 degrees off, 0.26 with a rectilinear lens, which becomes more than twice as long."""
+    taken, grey = fisheye_pictures("walking", 22)
+    frames = make_frames(grey)
+    found = run(frames, maker(frames))
+    check(found, frames)
+    assert {g.distortion for g in found} == {FISHEYE}
+    assert {g.distortion for g in solved("walking", None)} == {0.0}
+    np.testing.assert_allclose([g.K[0, 0] for g in found], taken.K[: len(found), 0, 0], rtol=0.02)
+    true = np.asarray(np.linalg.inv(taken.world_from_cam[: len(found)]), np.float64)
+    poses = np.stack([g.cam_from_world for g in found])
+    true_steps, steps = (p[1:, :3, :3] @ p[:-1, :3, :3].transpose(0, 2, 1) for p in (true, poses))
+    off = so3_log(torch.from_numpy(steps @ true_steps.transpose(0, 2, 1))).norm(dim=1)
+    assert float(off.square().mean().sqrt().rad2deg()) < 0.03
+
+
 @pytest.mark.parametrize(
     ("name", "readout_frames", "shown"), [("rotation", -1.0, 1), ("walking", 0.7, 1), ("rotation", 0.7, 2)]
 )
