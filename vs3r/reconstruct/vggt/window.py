@@ -183,7 +183,8 @@ class WindowNetwork:
         fits = min(fits, frames - 1)
         if fits < 2:
             return f"{message}, nor for shorter ones; use a smaller --vggt-long-side, or --reconstruct flow-ba"
-        return f"{message}; about {fits} would fit: use --vggt-window-frames {fits}"
+        overlap = f" --vggt-overlap-frames {fits // 2}" if fits <= self._config.vggt_overlap_frames else ""
+        return f"{message}; about {fits} would fit: use --vggt-window-frames {fits}{overlap}"
 
 
 def example_inputs(
