@@ -159,6 +159,8 @@ class WarpRenderer:
         keep: FloatArray,
     ) -> list[Layer]:
         aim = self._aim(target, own_share)
+        if not len(aim.points):
+            return []  # all that is missing lies beyond what the output camera sees
         points = aim.points[~aim.border]
         worth = WORTH / float((own_share < 1.0).mean())
         chooser = Chooser(
