@@ -49,6 +49,12 @@ class NodeGrid:
         """Rows and columns of the small pictures."""
         return -(-self.height // self.small_factor), -(-self.width // self.small_factor)
 
+    @property
+    def valid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the validity mask: cells of half the size."""
+        half = self.cell_px // 2
+        return -(-self.height // half), -(-self.width // half)
+
     def points(self) -> DoubleArray:
         """(rows + 2, cols + 2, 2) pixel positions of the nodes, ring included."""
         rows, cols = self.shape

@@ -48,9 +48,8 @@ class SplatRenderer:
         self._config = config
         self._backend: Backend = backend
         self._device = choose_device(config.render_device)
-        self._views = plane_views(fmt, make_grid(fmt))
-        half = make_grid(fmt).cell_px // 2
-        self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
+        grid = make_grid(fmt)
+        self._views, self._valid_shape = plane_views(fmt, grid), grid.valid_shape
 
     def render(
         self,
