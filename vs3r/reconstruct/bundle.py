@@ -47,13 +47,20 @@ MIN_INV_DEPTH, MAX_INV_DEPTH = 1e-3, 20.0
 CPU = torch.device("cpu")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Linear:
+    """Normal equations of the data term; of inverse depths those that may change, empty where none may."""
+
     hessian: Tensor
+    """(7 n + 1, 7 n + 1) float64, of the cameras and the read-out."""
     gradient: Tensor
+    """(7 n + 1,) float64."""
     inv_depth_info: Tensor
+    """(m, P) the diagonal of the inverse depths' own block, of the last m frames."""
     inv_depth_gradient: Tensor
+    """(m, P)."""
     coupling: Tensor
+    """(m, k, P) between the k unknowns above that may change and the inverse depths of each frame."""
 
 
 def reprojection(state: State, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -86,7 +93,7 @@ def _dst_from_src(state: State, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
     return T[:, :3, :3] @ rays[edges.src], T[:, :3, :3], T[:, :3, 3]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
     """The points of the source frames in the destination cameras; coordinates are times the inverse depth."""
 
@@ -103,7 +110,9 @@ class _Seen:
     from_pixels: Tensor
     """(E, 3, 3) pixels and 1 of the source to directions of the destination."""
     R: Tensor
+    """(E, 3, 3) rotation, destination from source."""
     t: Tensor
+    """(E, 3) translation, likewise."""
     f: Tensor
     """(E, 1) focal length of the destination."""
 
