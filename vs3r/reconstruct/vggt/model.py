@@ -231,6 +231,7 @@ class FirstPass(nn.Module):
         """
         Args:
             network: its weights are shared.
+            height, width: of the pictures, multiples of a patch.
             cues: also look for motion.
         """
         super().__init__()
