@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -98,6 +99,9 @@ def build(task: Task, key: EngineKey) -> Engine:
     unfinished = key.folder.with_name(f"unfinished-{key.folder.name}-{os.getpid()}")
     try:
         engines_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = engines_folder().parent
+        # Under many a umask the group may write to what was made before, and engines there would not be taken.
+        ours.chmod(stat.S_IMODE(ours.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
         unfinished.mkdir(mode=0o700)
         log.info("building %s of %s for %s", key.format, key.model, key.device)
         file = _built(task, key, unfinished)

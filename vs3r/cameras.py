@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from vs3r.errors import InputError
 from vs3r.types import DoubleArray
 
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+Bools = npt.NDArray[np.bool_]
 
 FOCAL_SCALE = {"pinhole": 1.0, "wide": 0.75, "ultra-wide": 0.5, "tele": 1.5}
 UCM_ALPHA = 0.5

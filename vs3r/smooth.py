@@ -8,6 +8,7 @@ the cameras already output, and one camera of it is output: preview control (doc
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, V
 
 __all__ = ["PathSmoother", "SmoothedFrame", "reach_s", "smooth_path", "smooth_track", "unsmoothed"]
 
+# See reach_s.
 REACH_AT_FULL_S = 2.1
 # A lens does not shake: a zoom is meant, and only the noise of its estimate is smoothed. Where smoothing over the whole
 # reach would change focal lengths by more than this share of them, RMS over about half a reach to each side, the reach
@@ -33,6 +35,7 @@ LINE_REACHES = 1.55
 SLOPE_NOISE = 0.3
 # A plan this many reaches ahead no longer changes with what comes after it.
 SETTLED_REACHES = 12
+# Of a track whose frames are all known so many become final with each plan.
 TRACK_CHUNK_FRAMES = 64
 # The more a frame uses of a limit, the more nearness counts for it: 1 + (used / COSTLY)^4 times.
 COSTLY = 0.5
@@ -75,7 +78,7 @@ class _Path:
     """(T,)"""
 
     @staticmethod
-    def of(geometries: list[FrameGeometry]) -> _Path:
+    def of(geometries: Sequence[FrameGeometry]) -> _Path:
         cam_from_world = np.stack([g.cam_from_world for g in geometries])
         R = cam_from_world[:, :3, :3].transpose(0, 2, 1)
         quat = quat_wxyz_from_matrix(torch.from_numpy(np.ascontiguousarray(R))).numpy()
@@ -247,7 +250,7 @@ class _Planner:
         self._nearness = np.ones((0, 2))
 
     def plan(
-        self, ahead: list[FrameGeometry], *, count: int, recent: list[FrameGeometry] | None = None
+        self, ahead: Sequence[FrameGeometry], *, count: int, recent: Sequence[FrameGeometry] = ()
     ) -> list[VirtualCamera]:
         """The virtual cameras of the next `count` frames.
 
@@ -258,7 +261,7 @@ class _Planner:
         """
         if self._reach == 0:
             return [unsmoothed(g) for g in ahead[:count]]
-        frames = [*ahead, *self._beyond(recent or [])]
+        frames = [*ahead, *self._beyond(recent)]
         real = _Path.of(frames)
         wanted, times, known = real.values(), np.append(self._times, real.pts_s), len(self._times)
         if known and wanted[0, 3:7] @ self._values[-1, 3:7] < 0:
@@ -299,7 +302,7 @@ class _Planner:
         weight = np.exp(-0.5 * ((times[:, None] - times) / (ZOOM_REACH * self._reach)) ** 2)
         return np.asarray(np.sqrt(weight @ deviation**2 / weight.sum(1)) / ZOOM)
 
-    def _beyond(self, recent: list[FrameGeometry]) -> list[FrameGeometry]:
+    def _beyond(self, recent: Sequence[FrameGeometry]) -> list[FrameGeometry]:
         """Frames still to come, up to the plan's horizon, where the line that fits the recent ones leads."""
         if len(recent) < 2:
             return []

@@ -52,12 +52,14 @@ class PictureFormat:
         """Of the planes."""
         return np.uint8 if self.bit_depth <= 8 else np.uint16
 
+    def plane_shift(self, plane: int) -> tuple[int, int]:
+        """log2 of the horizontal and vertical subsampling of plane number `plane`."""
+        return self.chroma_shift if plane in (1, 2) and self.num_planes >= 3 else (0, 0)
+
     def plane_shape(self, plane: int) -> tuple[int, int]:
         """Rows and columns of plane number `plane`."""
-        if plane in (1, 2) and self.num_planes >= 3:
-            sx, sy = self.chroma_shift
-            return -(-self.height >> sy), -(-self.width >> sx)
-        return self.height, self.width
+        sx, sy = self.plane_shift(plane)
+        return -(-self.height >> sy), -(-self.width >> sx)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

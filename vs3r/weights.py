@@ -6,6 +6,7 @@ Fetching them is engine/weights.py.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,3 +170,17 @@ def load_checkpoint(name: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"expected named tensors in {files[0]}, got {type(state).__name__}; use the published file")
     return state
+
+
+def check_state(model: str, ours: Mapping[str, Tensor], given: Mapping[str, Tensor], *, advice: str) -> None:
+    """Raise InputError naming the first few keys in which a checkpoint differs from a model, and saying what to do."""
+    problems = [f"{name} is missing" for name in ours if name not in given]
+    problems += [f"{name} is unexpected" for name in given if name not in ours]
+    problems += [
+        f"{name} is {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in ours.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if problems:
+        rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"this is no checkpoint of {model}: {'; '.join(problems[:3])}{rest}; {advice}")

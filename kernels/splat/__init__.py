@@ -34,7 +34,7 @@ def splat_points(
         backend: "auto", "reference" or "triton".
     Raises:
         ShapeError: a shape, dtype or device does not fit; the message names the argument.
-        InputError: a view, tolerance, radius or frame number makes no sense.
+        InputError: a view, tolerance or radius makes no sense.
         BackendError: the backend asked for cannot run.
     """
     if blending is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vs3r.export import aoti, build, cache, onnx_file
 from vs3r.export.cache import EngineKey, engines_folder, find
 from vs3r.export.runtime import prepare_with
 from vs3r.networks import DTYPES, Network
+from vs3r.weights import weights_folder
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -157,6 +159,18 @@ def test_engines_that_others_could_write_are_refused(fake: EagerFormat) -> None:
     engines_folder().chmod(0o770)
     with pytest.raises(BackendError, match="chmod go-w"):
         find(engine.key)
+
+
+@pytest.mark.usefixtures("fake")
+def test_an_engine_is_found_where_groups_may_write_by_default() -> None:
+    task = tiny_task()
+    before = os.umask(0o002)
+    try:
+        weights_folder("raft-large").mkdir(parents=True)
+        engine = build.build(task, task.key("aoti"))
+    finally:
+        os.umask(before)
+    assert find(engine.key) == engine
 
 
 @pytest.mark.usefixtures("fake")

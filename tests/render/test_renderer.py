@@ -218,6 +218,15 @@ def test_output_cameras(camera: str) -> None:
     assert centre.std() > 5
 
 
+def test_a_picture_wholly_beyond_the_output_camera() -> None:
+    """No middle of a cell of a tiny picture of a very wide lens is within the half turn that a fisheye sees."""
+    fmt = make_format("gray", 8, 8)
+    frames = {i: source(fmt, pose(), i) for i in (9, 10, 11)}
+    camera = VirtualCamera(K=np.array([[0.7, 0, 4], [0, 0.7, 4], [0, 0, 1.0]]), cam_from_world=pose())
+    rendered = WarpRenderer(fmt, RenderConfig(camera="fisheye")).render(10, camera, frames)
+    assert rendered.valid_share < 1
+
+
 def test_a_missing_or_foreign_frame_is_refused() -> None:
     renderer = WarpRenderer(FMT, RenderConfig())
     with pytest.raises(InputError, match=r"expected frame 11 among the sources; got frames \[7, 8, 10, 12, 13\]"):

@@ -54,7 +54,8 @@ def make_flow(config: FlowConfig, prepare: Prepare = eager) -> FlowEstimator:
 
 
 def analysis_size(fmt: PictureFormat, pixels: int) -> tuple[int, int]:
-    """Width and height of the analysis picture: square pixels, about `pixels` of them, never larger than the source."""
+    """Width and height of the analysis picture: square pixels, about `pixels` of them, and no larger than the source
+    but where that is smaller than 16 pixels."""
     width = fmt.width * float(fmt.sample_aspect)
     scale = min(1.0, (pixels / (width * fmt.height)) ** 0.5)
     return max(16, round(width * scale)), max(16, round(fmt.height * scale))

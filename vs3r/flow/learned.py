@@ -89,7 +89,8 @@ class RaftFlow:
 
 def padded_size(width: int, height: int) -> tuple[int, int]:
     """Width and height that the network is given for a picture."""
-    return tuple(max(MIN_SIDE, -(-side // STRIDE) * STRIDE) for side in (width, height))  # type: ignore[return-value]
+    wide, high = (max(MIN_SIDE, -(-side // STRIDE) * STRIDE) for side in (width, height))
+    return wide, high
 
 
 def _padded(picture: Tensor) -> Tensor:

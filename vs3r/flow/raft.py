@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vs3r.errors import InputError
 from vs3r.networks import part
+from vs3r.weights import check_state
 
 PARAMETERS = 5_257_536
 STRIDE = 8
@@ -292,21 +292,6 @@ def load_raft(network: Raft, state: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: naming what is missing, unexpected or of another shape.
     """
-    check_state("RAFT-Large", network.state_dict(), named := princeton_names(state))
+    named = princeton_names(state)
+    check_state("RAFT-Large", network.state_dict(), named, advice="fetch it with vs3r weights")
     network.load_state_dict(named)
-
-
-def check_state(model: str, ours: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise InputError naming the first few keys in which a checkpoint differs from a model."""
-    problems = [f"{name} is missing" for name in ours if name not in given]
-    problems += [f"{name} is unexpected" for name in given if name not in ours]
-    problems += [
-        f"{name} is {tuple(given[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in ours.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if problems:
-        rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(
-            f"this is no checkpoint of {model}: {'; '.join(problems[:3])}{rest}; fetch it with vs3r weights"
-        )

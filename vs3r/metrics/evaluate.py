@@ -14,9 +14,11 @@ from vs3r.metrics.motion import GlobalMotion, Jitter, Moved, jitter, jitter_rati
 from vs3r.metrics.picture import Picture, border_mask, check_picture, sharpness_pair, to_grey
 from vs3r.types import DoubleArray
 
+# Every so many-th pair is compared by LPIPS, but where the output is darker than this on average.
 _PERCEPTUAL_STEP = 5
-_QUICK_STEP = 10
 _PERCEPTUAL_MIN_MEAN = 5.0
+# Every so many-th pair is compared at all in a quick evaluation.
+_QUICK_STEP = 10
 
 Perceptual = Callable[[Picture, Picture], float]
 

@@ -13,20 +13,26 @@ import numpy.typing as npt
 from vs3r.metrics.picture import Picture, border_mask
 from vs3r.types import DoubleArray
 
+# Larger pictures are reduced to this; and that of the pixels in which motion is told.
 _WORK_LONG_SIDE = 1280
 _REPORT_LONG_SIDE = 1280
 # Corners come from the middle of the picture: a filled or black rim must not decide how steady the picture is.
 _RIM_SHARE = 0.1
 _MAX_CORNERS = 700
+# Fewer corners tracked, or that agree, tell of no motion; nor does a smaller share of those looked for, or tracked.
 _MIN_TRACKS = 12
 _MIN_TRACKED_SHARE = 0.2
 _MIN_INLIER_SHARE = 0.25
+# A corner is tracked if it comes back this near, and agrees if it lies this near to where the similarity sees it.
 _FORWARD_BACKWARD_PX = 0.5
 _INLIER_PX = 2.0
+# Pairs of corners that are tried, and how far apart two must be.
 _HYPOTHESES = 500
 _MIN_APART_PX = 10.0
+# Width of the Geman-McClure loss, and how often corners are weighed again.
 _ROBUST_PX = 2.0
 _REFINE_STEPS = 20
+# Of the usual interval between pictures: one that is further off it is not measured.
 _IRREGULAR_SHARE = 0.5
 _LK_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 0.001)
 _LK_WINDOW = (21, 21)

@@ -56,7 +56,7 @@ MIN_GAIN = 0.15
 WAVES_GAIN = 0.06
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Solved:
     """A frame whose geometry is final."""
 

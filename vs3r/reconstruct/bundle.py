@@ -47,13 +47,20 @@ MIN_INV_DEPTH, MAX_INV_DEPTH = 1e-3, 20.0
 CPU = torch.device("cpu")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Linear:
+    """Normal equations of the data term; of inverse depths those that may change, empty where none may."""
+
     hessian: Tensor
+    """(7 n + 1, 7 n + 1) float64, of the cameras and the read-out."""
     gradient: Tensor
+    """(7 n + 1,) float64."""
     inv_depth_info: Tensor
+    """(m, P) the diagonal of the inverse depths' own block, of the last m frames."""
     inv_depth_gradient: Tensor
+    """(m, P)."""
     coupling: Tensor
+    """(m, k, P) between the k unknowns above that may change and the inverse depths of each frame."""
 
 
 def reprojection(state: State, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -86,7 +93,7 @@ def _dst_from_src(state: State, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
     return T[:, :3, :3] @ rays[edges.src], T[:, :3, :3], T[:, :3, 3]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
     """The points of the source frames in the destination cameras; coordinates are times the inverse depth."""
 
@@ -103,7 +110,9 @@ class _Seen:
     from_pixels: Tensor
     """(E, 3, 3) pixels and 1 of the source to directions of the destination."""
     R: Tensor
+    """(E, 3, 3) rotation, destination from source."""
     t: Tensor
+    """(E, 3) translation, likewise."""
     f: Tensor
     """(E, 1) focal length of the destination."""
 
@@ -214,18 +223,10 @@ class _Prior:
         return H, torch.cat([g.reshape(-1), (self._k_readout * (state.readout - self._readout)).reshape(1)])
 
 
-def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free: Tensor) -> _Linear:
-    """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments; the read-out.
-
-    Args:
-        state: where to linearise.
-        problem: the observations.
-        seen: what the state sees.
-        weight: (E, P) of the squared residuals.
-        free: (7 n + 1,) which of the unknowns may change: the inverse depths are coupled with those only.
-    """
+def _derivatives(state: State, problem: Problem, seen: _Seen) -> Tensor:
+    """(E, L + 1, 2, P) how the points move in the picture with each of L = 8 or 9 unknowns of an edge: dst translation
+    (3), dst rotation (3), dst log f, src log f, and the read-out where it is unknown; then the residual itself."""
     e, dtype = problem.edges, problem.edges.target.dtype
-    n, P = state.inv_depth.shape
     (a, b), f = seen.slope.unbind(1), seen.f
     fa, fb, s = f * a, f * b, f / seen.z
 
@@ -234,10 +235,7 @@ def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free
         v = seen.from_pixels[:, :, :2] @ source_move
         return s[:, None] * (v[:, :2] - seen.slope * v[:, 2:])
 
-    # Rows: dst translation (3), dst rotation (3), dst log f, src log f, read-out where it is unknown, then the residual
-    # itself; for u and for v.
-    L = 8 if e.slope is None else 9
-    J = torch.empty(len(e.src), L + 1, 2, P, dtype=dtype)
+    J = torch.empty(len(e.src), 9 if e.slope is None else 10, 2, a.shape[1], dtype=dtype)
     if problem.rotation_only:
         J[:, :3] = 0
     else:
@@ -255,21 +253,42 @@ def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free
     J[:, 7] = moved(-seen.source[:, :2])
     if e.slope is not None:
         J[:, 8] = moved(e.slope[:, :2]) - e.slope[:, 2:]
-    J[:, L] = seen.residual
-    # The 15 unknowns of an edge (src pose, src log f, dst pose, dst log f, read-out) in the rows above:
-    # dst_from_src * exp(-xi_src) = exp(-Ad xi_src) * dst_from_src.
-    M = torch.zeros(len(e.src), L, 15, dtype=dtype)
+    J[:, -1] = seen.residual
+    return J
+
+
+def _rows_from_unknowns(seen: _Seen, rows: int) -> Tensor:
+    """(E, L, 15) from the unknowns of an edge (src pose, src log f, dst pose, dst log f, read-out) to the L `rows` of
+    _derivatives: dst_from_src * exp(-xi_src) = exp(-Ad xi_src) * dst_from_src."""
+    M = torch.zeros(len(seen.R), rows, 15, dtype=seen.R.dtype)
     M[:, :3, :3] = M[:, 3:6, 3:6] = -seen.R
     M[:, :3, 3:6] = -skew(seen.t) @ seen.R
     M[:, 7, 6] = 1
-    M[:, :6, 7:13] = torch.eye(6, dtype=dtype)
+    M[:, :6, 7:13] = torch.eye(6, dtype=M.dtype)
     M[:, 6, 13] = 1
     M[:, 8:, 14] = 1
+    return M
 
-    first = problem.first_free_structure
-    move_depth = problem.free_depth and not problem.rotation_only
-    # How the picture moves with the inverse depth.
-    D = s[:, None] * (seen.t[:, :2, None] - seen.slope * seen.t[:, 2:, None]) if move_depth else None
+
+def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free: Tensor) -> _Linear:
+    """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments; the read-out.
+
+    Args:
+        state: where to linearise.
+        problem: the observations.
+        seen: what the state sees.
+        weight: (E, P) of the squared residuals.
+        free: (7 n + 1,) which of the unknowns may change: the inverse depths are coupled with those only.
+    """
+    e, dtype = problem.edges, problem.edges.target.dtype
+    n, P = state.inv_depth.shape
+    J = _derivatives(state, problem, seen)
+    L = J.shape[1] - 1
+    Mt = _rows_from_unknowns(seen, L).transpose(1, 2)
+    D = None
+    if problem.moves_depth:
+        # How the picture moves with the inverse depth.
+        D = (seen.f / seen.z)[:, None] * (seen.t[:, :2, None] - seen.slope * seen.t[:, 2:, None])
     gram = torch.empty(len(e.src), L + 1, L + 1, dtype=dtype)
     CJ = torch.empty(len(e.src), L + 1, P, dtype=dtype)
     for part in (slice(i, i + EDGES_AT_A_TIME) for i in range(0, len(e.src), EDGES_AT_A_TIME)):
@@ -278,8 +297,7 @@ def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free
         if D is not None:
             torch.sum(wJ.mul_(D[part, None]), 2, out=CJ[part])
     gram = gram.double()
-    Mt = M.transpose(1, 2)
-    H15, g15 = Mt.double() @ gram[:, :L, :L] @ M.double(), (Mt.double() @ gram[:, :L, L:]).squeeze(-1)
+    H15, g15 = Mt.double() @ gram[:, :L, :L] @ Mt.mT.double(), (Mt.double() @ gram[:, :L, L:]).squeeze(-1)
     N = 7 * n + 1
     columns = torch.arange(7)
     cols = torch.cat(
@@ -288,6 +306,7 @@ def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free
     H, g = assembled(N, cols, H15, g15)
     info = grad = coupling = torch.zeros(0, dtype=dtype)
     if D is not None:
+        first = problem.first_free_structure
         own = e.src >= first
         src, own_D = e.src[own] - first, D[own]
         info = _summed(n - first, src, (weight[own, None] * own_D * own_D).sum(1))
@@ -358,77 +377,87 @@ def adjust(state: State, problem: Problem, *, width_px: float, iterations: int, 
 
 
 def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) -> State:
-    n, _ = state.inv_depth.shape
-    free = _free(problem, n)
-    move_depth = problem.free_depth and not problem.rotation_only
-    b = problem.first_free_structure
-    typical = float(state.inv_depth[b:].median())
+    free, first = _free(problem, len(state.inv_depth)), problem.first_free_structure
+    begin = state.inv_depth[first:]
+    typical = float(begin.median())
     prior = _Prior(problem, typical)
-    begin = state.inv_depth[b:]
-    damping = 1e-4
     k_near = POINT_PX2 / (INV_DEPTH_NEIGHBOUR_STD * typical) ** 2
     k_begin = POINT_PX2 / (problem.inv_depth_std * typical) ** 2
+
+    def depth_cost(rho: Tensor, near: Tensor) -> Tensor:
+        return (k_near * (rho - near) ** 2 + k_begin * (rho - begin) ** 2).sum()
+
+    damping = 1e-4
     seen = _Seen.of(state, problem)
     cost, weight = seen.cost(problem, width_px)
     for _ in range(iterations):
-        lin = _linearise(state, problem, seen, weight, free)
-        prior_hessian, prior_gradient = prior.normal(state)
-        H, g = (lin.hessian + prior_hessian)[free][:, free], (lin.gradient + prior_gradient)[free]
-        rho = state.inv_depth[b:]
-        if move_depth:
-            near = _smoothed(rho, lin.inv_depth_info, k_near, problem.grid)
-            depth_cost = (k_near * (rho - near) ** 2 + k_begin * (rho - begin) ** 2).sum()
-            E = lin.coupling
-            c0 = lin.inv_depth_info + k_near + k_begin
-            h = lin.inv_depth_gradient + k_near * (rho - near) + k_begin * (rho - begin)
-        else:
-            depth_cost = rho.new_zeros(())
-        before = cost + prior.cost(state) + depth_cost
-        accepted = False
+        data, (prior_hessian, prior_gradient) = _linearise(state, problem, seen, weight, free), prior.normal(state)
+        H, g = (data.hessian + prior_hessian)[free][:, free], (data.gradient + prior_gradient)[free]
+        normal = replace(data, hessian=H, gradient=g)
+        before = cost + prior.cost(state)
+        rho = near = state.inv_depth[first:]
+        if problem.moves_depth:
+            near = _smoothed(rho, data.inv_depth_info, k_near, problem.grid)
+            before = before + depth_cost(rho, near)
+            info = data.inv_depth_info + k_near + k_begin
+            pull = data.inv_depth_gradient + k_near * (rho - near) + k_begin * (rho - begin)
+            normal = replace(normal, inv_depth_info=info, inv_depth_gradient=pull)
         for _ in range(6):
-            A, v = H, g
-            if move_depth:
-                c = c0 * (1 + damping)
-                E_over_c = E / c[:, None]
-                A = _eliminated(H, E, E_over_c)
-                v = g - (E_over_c @ h[..., None]).sum(0).squeeze(-1).double()
-            A = A + torch.diag(damping * H.diagonal() + 1e-9)
-            factor, info = torch.linalg.cholesky_ex(A)
-            if int(info) != 0:
-                damping = max(damping * 10, 1e-3)
-                continue
-            step = g.new_zeros(7 * n + 1)
-            step[free] = -torch.cholesky_solve(v[:, None], factor)[:, 0]
-            xi = step[:-1].reshape(n, 7)
-            new_rho = state.inv_depth.clone()
-            if move_depth:
-                d_rho = -(h + (E.transpose(1, 2) @ step[free][:, None].to(E.dtype)).squeeze(-1)) / c
-                new_rho[b:] = (rho + d_rho).clamp(MIN_INV_DEPTH * typical, MAX_INV_DEPTH * typical)
-            trial = replace(
-                state,
-                cam_from_world=se3_retract(xi[:, :6], state.cam_from_world),
-                log_focal=state.log_focal + xi[:, 6].clamp(-0.2, 0.2),
-                inv_depth=new_rho,
-                readout=state.readout + step[-1],
-            )
-            trial_seen = _Seen.of(trial, problem)
-            trial_cost, trial_weight = trial_seen.cost(problem, width_px)
-            after = trial_cost + prior.cost(trial)
-            if move_depth:
-                after = after + (k_near * (new_rho[b:] - near) ** 2 + k_begin * (new_rho[b:] - begin) ** 2).sum()
-            if after < before:
-                accepted = True
-                break
+            found = _step(normal, damping)
+            if found is not None:
+                step = torch.zeros(len(free), dtype=torch.float64)
+                step[free] = found[0]
+                xi = step[:-1].reshape(-1, 7)
+                inv_depth = state.inv_depth.clone()
+                if problem.moves_depth:
+                    inv_depth[first:] = (rho + found[1]).clamp(MIN_INV_DEPTH * typical, MAX_INV_DEPTH * typical)
+                trial = replace(
+                    state,
+                    cam_from_world=se3_retract(xi[:, :6], state.cam_from_world),
+                    log_focal=state.log_focal + xi[:, 6].clamp(-0.2, 0.2),
+                    inv_depth=inv_depth,
+                    readout=state.readout + step[-1],
+                )
+                trial_seen = _Seen.of(trial, problem)
+                trial_cost, trial_weight = trial_seen.cost(problem, width_px)
+                after = trial_cost + prior.cost(trial)
+                if problem.moves_depth:
+                    after = after + depth_cost(inv_depth[first:], near)
+                if after < before:
+                    break
             damping = max(damping * 10, 1e-3)
-        if not accepted:
+        else:
             break
         state, seen, cost, weight = trial, trial_seen, trial_cost, trial_weight
         damping = max(damping * 0.3, 1e-6)
         if before - after < 1e-3 * before:
             break
-    if free[-1]:
-        # Without damping: what remains of the read-out's curvature when all others follow it.
-        A = _eliminated(H, E, E / c0[:, None]) if move_depth else H
-        rest = torch.linalg.solve(A[:-1, :-1] + 1e-9 * torch.eye(len(A) - 1).double(), A[:-1, -1])
-        state = replace(state, readout_info=A[-1, -1] - A[-1, :-1] @ rest)
-    return state
+    return replace(state, readout_info=_readout_info(normal)) if free[-1] else state
+
+
+def _step(normal: _Linear, damping: float) -> tuple[Tensor, Tensor] | None:
+    """A damped step (k,) of the unknowns that may change, and (m, P) of the inverse depths; None where it has none."""
+    H, g, E, h = normal.hessian, normal.gradient, normal.coupling, normal.inv_depth_gradient
+    A, v = H, g
+    if len(E):
+        c = normal.inv_depth_info * (1 + damping)
+        E_over_c = E / c[:, None]
+        A = _eliminated(H, E, E_over_c)
+        v = g - (E_over_c @ h[..., None]).sum(0).squeeze(-1).double()
+    A = A + torch.diag(damping * H.diagonal() + 1e-9)
+    factor, info = torch.linalg.cholesky_ex(A)
+    if int(info) != 0:
+        return None
+    step = -torch.cholesky_solve(v[:, None], factor)[:, 0]
+    if not len(E):
+        return step, h
+    return step, -(h + (E.transpose(1, 2) @ step[:, None].to(E.dtype)).squeeze(-1)) / c
+
+
+def _readout_info(normal: _Linear) -> Tensor:
+    """() what remains of the read-out's curvature when all others follow it, without damping."""
+    A, E = normal.hessian, normal.coupling
+    if len(E):
+        A = _eliminated(A, E, E / normal.inv_depth_info[:, None])
+    rest: Tensor = torch.linalg.solve(A[:-1, :-1] + 1e-9 * torch.eye(len(A) - 1).double(), A[:-1, -1])
+    return A[-1, -1] - A[-1, :-1] @ rest

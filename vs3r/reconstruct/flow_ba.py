@@ -38,7 +38,7 @@ REPEAT_GREY = 0.5
 REPEAT_PX = 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ObservedFrame:
     """What is known of a frame when it has been seen, in the numbers of all frames seen."""
 
@@ -64,6 +64,16 @@ class FlowBundleAdjustment:
     def __init__(
         self, config: Config, fmt: PictureFormat, prepare: Prepare = eager, believe: Believe | None = None
     ) -> None:
+        """
+        Args:
+            config: analysis size, flow, and what is known of the camera.
+            fmt: of the frames.
+            prepare: how to run a network.
+            believe: see Believe.
+        Raises:
+            InputError: the weights of the flow are missing or wrong.
+            BackendError: it is to be adjusted on a GPU, and there is none.
+        """
         self._format = fmt
         self._size = analysis_size(fmt, config.flow.analysis_pixels)
         self._grid = Grid.of(*self._size)
@@ -148,17 +158,21 @@ class FlowBundleAdjustment:
         axis = read_axis(self._format.width, self._format.height)
         self._shutter = Shutter(exposed_s, self._size[axis], axis)
         state, flat = self._solver.solve(old, edges, self._shutter, first=base)
-        known = len(old)
-        for k, seen in enumerate(self._pending[:ready], known):
-            pose, log_focal, inv_depth = state.cam_from_world[k], state.log_focal[k], state.inv_depth[k]
-            self._solved.append(Solved(pose, log_focal, inv_depth, seen.exposed_s, flat, state.wobble[k]))
+        done, self._pending = self._pending[:ready], self._pending[ready:]
+        for k, seen in enumerate(done, len(old)):
+            self._solved.append(
+                Solved(
+                    cam_from_world=state.cam_from_world[k],
+                    log_focal=state.log_focal[k],
+                    inv_depth=state.inv_depth[k],
+                    exposed_s=seen.exposed_s,
+                    flat=flat,
+                    wobble=state.wobble[k],
+                )
+            )
         del self._solved[: -2 * BLOCK]
-        out = [
-            self._geometry(k, seen.index, seen.pts_s, state, base)
-            for k, seen in enumerate(self._pending[:ready], known)
-        ]
-        self._pending = self._pending[ready:]
-        keep = base + known + ready - BLOCK
+        out = [self._geometry(seen, state, base) for seen in done]
+        keep = base + len(old) + ready - BLOCK
         self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
         self._pictures = {i: picture for i, picture in self._pictures.items() if i >= keep}
         return out
@@ -182,8 +196,10 @@ class FlowBundleAdjustment:
             source=torch.cat([points, torch.ones(P, 1)], 1).T.expand(len(found), -1, -1),
         )
 
-    def _geometry(self, k: int, index: int, pts_s: float, state: State, base: int) -> FrameGeometry:
-        grid, f = self._grid, math.exp(float(state.log_focal[k]))
+    def _geometry(self, seen: ObservedFrame, state: State, base: int) -> FrameGeometry:
+        """What the state, of frames numbered from `base`, says of one of them."""
+        grid, k = self._grid, seen.index - base
+        f = math.exp(float(state.log_focal[k]))
         scale_x, scale_y = self._format.width / self._size[0], self._format.height / self._size[1]
         K = np.array([[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]])
         inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy()
@@ -194,13 +210,13 @@ class FlowBundleAdjustment:
         motion[:, 3:] += state.wobble[k]
         assert self._first is not None
         return FrameGeometry(
-            index=index - self._first,
-            pts_s=pts_s,
+            index=seen.index - self._first,
+            pts_s=seen.pts_s,
             segment=self._segment,
             K=K,
             cam_from_world=state.cam_from_world[k].numpy(),
             inv_depth=inv_depth,
-            dynamic=self._dynamic(index, inv_depth, state, base),
+            dynamic=self._dynamic(seen.index, inv_depth, state, base),
             distortion=state.distortion,
             readout_s=readout_s,
             # Rounded, and no negative zeros: the last bits of MKL's small products depend on where in memory they lie.
@@ -208,6 +224,7 @@ class FlowBundleAdjustment:
         )
 
     def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int) -> FloatArray:
+        """(2 rows, 2 cols) see FrameGeometry.dynamic."""
         grid = self._grid
         fine = (2 * grid.cols, 2 * grid.rows)
         last = base + len(state.log_focal) - 1

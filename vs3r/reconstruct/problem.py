@@ -108,3 +108,8 @@ class Problem:
     frames, in units of the typical one."""
     readout_prior: tuple[float, float] = (0.0, 0.0)
     """Expected read-out in seconds, and what is known of it: its inverse variance times PRIOR_PX2."""
+
+    @property
+    def moves_depth(self) -> bool:
+        """Whether inverse depths change."""
+        return self.free_depth and not self.rotation_only

@@ -1,4 +1,4 @@
-"""The same on a GPU: sources are kept there, a picture comes back."""
+"""The planes of a picture drawn on a GPU, see planes.py: sources are kept there, a picture comes back."""
 
 from __future__ import annotations
 

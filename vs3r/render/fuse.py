@@ -21,14 +21,14 @@ from vs3r.types import FloatArray, PictureFormat, Plane
 
 MAX_SHIFT = 0.03
 """Largest shift, of the longer side; what asks for more is not trusted."""
-MAX_OFFSET = 0.15
-"""Largest change of a sample, of the full range."""
 SHIFT_SMOOTH = 0.02
 """Width of the Gaussian over which shifts are averaged, of the longer side."""
+MAX_OFFSET = 0.15
+"""Largest change of a sample, of the full range."""
 LOCAL_OFFSET = 0.3
 """By how much of that a part of the picture may differ from the whole."""
 OFFSET_SMOOTH = 0.025
-"""Likewise for brightness."""
+"""Width of the Gaussian over which changes are averaged, of the longer side."""
 REACH = 0.08
 """How far around the part to be filled shifts are measured, of the longer side."""
 MIN_SIDE = 48
@@ -115,7 +115,7 @@ class Fusion:
         return CellRect(top, bottom, left, right)
 
     def _trust(self, ours: Plane, theirs: Plane, flow: FloatArray, both: Plane) -> FloatArray:
-        """(small) how far the flow can be believed: well inside the overlap, where texture is met again."""
+        """(h, w) of flow (h, w, 2), how far it can be believed: well inside the overlap, where texture is met again."""
         inner = cv2.erode(both, np.ones((5, 5), np.uint8))
         rows, cols = ours.shape
         x, y = np.arange(cols, dtype=np.float32), np.arange(rows, dtype=np.float32)[:, None]
@@ -171,6 +171,7 @@ class Fusion:
         )
 
     def _offset(self, ours: FloatArray, theirs: FloatArray, overlap: FloatArray) -> FloatArray:
+        """What to add to a plane, at the nodes, from its cells in both pictures."""
         limit = np.float32(MAX_OFFSET * ((1 << self._format.bit_depth) - 1))
         difference = ours - theirs
         # Cells on edges differ by what is left of the shift, moving things by what they are: both count little.

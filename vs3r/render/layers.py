@@ -123,8 +123,7 @@ def plane_views(fmt: PictureFormat, grid: NodeGrid) -> list[PlaneView]:
     """The planes of a format."""
     views = []
     for number in range(fmt.num_planes):
-        chroma = number in (1, 2) and fmt.num_planes >= 3
-        sx, sy = fmt.chroma_shift if chroma else (0, 0)
+        sx, sy = fmt.plane_shift(number)
         views.append(
             PlaneView(
                 number=number,

@@ -16,6 +16,7 @@ from typing import cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane
 
@@ -48,6 +49,12 @@ class NodeGrid:
     def small_plane_shape(self) -> tuple[int, int]:
         """Rows and columns of the small pictures."""
         return -(-self.height // self.small_factor), -(-self.width // self.small_factor)
+
+    @property
+    def valid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the validity mask: cells of half the size."""
+        half = self.cell_px // 2
+        return -(-self.height // half), -(-self.width // half)
 
     def points(self) -> DoubleArray:
         """(rows + 2, cols + 2, 2) pixel positions of the nodes, ring included."""
@@ -101,8 +108,8 @@ def expand(part: FloatArray, step_y: int, step_x: int) -> FloatArray:
     return np.asarray(big[step_y : rows - step_y, step_x : cols - step_x], dtype=np.float32)
 
 
-def tiles(needed: np.ndarray[tuple[int, int], np.dtype[np.bool_]], tile: int) -> list[CellRect]:
-    """Cover the needed cells with bands `tile` cells high, each cut into runs of needed tiles.
+def tiles(needed: npt.NDArray[np.bool_], tile: int) -> list[CellRect]:
+    """Cover the needed cells (rows, cols) with bands `tile` cells high, each cut into runs of needed tiles.
 
     Runs of the same columns in bands below one another are one rectangle, see MOST_CELLS.
     """

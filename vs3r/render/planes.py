@@ -17,7 +17,9 @@ from vs3r.render.nodes import CellRect, make_grid, tiles
 from vs3r.types import FloatArray, PictureFormat, Plane
 
 TILE_CELLS = 4
+"""Side of the tiles that cover what has to be composed, see tiles."""
 BAND_CELLS = 8
+"""Rows of cells that are sampled at a time."""
 
 
 class PlaneDrawer(Protocol):

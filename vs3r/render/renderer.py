@@ -58,9 +58,7 @@ class WarpRenderer:
         self._grid = make_grid(fmt)
         self._nodes = self._grid.points()
         self._feather_px = feather_px(self._size)
-        half = self._grid.cell_px // 2
-        self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
-        rows, cols = self._valid_shape
+        rows, cols = self._grid.valid_shape
         x, y = np.meshgrid(np.linspace(0, fmt.width, cols + 1), np.linspace(0, fmt.height, rows + 1))
         self._corners = f32(x), f32(y)
         self._drawer = make_drawer(config, fmt) if drawer is None else drawer
@@ -88,7 +86,7 @@ class WarpRenderer:
         target = self._target(camera)
         base = self._own_layer(target, own)
         if self._is_still(base):
-            valid = np.full(self._valid_shape, 255, np.uint8)
+            valid = np.full(self._grid.valid_shape, 255, np.uint8)
             return RenderedFrame(frame=own.frame, valid=valid, own_share=1.0, valid_share=1.0)
         own_share = self._share(base)
         layers = [base]
@@ -159,6 +157,8 @@ class WarpRenderer:
         keep: FloatArray,
     ) -> list[Layer]:
         aim = self._aim(target, own_share)
+        if not len(aim.points):
+            return []  # all that is missing lies beyond what the output camera sees
         points = aim.points[~aim.border]
         worth = WORTH / float((own_share < 1.0).mean())
         chooser = Chooser(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,9 +49,8 @@ class SplatRenderer:
         self._config = config
         self._backend: Backend = backend
         self._device = choose_device(config.render_device)
-        self._views = plane_views(fmt, make_grid(fmt))
-        half = make_grid(fmt).cell_px // 2
-        self._valid_shape = -(-fmt.height // half), -(-fmt.width // half)
+        grid = make_grid(fmt)
+        self._views, self._valid_shape = plane_views(fmt, grid), grid.valid_shape
 
     def render(
         self,
@@ -121,12 +121,12 @@ class SplatRenderer:
             mean = torch.where(weight > 0, total / weight, empty_value(self._format, view.number))
             plane[:] = mean.round().clamp(0, peak).cpu().numpy()
 
-    def _full(self, cells: np.ndarray[tuple[int, int], np.dtype[np.generic]], size: tuple[int, int]) -> Tensor:
+    def _full(self, cells: npt.NDArray[np.generic], size: tuple[int, int]) -> Tensor:
         """Cells that tile the picture, interpolated linearly, float32."""
         sent = torch.from_numpy(cells.astype(np.float32)).to(self._device)
         return F.interpolate(sent[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
-    def _sent(self, matrix: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
+    def _sent(self, matrix: DoubleArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(matrix)).to(self._device)
 
 
@@ -157,7 +157,7 @@ def _own(points: DepthPoints, valid: Tensor | None) -> DepthPoints:
     )
 
 
-def _row_poses(geometry: FrameGeometry, height: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.float64]]:
+def _row_poses(geometry: FrameGeometry, height: int) -> DoubleArray:
     """(H, 4, 4) cam_from_world of each row, see FrameGeometry.row_motion."""
     s = (np.arange(height) + 0.5) / height - 0.5
     powers = s[:, None] ** np.arange(1, len(geometry.row_motion) + 1)

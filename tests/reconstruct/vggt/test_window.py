@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -118,6 +119,11 @@ def test_no_memory_says_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, memory=memory: (0, memory))
         with pytest.raises(BackendError, match=told):
             network(rgb, Grid.of(120, 60))
+    # The advice must be one that can be followed.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 10**12))
+    config = replace(CPU, vggt_overlap_frames=3)
+    with pytest.raises(BackendError, match="use --vggt-window-frames 3 --vggt-overlap-frames 1"):
+        WindowNetwork(config, fmt(84, 42), small(), full)(rgb, Grid.of(120, 60))
     with torch.device("meta"):
         full_size = Vggt()
     fits = [frames_that_fit(full_size, (294, 518), gib << 30) for gib in (4, 16, 24, 80)]
@@ -175,7 +181,7 @@ def test_weights(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None
         with pytest.raises(BackendError, match="expected an NVIDIA GPU, PyTorch sees none; use --reconstruct flow-ba"):
             load_network(VggtConfig())
     torch.save({"something.else": torch.zeros(2)}, tiny_checkpoint / "model.pt")
-    with pytest.raises(InputError, match=r"expected a checkpoint of VGGT, this one lacks aggregator\.camera_token"):
+    with pytest.raises(InputError, match=r"no checkpoint of VGGT: aggregator\.camera_token is missing"):
         load_network(CPU)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_checkpoint))
     with pytest.raises(InputError, match="fetch them with: vs3r weights fetch vggt-1b"):

@@ -176,6 +176,10 @@ def test_what_is_wrong_with_it_is_said(fun_folder: Path) -> None:
     with pytest.raises(InputError, match=r"expected the weights of an expert of Wan2.2 in .*high_noise_model"):
         load_model(config(fun_folder))
     save_file(state, path)
+    (path.parent / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"expected the weights of an expert of Wan2.2 in .*high_noise_model"):
+        load_model(config(fun_folder))
+    (path.parent / "config.json").write_text(json.dumps({"num_heads": 2}))
     shutil.rmtree(weights_folder(PARTS) / "vae")
     with pytest.raises(InputError, match=r"autoencoder of Wan2.2 .* vs3r weights fetch wan2.2-parts"):
         load_model(config(fun_folder))

@@ -15,7 +15,7 @@ from vs3r.config import WanConfig
 from vs3r.errors import BackendError, InputError
 from vs3r.refine.wan.checkpoint import HIGH, LOW, find_checkpoint
 from vs3r.refine.wan.denoise import Condition, denoise
-from vs3r.refine.wan.lora import DIFFUSERS_FILE, PEFT_FILE, merge_lora
+from vs3r.refine.wan.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, merge_lora
 from vs3r.refine.wan.model import Experts, VideoCodec, load_model
 from vs3r.refine.wan.prompt import load_prompt
 from vs3r.refine.wan.schedule import sigma_table
@@ -115,12 +115,15 @@ def test_latents_are_normalised_and_come_back() -> None:
         torch.testing.assert_close(codec.decode(latents), vae.decode(raw).sample)
 
 
-def save_lora(folder: Path, expert: Any, seed: int, *, alpha: int = 4, by: str = "diffusers") -> Path:
+def save_lora(
+    folder: Path, expert: Any, seed: int, *, alpha: int = 4, by: str = "diffusers", by_root: bool = False
+) -> Path:
     """Random LoRA weights on some layers, saved as diffusers or peft does."""
     from diffusers import WanImageToVideoPipeline
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    config = LoraConfig(r=4, lora_alpha=alpha, target_modules=["to_q", "to_out.0", "ffn.net.0.proj"])
+    layers = ["to_q", "to_out.0", "ffn.net.0.proj"]
+    config = LoraConfig(r=4, lora_alpha=alpha, target_modules=layers, use_rslora=by_root)
     if by == "peft":
         wrapped = get_peft_model(expert, config)
     else:
@@ -143,10 +146,10 @@ def save_lora(folder: Path, expert: Any, seed: int, *, alpha: int = 4, by: str =
 
 @torch.no_grad()
 @pytest.mark.parametrize("by", ["diffusers", "peft"])
-@pytest.mark.parametrize("alpha", [4, 10])
-def test_a_merged_lora_is_the_adapter(tmp_path: Path, by: str, alpha: int) -> None:
+@pytest.mark.parametrize(("alpha", "by_root"), [(4, False), (10, False), (10, True)])
+def test_a_merged_lora_is_the_adapter(tmp_path: Path, by: str, alpha: int, by_root: bool) -> None:
     adapted = make_expert(0)
-    folder = save_lora(tmp_path / HIGH, adapted, seed=9, alpha=alpha, by=by)
+    folder = save_lora(tmp_path / HIGH, adapted, seed=9, alpha=alpha, by=by, by_root=by_root)
     inputs = {
         "hidden_states": model_input(), "timestep": torch.tensor([500.0]),
         "encoder_hidden_states": torch.randn(1, 8, TEXT_DIM), "return_dict": False,
@@ -187,6 +190,11 @@ def test_a_foreign_lora_is_refused(tmp_path: Path) -> None:
     save_file({f"{name}A.weight": torch.zeros(4, 30), f"{name}B.weight": torch.zeros(30, 4)}, folder / DIFFUSERS_FILE)
     with pytest.raises(InputError, match="expected a LoRA that fits the model"):
         merge_lora(make_expert(0), folder)
+    folder = save_lora(tmp_path / "peft", make_expert(0), seed=9, by="peft")
+    for damaged in ("{", "{}"):
+        (folder / PEFT_CONFIG).write_text(damaged)
+        with pytest.raises(InputError, match="expected a LoRA that fits the model"):
+            merge_lora(make_expert(0), folder)
 
 
 def test_the_prompt_is_embedded_once(wan_folder: Path, own_cache: Path, tmp_path: Path) -> None:

@@ -221,7 +221,10 @@ def test_work_ends_between_two_steps() -> None:
     [
         ({}, "57 GB with --wan-experts both --wan-precision bf16, and a window comes on top; try --wan-experts swap"),
         ({"wan_experts": "swap"}, "try --wan-precision fp8-storage"),
-        ({"wan_experts": "low", "wan_precision": "fp8-storage"}, "14 GB .* try --wan-window-frames 41"),
+        (
+            {"wan_experts": "low", "wan_precision": "fp8-storage"},
+            "14 GB .* try --wan-window-frames 41 --wan-stride-frames 24",
+        ),
         (
             {"wan_experts": "low", "wan_precision": "fp8-storage", "wan_window_frames": 33, "wan_stride_frames": 16},
             "try --wan-pixels 199680",

@@ -54,6 +54,7 @@ class Cues:
             layers: which blocks are to be shown.
             frames: S of the window.
             patches: n of a frame.
+            device: where the network computes.
         """
         self._layers = layers
         self._patches = patches

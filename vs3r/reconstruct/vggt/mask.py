@@ -122,7 +122,8 @@ class Candidates:
 
 
 def candidates(dynamic: Tensor, features: Tensor, grid: tuple[int, int]) -> Candidates:
-    """
+    """Patches that stand out with the group of patches, alike in the whole window, that they are of.
+
     Args:
         dynamic: (S, n) see Cues.dynamic.
         features: (S, n, C) of the patches.

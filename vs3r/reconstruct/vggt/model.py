@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vs3r.errors import InputError, ShapeError
+from vs3r.errors import ShapeError
 from vs3r.reconstruct.vggt.cues import CueLayers, Cues
 from vs3r.reconstruct.vggt.heads import CameraHead, DepthHead
 from vs3r.reconstruct.vggt.layers import DROPPED, Attending, Block, Linear, Rope, rope_table
+from vs3r.weights import check_state
 
 IGNORED_PREFIXES = ("point_head.", "track_head.")
 
@@ -230,6 +231,7 @@ class FirstPass(nn.Module):
         """
         Args:
             network: its weights are shared.
+            height, width: of the pictures, multiples of a patch.
             cues: also look for motion.
         """
         super().__init__()
@@ -293,16 +295,6 @@ def load_state(network: Vggt, state: Mapping[str, Tensor]) -> None:
         InputError: keys are missing, unexpected, or of another shape.
     """
     given = {key: value for key, value in state.items() if not key.startswith(IGNORED_PREFIXES)}
-    wanted = network.state_dict()
-    for what, keys in (
-        ("lacks", sorted(wanted.keys() - given.keys())),
-        ("has the unexpected", sorted(given.keys() - wanted.keys())),
-        ("has another shape of", sorted(k for k in wanted.keys() & given.keys() if wanted[k].shape != given[k].shape)),
-    ):
-        if keys:
-            raise InputError(
-                f"expected a checkpoint of VGGT, this one {what} {', '.join(keys[:3])}"
-                f"{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}; use vggt-1b or vggt-1b-commercial"
-            )
+    check_state("VGGT", network.state_dict(), given, advice="use vggt-1b or vggt-1b-commercial")
     # Not copied: the network may have been made without memory of its own.
     network.load_state_dict({key: value.float() for key, value in given.items()}, assign=True)

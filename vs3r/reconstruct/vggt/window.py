@@ -183,7 +183,8 @@ class WindowNetwork:
         fits = min(fits, frames - 1)
         if fits < 2:
             return f"{message}, nor for shorter ones; use a smaller --vggt-long-side, or --reconstruct flow-ba"
-        return f"{message}; about {fits} would fit: use --vggt-window-frames {fits}"
+        overlap = f" --vggt-overlap-frames {fits // 2}" if fits <= self._config.vggt_overlap_frames else ""
+        return f"{message}; about {fits} would fit: use --vggt-window-frames {fits}{overlap}"
 
 
 def example_inputs(
@@ -222,13 +223,13 @@ def frames_that_fit(network: Vggt, size: tuple[int, int], memory: int) -> int:
 def _frames(world: Geometry, confidence: Tensor, moving: Tensor, grid: Grid) -> list[FrameEstimate]:
     """On the CPU, at the cells of the analysis grid."""
 
-    def cells(values: Tensor, k: int) -> Tensor:
-        return F.interpolate(values[:, None], size=(k * grid.rows, k * grid.cols), mode="area")[:, 0].cpu()
+    def cells(values: Tensor) -> Tensor:
+        return F.interpolate(values[:, None], size=(grid.rows, grid.cols), mode="area")[:, 0].cpu()
 
-    inv_depth = cells(1 / world.depth, 1)
-    still = 1 - F.interpolate(moving[:, None].float(), size=(grid.rows, grid.cols), mode="area")[:, 0].cpu()
+    inv_depth = cells(1 / world.depth)
+    still = 1 - cells(moving.float())
     dynamic = F.interpolate(moving[:, None].float(), size=(2 * grid.rows, 2 * grid.cols), mode="bilinear")[:, 0].cpu()
-    trust = cells(confidence - 1, 1) * (still > 0.99)
+    trust = cells(confidence - 1) * (still > 0.99)
     height, width = world.depth.shape[1:]
     # Pixels of the network's pictures are not quite square.
     focal = world.focal.cpu() * torch.tensor([grid.width / width, grid.height / height])

@@ -24,7 +24,7 @@ from vs3r.refine.training.shake import film, shake_path
 from vs3r.render import SourceFrame, WarpRenderer
 from vs3r.render.splat import view_of
 from vs3r.smooth import unsmoothed
-from vs3r.types import Frame, FrameGeometry, RenderedFrame, VirtualCamera
+from vs3r.types import Frame, FrameGeometry, PictureFormat, RenderedFrame, VirtualCamera
 
 SPLAT_NEIGHBOURS = (-8, -4, -2, 2, 4, 8)
 """Frames whose points are drawn beside a frame's own."""
@@ -74,9 +74,13 @@ def degrade_clip(sources: Sequence[SourceFrame], recipe: Recipe, check: Callable
     return DegradedClip(rendered=haunt(rendered, filmed, recipe), clean=clean)
 
 
+def _valid_shape(fmt: PictureFormat) -> tuple[int, int]:
+    return -(-fmt.height // VALID_CELL_PX), -(-fmt.width // VALID_CELL_PX)
+
+
 def _whole(frame: Frame) -> RenderedFrame:
-    shape = -(-frame.format.height // VALID_CELL_PX), -(-frame.format.width // VALID_CELL_PX)
-    return RenderedFrame(frame=frame, valid=np.full(shape, 255, np.uint8), own_share=1.0, valid_share=1.0)
+    valid = np.full(_valid_shape(frame.format), 255, np.uint8)
+    return RenderedFrame(frame=frame, valid=valid, own_share=1.0, valid_share=1.0)
 
 
 def _motion_px(cameras: Sequence[VirtualCamera], i: int) -> tuple[float, float]:
@@ -141,8 +145,8 @@ def _draw_splat(target: FrameGeometry, sources: Mapping[int, SourceFrame], recip
     assert drawn.attributes is not None
     values = drawn.attributes.round().clamp(0, 255).byte().numpy()
     frame = replace(used[0].frame, planes=tuple(np.ascontiguousarray(values[..., i]) for i in range(3)))
-    shape = -(-fmt.height // VALID_CELL_PX), -(-fmt.width // VALID_CELL_PX)
-    seen = cv2.resize(drawn.valid.numpy().astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    cells = _valid_shape(fmt)[::-1]
+    seen = cv2.resize(drawn.valid.numpy().astype(np.float32), cells, interpolation=cv2.INTER_AREA)
     # Single pixels without a point are no hole to the mask.
     valid = np.where(seen >= LEAST_SEEN, 255.0, 255.0 * seen).astype(np.uint8)
     own = float((drawn.source == 0).float().mean())

@@ -25,6 +25,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _WEIGHTS = "lora"
 _ORDER, _DRAWS, _CHECKS, _START = range(4)
 """Streams of random numbers."""
+_CHECK_DRAWS = 8
+"""Noise levels at which a clip is checked."""
 
 
 def _weight_gb(expert: Any) -> float:
@@ -123,14 +125,14 @@ class ExpertTrainer:
         return mean
 
     @torch.no_grad()
-    def check_loss(self, pairs: Sequence[Pair], draws: int = 8) -> float:
+    def check_loss(self, pairs: Sequence[Pair]) -> float:
         """Mean loss over clips that are not trained on; always at the same noise levels and with the same noise."""
         losses = [
             float(
                 self._loss(self.expert, pair.to(self._device), seeded(self._config.seed, _CHECKS, self._number, i, k))
             )
             for i, pair in enumerate(pairs)
-            for k in range(draws)
+            for k in range(_CHECK_DRAWS)
         ]
         return sum(losses) / len(losses)
 

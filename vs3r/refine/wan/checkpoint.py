@@ -171,7 +171,7 @@ def _read_original(folder: Path, dtype: torch.dtype) -> Any:
             state |= load_file(path)
         state = convert_wan_transformer_to_diffusers(state)
         settings = _settings_of(state, folder)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"expected the weights of an expert of Wan2.2 in {folder}, got an error: {reason}") from None
     with init_empty_weights(include_buffers=False):

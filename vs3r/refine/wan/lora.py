@@ -42,7 +42,7 @@ def merge_lora(expert: Any, folder: Path) -> None:
             expert.load_lora_adapter(folder, prefix="transformer", weight_name=path.name, local_files_only=True)
         else:
             expert.load_lora_adapter(_from_peft(state, folder / PEFT_CONFIG), prefix="transformer")
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"expected a LoRA that fits the model in {path}, got: {reason}") from None
     expert.fuse_lora()
@@ -63,9 +63,10 @@ def _check_keys(expert: Any, state: dict[str, Tensor], prefix: str, path: Path) 
 
 
 def _from_peft(state: dict[str, Tensor], config: Path) -> dict[str, Tensor]:
-    """In diffusers' names, alpha / r multiplied into B: without a header diffusers takes it as 1."""
+    """In diffusers' names, the scale multiplied into B: without a header diffusers takes it as 1."""
     settings = json.loads(config.read_text())
-    scale = float(settings["lora_alpha"]) / float(settings["r"])
+    rank = float(settings["r"])
+    scale = float(settings["lora_alpha"]) / (rank**0.5 if settings.get("use_rslora") else rank)
     return {
         _DIFFUSERS_PREFIX + key.removeprefix(_PEFT_PREFIX): value * scale if ".lora_B" in key else value
         for key, value in state.items()

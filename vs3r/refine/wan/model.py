@@ -212,7 +212,9 @@ def smaller_setting(config: WanConfig, layout: Layout) -> str:
     if config.wan_precision in ("auto", "bf16", "fp32"):
         return "--wan-precision fp8-storage"
     if config.wan_window_frames > 33:
-        return f"--wan-window-frames {max(33, (config.wan_window_frames // 8) * 4 + 1)}"
+        frames = max(33, (config.wan_window_frames // 8) * 4 + 1)
+        stride = min(config.wan_stride_frames, frames - 17)  # 17 frames of overlap, as with the defaults
+        return f"--wan-window-frames {frames} --wan-stride-frames {stride}"
     return f"--wan-pixels {config.wan_pixels // 2}"
 
 
