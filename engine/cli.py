@@ -64,6 +64,9 @@ def run(args: list[str]) -> int:
         # The reader of our output has gone, `vs3r doctor | head` for one; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return _fail("expected a command, got none; choose one of those above")
     except click.ClickException as error:
         return _fail(error.format_message())
     except Vs3rError as error:
@@ -387,7 +390,7 @@ def doctor(as_json: bool) -> None:
 
 
 def check_target(target: str, overwrite: bool, *inputs: str) -> None:
-    """Refuse a target that is an input, or that exists and may not be replaced.
+    """Refuse, before any work, a target that is an input, cannot be made, or exists and may not be replaced.
 
     Raises:
         OutputError: what to do instead.
@@ -398,6 +401,10 @@ def check_target(target: str, overwrite: bool, *inputs: str) -> None:
             raise OutputError(f"the output {target} is the input; give another name")
     if path.is_dir():
         raise OutputError(f"expected an output file, got a folder: {target}")
+    if not path.parent.is_dir():
+        raise OutputError(f"the output folder does not exist: {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write into {path.parent}; choose another folder, or ask for the right to write there")
     if path.exists() and not overwrite:
         raise OutputError(f"the output {target} exists; give another name, or --overwrite to replace it")
 

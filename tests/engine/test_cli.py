@@ -232,6 +232,39 @@ def test_usage_errors_are_one_line(vs3r: Shell, args: tuple[str, ...], complaint
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("group", ["", "weights", "train"])
+def test_no_command_shows_the_help(vs3r: Shell, group: str) -> None:
+    done = vs3r(*group.split())
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("Usage: vs3r")
+    assert done.err.endswith("\nvs3r: error: expected a command, got none; choose one of those above\n")
+
+
+@pytest.mark.parametrize("command", ["stabilize", "render", "analyze", "compare", "evaluate"])
+def test_target_that_cannot_be_made_is_told_before_the_work(
+    vs3r: Shell, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    tails = {
+        "stabilize": ("{}.mp4",),
+        "render": ("{}.mp4", "--track", "a.vs3r"),
+        "analyze": ("-o", "{}.vs3r"),
+        "compare": (clip, "-o", "{}.mp4"),
+        "evaluate": (clip, "--plot", "{}.png"),
+    }
+
+    def refusal(folder: Path) -> str:
+        done = vs3r(command, clip, *(str(a).format(folder / "out") for a in tails[command]))
+        assert (done.code, done.out) == (1, "")
+        return done.err
+
+    missing = tmp_path / "missing"
+    assert refusal(missing) == f"vs3r: error: the output folder does not exist: {missing}; create it first\n"
+    # The tests may run as root, who may write anywhere.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert refusal(tmp_path).startswith(f"vs3r: error: cannot write into {tmp_path}; ")
+
+
 def test_bug_is_one_line_and_debug_tells_more(
     vs3r: Shell, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
