@@ -114,8 +114,8 @@ def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, npt.NDArray[Any]] = {name: np.ascontiguousarray(getattr(track, name)) for name in _TENSORS}
     if path.is_dir():
         raise OutputError(f"{path}: expected a file name for the track, got a folder")
-    # A name of our own beside the target, so that the rename stays on one disk.
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    # A name of our own beside the target, so that the rename stays on one disk; short, so that it is never too long.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
     try:
         # One entry: safetensors writes several in random order, and a file should depend on the track only.
         save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})

@@ -60,6 +60,13 @@ def test_info(tmp_path: Path) -> None:
     assert info.notes == ()
 
 
+def test_rate_of_raw_dv_is_not_its_clock(tmp_path: Path) -> None:
+    clip = Clip(codec="dvvideo", frames=4, width=720, height=576, time_base=Fraction(1, 25))
+    info = probe(write_clip(tmp_path / "a.dv", clip))
+    assert info.average_rate == 25
+    assert info.frames_estimate == 4
+
+
 @pytest.mark.parametrize("bframes", [0, 3])
 def test_variable_frame_rate_stays(tmp_path: Path, bframes: int) -> None:
     pts = (0, 40, 80, 700, 710, 720, 1500, 1540, 2000, 2001)
