@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vs3r import __version__
-from vs3r.config import FlowConfig, VggtConfig
+from vs3r.config import Config, FlowConfig, VggtConfig
 from vs3r.engine.allocator import keep_freed_memory
 from vs3r.engine.options import config_from, config_options, settings_from, settings_options
 from vs3r.engine.server.settings import ServeConfig
@@ -145,7 +145,7 @@ def stabilize(
 
             access = read_access(server_token_file, server_ca)
             report = stabilize_file_at(server, access, source, target, config, progress=progress)
-    _tell_report(talk, report)
+    _tell_report(talk, report, config)
 
 
 @cli.command()
@@ -193,7 +193,7 @@ def render(
     track = load_track(track_path)
     with talk.progress() as progress:
         report = render_file(source, target, track, config, progress=progress)
-    _tell_report(talk, report)
+    _tell_report(talk, report, config)
 
 
 @cli.command()
@@ -428,12 +428,13 @@ def _tell_weights(talk: Talk, name: str, state: str, files: list[StoredFile]) ->
     talk.event("result", text, name=name, files=[dataclasses.asdict(file) for file in files])
 
 
-def _tell_report(talk: Talk, report: RunReport) -> None:
+def _tell_report(talk: Talk, report: RunReport, config: Config) -> None:
     for note in report.notes:
         talk.note(note)
+    rest = "left empty" if config.refine.backend == "none" else "repaired"
     text = (
         f"{report.output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "
-        f"{100 * report.valid_share:.2f} % of the picture from the source, the rest repaired"
+        f"{100 * report.valid_share:.2f} % of the picture from the source, the rest {rest}"
     )
     if report.readout_s is not None and abs(report.readout_s) >= _READOUT_WORTH_TELLING_S:
         text += f"; a rolling shutter of {1000 * report.readout_s:.0f} ms undone"

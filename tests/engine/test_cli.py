@@ -131,6 +131,11 @@ def test_stabilize_evaluate_compare(vs3r: Shell, clip: Path, tmp_path: Path) -> 
         assert len(list(reader)) == 12
 
 
+def test_what_was_not_repaired_is_not_called_so(vs3r: Shell, clip: Path, tmp_path: Path) -> None:
+    for more, rest in (((), "the rest repaired"), (("--refine", "none"), "the rest left empty")):
+        assert rest in vs3r("stabilize", clip, tmp_path / "out.mp4", *FAST, "-y", *more).out
+
+
 def test_analyze_then_render(vs3r: Shell, clip: Path, tmp_path: Path) -> None:
     track, steady = tmp_path / "a.vs3r", tmp_path / "steady.mkv"
     done = vs3r("analyze", clip, "-o", track)
@@ -194,6 +199,8 @@ def test_doctor(vs3r: Shell) -> None:
     findings = {f["name"]: f for f in done.events[0]["findings"]}
     assert findings["encoder libx264"]["ok"]
     assert findings["GPU"]["detail"]
+    # What the extras bring is told, whether it is here or not.
+    assert findings["grpcio"]["ok"]
 
 
 def test_existing_output_needs_overwrite(vs3r: Shell, clip: Path, tmp_path: Path) -> None:

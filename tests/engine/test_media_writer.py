@@ -372,6 +372,14 @@ def test_impossible_combinations_say_what_to_do(
     assert [p.name for p in tmp_path.iterdir()] == ["a.mkv"]
 
 
+def test_settings_that_the_encoder_does_not_have_are_named(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "a.mp4", Clip(frames=2))
+    for codec, target, count in (("ffv1", "b.mkv", 1), ("libx264", "b.mp4", 0)):
+        notes = copy(source, tmp_path / target, EncodeConfig(codec=codec, crf=20, preset="fast"))
+        assert len(notes) == count
+        assert all("crf 20 and preset fast had no effect" in note for note in notes)
+
+
 def test_unknown_preset(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "a.mkv", Clip(frames=1))
     with pytest.raises(InputError, match="veryslow"):
