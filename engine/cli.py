@@ -134,6 +134,10 @@ def stabilize(
     """
     talk, config = Talk(as_json=as_json, quiet=quiet), config_from(values)
     check_target(target, overwrite, source)
+    if server is None and (server_token_file, server_ca) != (None, None):
+        raise InputError(
+            "--server-token-file and --server-ca need --server HOST:PORT, got none; name it or leave them out"
+        )
     with talk.progress() as progress:
         if server is None:
             from vs3r.engine.files import stabilize_file

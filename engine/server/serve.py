@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import socket
@@ -56,11 +57,13 @@ class Server:
         """Start to listen.
 
         Raises:
-            InputError: the address is taken, or a file of the settings cannot be read.
+            InputError: the address is taken, a file of the settings cannot be read, or the media root is no folder.
             OutputError: the cache folder cannot be made.
             BackendError: gRPC is not installed.
         """
         self._config = config
+        if config.media_root is not None and not os.path.isdir(config.media_root):
+            raise InputError(f"expected a folder as --media-root, got {config.media_root!r}; check the path")
         self.state = State(config, token=_token(config), models=models)
         # One thread a stage, as on the command line: the same bytes, and no fight for the cores. For the whole process.
         cv2.setNumThreads(1)
@@ -135,8 +138,6 @@ class Server:
         import grpc
 
         address = self._config.listen
-        if re.fullmatch(r"unix:.+|(\[[0-9a-fA-F:]+\]|[^\[\]:]+):[0-9]{1,5}", address) is None:
-            raise InputError(f"expected HOST:PORT or unix:PATH to listen on, got {address!r}")
         if address.startswith("unix:") and _is_taken(address.removeprefix("unix:")):
             raise InputError(f"cannot listen on {address}: taken; choose another")
         try:

@@ -226,6 +226,7 @@ def test_existing_output_needs_overwrite(vs3r: Shell, clip: Path, tmp_path: Path
         (("stabilize", "a.mp4", "b.mp4", "--lookahead-frames", "-1"), "lookahead_frames: expected a value from 0"),
         (("stabilize", "a.mp4", "b.mp4", "--camera", "drone"), "'drone' is not one of"),
         (("stabilize", "a.mp4", "b.mp4", "--fish", "1"), "No such option"),
+        (("stabilize", "a.mp4", "b.mp4", "--server-token-file", "t"), "need --server HOST:PORT, got none"),
         (("analyze", "a.mp4", "-o", "a.txt"), "expected an output name that ends in .vs3r"),
         (("render", "a.mp4", "b.mp4"), "Missing option '--track'"),
     ],

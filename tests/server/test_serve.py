@@ -44,19 +44,21 @@ TOKEN = "correct-horse-battery-staple"
 SERVICE = "vs3r.v1.EngineService"
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.168.1.5:50777", ":50777"])
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.168.1.5:50777"])
 def test_no_open_server_without_a_token(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "--listen", listen]) == 1
     assert "--token-file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1", "nowhere", "127.0.0.1:x"])
+@pytest.mark.parametrize("listen", ["127.0.0.1", "nowhere", "50777", ":50777", "127.0.0.1:x", "127.0.0.1:65536"])
 def test_odd_addresses_are_named(listen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    token = tmp_path / "token"
-    token.write_text(TOKEN)
-    options = ["--listen", listen, "--token-file", str(token), "--cache-dir", str(tmp_path)]
-    assert run(["serve", *options]) == 1
-    assert listen in capsys.readouterr().err
+    assert run(["serve", "--listen", listen, "--cache-dir", str(tmp_path)]) == 1
+    assert f"expected HOST:PORT (up to 65535) or unix:PATH to listen on, got '{listen}'" in capsys.readouterr().err
+
+
+def test_a_media_root_that_is_no_folder_is_named(serve: Serve, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a folder as --media-root"):
+        serve(media_root=str(tmp_path / "missing"))
 
 
 def test_a_taken_port_is_named(serve: Serve) -> None:
