@@ -45,6 +45,11 @@ def main() -> NoReturn:
         # nohup has SIGHUP ignored: that stays.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            # Closed by whoever started us (2>&-): Python has none then, and a file of ours would take its number.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w"))
     keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
@@ -75,6 +80,10 @@ def run(args: list[str]) -> int:
         return _fail(str(error))
     except MemoryError:
         return _fail("out of memory; use a smaller video, or less of --fill-window-frames and --lookahead-frames")
+    except OSError as error:  # our own files are told about where they are used; what is left is mostly a full disk
+        if debug:
+            traceback.print_exc()
+        return _fail(f"cannot use {error.filename or 'standard output'}: {error.strerror}; check the disk and the path")
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -413,7 +422,7 @@ def check_target(target: str, overwrite: bool, *inputs: str) -> None:
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise OutputError(f"cannot use the name {error.filename}: {error.strerror}; give another one") from None
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"cannot write into {path.parent}: no right to; choose another folder")
+        raise OutputError(f"cannot write into {path.parent}; choose another folder")
 
 
 def _counter(callback: ProgressCallback | None, source: str) -> Callable[[int], None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -189,6 +191,29 @@ def test_reader_that_goes_away() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_closed_streams_do_no_harm(clip: Path, tmp_path: Path, closed: int) -> None:
+    target = tmp_path / "both.mp4"
+    args = [*VS3R, "compare", str(clip), str(clip), "-o", str(target)]
+    command = f"import os; os.close({closed}); os.execv({args[0]!r}, {args!r})"
+    done = subprocess.run([args[0], "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "error" not in done.stderr
+    assert len(list(VideoReader(target))) == 12
+
+
+def test_full_standard_output_is_one_line(vs3r: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("click.echo", full)
+    done = vs3r("doctor")
+    assert done.code == 1
+    assert done.err == (
+        "vs3r: error: cannot use standard output: No space left on device; check the disk and the path\n"
+    )
 
 
 def test_doctor(vs3r: Shell) -> None:
