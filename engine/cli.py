@@ -249,7 +249,9 @@ def compare(a: str, b: str, target: str, overwrite: bool, as_json: bool, quiet: 
     from vs3r.engine.compare import compare_files
 
     with talk.progress() as progress:
-        compare_files(a, b, target, progress=_counter(progress, a))
+        notes = compare_files(a, b, target, progress=_counter(progress, a))
+    for note in notes:
+        talk.note(note)
     talk.event("result", f"{target}: {a} and {b} side by side", output=target)
 
 
