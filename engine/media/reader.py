@@ -324,6 +324,8 @@ def _source_notes(first: VideoFrame, interlaced: bool) -> Iterator[str]:
     for kind, name in _LOST_METADATA.items():
         if kind in kinds:
             yield f"the source's dynamic {name} metadata is dropped: it describes the pictures before stabilization"
+    if "A53_CC" in kinds:
+        yield "the closed captions inside the video stream are dropped; subtitle streams are kept"
 
 
 def _rate(stream: VideoStream) -> Fraction | None:

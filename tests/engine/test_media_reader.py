@@ -149,6 +149,19 @@ def test_interlaced_is_deinterlaced_one_for_one(tmp_path: Path) -> None:
         assert comb(frame.planes[0]) < 0.4 * comb(before)
 
 
+def test_closed_captions_are_named(tmp_path: Path) -> None:
+    video = write_clip(tmp_path / "a.h264", Clip(frames=3)).read_bytes()
+    # CEA-608 as ATSC A/53 puts it before a picture: an SEI message (6) of registered user data (4).
+    captions = b"\xb5\x00\x31GA94\x03\x41\xff\xfc\x94\x20\xff"
+    message = b"\x00\x00\x01\x06\x04" + bytes([len(captions)]) + captions + b"\x80"
+    picture = b"\x00\x00\x01\x65"
+    assert video.count(picture) == 1
+    (tmp_path / "b.h264").write_bytes(video.replace(picture, message + picture))
+    assert probe(tmp_path / "a.h264").notes == ()
+    (note,) = probe(tmp_path / "b.h264").notes
+    assert "closed captions" in note and "dropped" in note
+
+
 def test_size_change_is_scaled_to_the_first(tmp_path: Path) -> None:
     """Two H.264 streams of different size, one after the other."""
     parts = []
