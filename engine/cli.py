@@ -45,11 +45,11 @@ def main() -> NoReturn:
         # nohup has SIGHUP ignored: that stays.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            # Closed by whoever started us (2>&-): Python has none then, and a file of ours would take its number.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-            setattr(sys, name, os.fdopen(number, "w"))
+            # Closed by whoever started us (2>&-): Python has none then, and a file of ours would take its descriptor.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w"))
     keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -135,7 +136,6 @@ class Server:
             self._health.set(name, status)
 
     def _listen(self) -> str:
-        import grpc
 
         address = self._config.listen
         if address.startswith("unix:") and _is_taken(address.removeprefix("unix:")):
@@ -144,16 +144,34 @@ class Server:
             if self._config.tls_cert is None:
                 port = self._grpc.add_insecure_port(address)
             else:
-                authority = self._config.tls_client_ca
-                credentials = grpc.ssl_server_credentials(
-                    [(_read(self._config.tls_key or ""), _read(self._config.tls_cert))],
-                    root_certificates=None if authority is None else _read(authority),
-                    require_client_auth=authority is not None,
-                )
+                credentials = _tls_credentials(self._config)
                 port = self._grpc.add_secure_port(address, credentials)
         except RuntimeError:
             raise InputError(f"cannot listen on {address}: taken, or not of this machine; choose another") from None
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _tls_credentials(config: ServeConfig) -> Any:
+    """What gRPC listens with; it only says that it cannot, so the files are tried first.
+
+    Raises:
+        InputError: a file cannot be read or used.
+    """
+    import grpc
+
+    cert, key, authority = config.tls_cert or "", config.tls_key or "", config.tls_client_ca
+    pair, root = (_read(key), _read(cert)), None if authority is None else _read(authority)
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        trial.load_cert_chain(cert, key, password="")  # a password asked for would wait for ever
+    except ssl.SSLError:
+        raise InputError(f"expected a certificate in {cert} and its key, without a password, in {key} (PEM)") from None
+    try:
+        if authority is not None:
+            trial.load_verify_locations(authority)
+    except ssl.SSLError:
+        raise InputError(f"expected a certificate (PEM) in {authority}; check the path") from None
+    return grpc.ssl_server_credentials([pair], root_certificates=root, require_client_auth=root is not None)
 
 
 def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:

@@ -30,7 +30,7 @@ from tests.engine.clips import Clip, make_frames
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models, wait_until
 from tests.server.relay import BreakingRelay
 from vs3r.engine.cli import run
-from vs3r.engine.client.connection import Access
+from vs3r.engine.client.connection import Access, read_access
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
@@ -96,6 +96,16 @@ def test_the_token(serve: Serve, tmp_path: Path, given: str | None) -> None:
             assert caught.value.code == "UNAUTHENTICATED"
 
 
+@pytest.mark.parametrize("token", ["", "two\nlines of it", "tökens are ASCII"])
+def test_odd_access_is_named(tmp_path: Path, token: str) -> None:
+    path = tmp_path / "access"
+    path.write_text(token)
+    with pytest.raises(InputError, match=r"expected one line of printable characters in .*access"):
+        read_access(str(path), None)
+    with pytest.raises(InputError, match=r"expected a certificate \(PEM\) in .*access"):
+        read_access(None, str(path))
+
+
 def make_certificates(folder: Path) -> dict[str, str]:
     """An authority, and certificates of it for a server and a client."""
     ca, key = folder / "ca.pem", folder / "ca.key"
@@ -127,6 +137,13 @@ def test_tls_and_mutual_tls(serve: Serve, tmp_path: Path) -> None:
         client.capabilities()
     with Client(address) as client, pytest.raises(ServerError):
         client.capabilities()
+    for wrong, complaint in (
+        (tls | {"tls_cert": files["ext"]}, "expected a certificate in .*ext"),
+        (tls | {"tls_key": files["client.key"]}, "expected a certificate in .* and its key"),
+        (tls | {"tls_client_ca": files["ext"]}, r"expected a certificate \(PEM\) in .*ext"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            serve(**wrong)
     address = serve(**tls, tls_client_ca=files["ca.pem"]).address
     with Client(address, known) as client:
         client.capabilities()
