@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vs3r import __version__
-from vs3r.config import FlowConfig, VggtConfig
+from vs3r.config import Config, FlowConfig, VggtConfig
 from vs3r.engine.allocator import keep_freed_memory
 from vs3r.engine.options import config_from, config_options, settings_from, settings_options
 from vs3r.engine.server.settings import ServeConfig
@@ -45,6 +45,11 @@ def main() -> NoReturn:
         # nohup has SIGHUP ignored: that stays.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            # Closed by whoever started us (2>&-): Python has none then, and a file of ours would take its descriptor.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w"))
     keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
@@ -64,6 +69,9 @@ def run(args: list[str]) -> int:
         # The reader of our output has gone, `vs3r doctor | head` for one; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return _fail("expected a command, got none; choose one of those above")
     except click.ClickException as error:
         return _fail(error.format_message())
     except Vs3rError as error:
@@ -72,6 +80,10 @@ def run(args: list[str]) -> int:
         return _fail(str(error))
     except MemoryError:
         return _fail("out of memory; use a smaller video, or less of --fill-window-frames and --lookahead-frames")
+    except OSError as error:  # our own files are told about where they are used; what is left is mostly a full disk
+        if debug:
+            traceback.print_exc()
+        return _fail(f"cannot use {error.filename or 'standard output'}: {error.strerror}; check the disk and the path")
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -131,6 +143,10 @@ def stabilize(
     """
     talk, config = Talk(as_json=as_json, quiet=quiet), config_from(values)
     check_target(target, overwrite, source)
+    if server is None and (server_token_file, server_ca) != (None, None):
+        raise InputError(
+            "--server-token-file and --server-ca need --server HOST:PORT, got none; name it or leave them out"
+        )
     with talk.progress() as progress:
         if server is None:
             from vs3r.engine.files import stabilize_file
@@ -142,7 +158,7 @@ def stabilize(
 
             access = read_access(server_token_file, server_ca)
             report = stabilize_file_at(server, access, source, target, config, progress=progress)
-    _tell_report(talk, report)
+    _tell_report(talk, report, config)
 
 
 @cli.command()
@@ -190,7 +206,7 @@ def render(
     track = load_track(track_path)
     with talk.progress() as progress:
         report = render_file(source, target, track, config, progress=progress)
-    _tell_report(talk, report)
+    _tell_report(talk, report, config)
 
 
 @cli.command()
@@ -233,7 +249,9 @@ def compare(a: str, b: str, target: str, overwrite: bool, as_json: bool, quiet: 
     from vs3r.engine.compare import compare_files
 
     with talk.progress() as progress:
-        compare_files(a, b, target, progress=_counter(progress, a))
+        notes = compare_files(a, b, target, progress=_counter(progress, a))
+    for note in notes:
+        talk.note(note)
     talk.event("result", f"{target}: {a} and {b} side by side", output=target)
 
 
@@ -387,19 +405,26 @@ def doctor(as_json: bool) -> None:
 
 
 def check_target(target: str, overwrite: bool, *inputs: str) -> None:
-    """Refuse a target that is an input, or that exists and may not be replaced.
+    """Refuse, before any work, a target that is an input, cannot be made, or exists and may not be replaced.
 
     Raises:
         OutputError: what to do instead.
     """
     path = Path(target)
-    for source in inputs:
-        if path == Path(source) or (path.exists() and Path(source).exists() and path.samefile(source)):
-            raise OutputError(f"the output {target} is the input; give another name")
-    if path.is_dir():
-        raise OutputError(f"expected an output file, got a folder: {target}")
-    if path.exists() and not overwrite:
-        raise OutputError(f"the output {target} exists; give another name, or --overwrite to replace it")
+    try:
+        for source in inputs:
+            if path == Path(source) or (path.exists() and Path(source).exists() and path.samefile(source)):
+                raise OutputError(f"the output {target} is the input; give another name")
+        if path.is_dir():
+            raise OutputError(f"expected an output file, got a folder: {target}")
+        if not path.parent.is_dir():
+            raise OutputError(f"the output folder does not exist: {path.parent}; create it first")
+        if path.exists() and not overwrite:
+            raise OutputError(f"the output {target} exists; give another name, or --overwrite to replace it")
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise OutputError(f"cannot use the name {error.filename}: {error.strerror}; give another one") from None
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write into {path.parent}; choose another folder")
 
 
 def _counter(callback: ProgressCallback | None, source: str) -> Callable[[int], None]:
@@ -418,12 +443,13 @@ def _tell_weights(talk: Talk, name: str, state: str, files: list[StoredFile]) ->
     talk.event("result", text, name=name, files=[dataclasses.asdict(file) for file in files])
 
 
-def _tell_report(talk: Talk, report: RunReport) -> None:
+def _tell_report(talk: Talk, report: RunReport, config: Config) -> None:
     for note in report.notes:
         talk.note(note)
+    rest = "left empty" if config.refine.backend == "none" else "repaired"
     text = (
         f"{report.output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "
-        f"{100 * report.valid_share:.2f} % of the picture from the source, the rest repaired"
+        f"{100 * report.valid_share:.2f} % of the picture from the source, the rest {rest}"
     )
     if report.readout_s is not None and abs(report.readout_s) >= _READOUT_WORTH_TELLING_S:
         text += f"; a rolling shutter of {1000 * report.readout_s:.0f} ms undone"

@@ -35,7 +35,7 @@ def compare_files(
     labels: tuple[str, str] = ("before", "after"),
     config: EncodeConfig | None = None,
     progress: Callable[[int], object] | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Write a video that shows `a` on the left and `b` on the right, upright and labelled.
 
     Times, sound and subtitles are those of `a`; `b` is scaled to its height. Each side is at most 1280 pixels wide and
@@ -45,6 +45,8 @@ def compare_files(
         labels: words in the upper left corner of each side.
         config: encoder settings, None for the defaults.
         progress: called with the number of pictures written.
+    Returns:
+        One-line remarks on what the output cannot keep of `a`.
     Raises:
         MediaError: a file cannot be read, or the encoder fails.
         OutputError: the output cannot be written.
@@ -61,6 +63,7 @@ def compare_files(
             writer.write(_as_frame(sheet, like, left.pts, left.duration))
             if progress is not None:
                 progress(number)
+    return writer.notes
 
 
 def side_by_side(left: Picture, right: Picture, labels: tuple[str, str]) -> Picture:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from vs3r.engine.threads import usable_cores
 
 _OPTIONAL = {
     "matplotlib": "plots: vs3r evaluate --plot; install with: pip install matplotlib",
+    "grpcio": "vs3r serve, and --server; install with: pip install 'vs3r[server]'",
     "triton": "GPU kernels; install with: pip install 'vs3r[gpu]'",
     "diffusers": "diffusion refinement; install with: pip install 'vs3r[refine]'",
     "huggingface_hub": "fetching weights of VGGT and Wan; install with: pip install 'vs3r[weights]'",
@@ -152,6 +151,7 @@ def _weights() -> str:
 
 
 def _package(name: str, why: str) -> str:
-    if importlib.util.find_spec(name) is None:
-        raise _Absent(f"not installed: needed for {why}")
-    return importlib.metadata.version(name)
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise _Absent(f"not installed: needed for {why}") from None

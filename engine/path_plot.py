@@ -1,4 +1,4 @@
-"""A plot of the camera path before and after: `vs3r analyze --plot`, `make demo`."""
+"""A plot of the camera path before and after: `vs3r evaluate --plot`, `make demo`."""
 
 from __future__ import annotations
 

@@ -116,8 +116,8 @@ def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, npt.NDArray[Any]] = {name: np.ascontiguousarray(getattr(track, name)) for name in _TENSORS}
     if path.is_dir():
         raise OutputError(f"{path}: expected a file name for the track, got a folder")
-    # A name of our own beside the target, so that the rename stays on one disk.
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    # A name of our own beside the target, so that the rename stays on one disk; short, so that it is never too long.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
     try:
         # One entry: safetensors writes several in random order, and a file should depend on the track only.
         save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
@@ -176,7 +176,8 @@ def check_frame(track: CameraTrack, index: int, frame: Frame) -> None:
     if index >= len(track):
         raise _foreign(f"{len(track)} frames", "more")
     expected, came = int(track.pts[index]) * track.time_base, frame.pts * frame.time_base
-    if expected != came:
+    # The same clip in another container: Matroska rounds times to milliseconds.
+    if 2 * abs(expected - came) > max(track.time_base, frame.time_base):
         raise _foreign(f"frame {index} at {float(expected):.4f} s", f"{float(came):.4f} s")
 
 

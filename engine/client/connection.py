@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +44,20 @@ def read_access(token_file: str | None, ca_file: str | None) -> Access:
     """Access by the files that hold it.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: one cannot be read, or does not hold what it should.
     """
     try:
         token = None if token_file is None else Path(token_file).read_text().strip()
         ca = None if ca_file is None else Path(ca_file).read_bytes()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the token or the certificate: {error}; check the path") from None
+    if token is not None and not (token and token.isascii() and token.isprintable()):
+        raise InputError(f"expected one line of printable characters in {token_file}: the token that the server has")
+    if ca_file is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+        except ssl.SSLError:
+            raise InputError(f"expected a certificate (PEM) in {ca_file}; check the path") from None
     return Access(token=token, ca=ca)
 
 

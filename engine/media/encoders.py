@@ -116,6 +116,10 @@ def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, *, m
         notes.append("prores_ks stores limited range only: full range is converted")
     if config.codec == "dnxhd" and matrix not in (_BT709, _UNSPECIFIED):
         notes.append("dnxhd marks its pictures as BT.709: decoders may ignore the right mark beside them")
+    if config.codec not in ("libx264", "libx265"):
+        unused = [f"{name} {value}" for name in ("crf", "preset") if (value := getattr(config, name)) is not None]
+        if unused:
+            notes.append(f"{config.codec} has no such setting: {' and '.join(unused)} had no effect")
     if muxer == "matroska" and fmt.sample_aspect != 1 and config.codec not in ("libx264", "libx265"):
         notes.append(f"{config.codec} in Matroska loses the pixel aspect ratio {fmt.sample_aspect}; .mov keeps it")
     if info.hdr is not None and config.codec not in ("libx264", "libx265"):

@@ -277,7 +277,7 @@ class VideoReader:
         stream, container = self._stream, self._container
         time_base = stream.time_base or first.time_base
         assert time_base is not None
-        rate = stream.average_rate or stream.guessed_rate or None
+        rate = _rate(stream)
         duration_s = _duration_s(stream, container)
         frames = stream.frames or (round(duration_s * rate) if duration_s and rate else None)
         fmt = self._format(first)
@@ -324,6 +324,16 @@ def _source_notes(first: VideoFrame, interlaced: bool) -> Iterator[str]:
     for kind, name in _LOST_METADATA.items():
         if kind in kinds:
             yield f"the source's dynamic {name} metadata is dropped: it describes the pictures before stabilization"
+    if "A53_CC" in kinds:
+        yield "the closed captions inside the video stream are dropped; subtitle streams are kept"
+
+
+def _rate(stream: VideoStream) -> Fraction | None:
+    average, guess = stream.average_rate or None, stream.guessed_rate or None
+    if average and guess and stream.time_base and average * stream.time_base == 1:
+        # A picture a tick is FFmpeg's average where it knows none (raw DV: 60000 a second).
+        return min(average, guess)
+    return average or guess
 
 
 def _duration_s(stream: VideoStream, container: InputContainer) -> float | None:

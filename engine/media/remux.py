@@ -70,7 +70,7 @@ class Remuxer:
     @property
     def video_metadata(self) -> dict[str, str]:
         """The tags of the source's video stream that describe the content."""
-        return _content_tags(self._source.streams[self._info.stream_index].metadata)
+        return _stream_tags(self._source.streams[self._info.stream_index])
 
     @property
     def video_disposition(self) -> Disposition:
@@ -144,6 +144,8 @@ class Remuxer:
         if self._is_cover(stream) and self._container_format == "matroska":
             name = stream.codec_context.name if stream.codec_context else ""
             kept = name in _COVER_NAMES
+        elif self._is_cover(stream) and self._container_format == "mov":
+            kept = False  # its muxer takes the picture and drops it silently
         else:
             kept = self._muxer_takes(stream)
         if not kept:
@@ -202,7 +204,7 @@ class Remuxer:
 def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
     copy = out.add_stream_from_template(stream, opaque=True)
     copy.metadata.clear()
-    copy.metadata.update(_content_tags(stream.metadata))
+    copy.metadata.update(_stream_tags(stream))
     copy.disposition = stream.disposition
     if isinstance(copy, AudioStream) and copy.layout.name.endswith(" channels"):
         # AVI says how many channels there are but not which; MP4 insists on knowing.
@@ -210,6 +212,14 @@ def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
         if usual is not None:
             copy.codec_context.layout = usual
     return copy
+
+
+def _stream_tags(stream: Stream) -> dict[str, str]:
+    tags = _content_tags(stream.metadata)
+    if "name" in tags and "title" not in tags:
+        # FFmpeg reads the title of a track in MP4 and MOV as "name", and writes "title" there.
+        tags["title"] = tags.pop("name")
+    return tags
 
 
 def _content_tags(tags: dict[str, str]) -> dict[str, str]:

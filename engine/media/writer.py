@@ -29,6 +29,9 @@ from vs3r.engine.media.remux import Remuxer
 from vs3r.errors import MediaError, OutputError, ShapeError
 from vs3r.types import Frame
 
+# So that the hidden file's name is never too long where the target's is not.
+_STEM_CHARACTERS = 40
+
 
 class VideoWriter:
     """An output file that appears under its name only when it is complete.
@@ -271,7 +274,9 @@ def _checked_target(path: Path, source: Path) -> Path:
 
 
 def _create_beside(path: Path) -> Path:
-    temporary = path.with_name(f".{path.stem}.vs3r-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(
+        f".{path.stem[:_STEM_CHARACTERS]}.vs3r-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
+    )
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:

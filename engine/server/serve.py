@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -56,11 +58,13 @@ class Server:
         """Start to listen.
 
         Raises:
-            InputError: the address is taken, or a file of the settings cannot be read.
+            InputError: the address is taken, a file of the settings cannot be read, or the media root is no folder.
             OutputError: the cache folder cannot be made.
             BackendError: gRPC is not installed.
         """
         self._config = config
+        if config.media_root is not None and not os.path.isdir(config.media_root):
+            raise InputError(f"expected a folder as --media-root, got {config.media_root!r}; check the path")
         self.state = State(config, token=_token(config), models=models)
         # One thread a stage, as on the command line: the same bytes, and no fight for the cores. For the whole process.
         cv2.setNumThreads(1)
@@ -132,27 +136,42 @@ class Server:
             self._health.set(name, status)
 
     def _listen(self) -> str:
-        import grpc
 
         address = self._config.listen
-        if re.fullmatch(r"unix:.+|(\[[0-9a-fA-F:]+\]|[^\[\]:]+):[0-9]{1,5}", address) is None:
-            raise InputError(f"expected HOST:PORT or unix:PATH to listen on, got {address!r}")
         if address.startswith("unix:") and _is_taken(address.removeprefix("unix:")):
             raise InputError(f"cannot listen on {address}: taken; choose another")
         try:
             if self._config.tls_cert is None:
                 port = self._grpc.add_insecure_port(address)
             else:
-                authority = self._config.tls_client_ca
-                credentials = grpc.ssl_server_credentials(
-                    [(_read(self._config.tls_key or ""), _read(self._config.tls_cert))],
-                    root_certificates=None if authority is None else _read(authority),
-                    require_client_auth=authority is not None,
-                )
+                credentials = _tls_credentials(self._config)
                 port = self._grpc.add_secure_port(address, credentials)
         except RuntimeError:
             raise InputError(f"cannot listen on {address}: taken, or not of this machine; choose another") from None
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _tls_credentials(config: ServeConfig) -> Any:
+    """What gRPC listens with; it only says that it cannot, so the files are tried first.
+
+    Raises:
+        InputError: a file cannot be read or used.
+    """
+    import grpc
+
+    cert, key, authority = config.tls_cert or "", config.tls_key or "", config.tls_client_ca
+    pair, root = (_read(key), _read(cert)), None if authority is None else _read(authority)
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        trial.load_cert_chain(cert, key, password="")  # a password asked for would wait for ever
+    except ssl.SSLError:
+        raise InputError(f"expected a certificate in {cert} and its key, without a password, in {key} (PEM)") from None
+    try:
+        if authority is not None:
+            trial.load_verify_locations(authority)
+    except ssl.SSLError:
+        raise InputError(f"expected a certificate (PEM) in {authority}; check the path") from None
+    return grpc.ssl_server_credentials([pair], root_certificates=root, require_client_auth=root is not None)
 
 
 def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:

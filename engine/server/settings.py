@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from vs3r.config import check, option
 from vs3r.errors import InputError
+
+_ADDRESS = re.compile(r"unix:.+|(?:\[[0-9a-fA-F:]+\]|[^\[\]:]+):([0-9]{1,5})")
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,13 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        # gRPC would take a port that is too large modulo 65536.
+        address = _ADDRESS.fullmatch(self.listen)
+        if address is None or int(address[1] or 0) > _LAST_PORT:
+            raise InputError(
+                f"expected HOST:PORT (up to {_LAST_PORT}) or unix:PATH to listen on, got {self.listen!r}; "
+                "for example 127.0.0.1:50777"
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("expected both --tls-cert and --tls-key, got one")
         if self.tls_client_ca is not None and self.tls_cert is None:

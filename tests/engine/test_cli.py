@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -131,6 +133,11 @@ def test_stabilize_evaluate_compare(vs3r: Shell, clip: Path, tmp_path: Path) -> 
         assert len(list(reader)) == 12
 
 
+def test_what_was_not_repaired_is_not_called_so(vs3r: Shell, clip: Path, tmp_path: Path) -> None:
+    for more, rest in (((), "the rest repaired"), (("--refine", "none"), "the rest left empty")):
+        assert rest in vs3r("stabilize", clip, tmp_path / "out.mp4", *FAST, "-y", *more).out
+
+
 def test_analyze_then_render(vs3r: Shell, clip: Path, tmp_path: Path) -> None:
     track, steady = tmp_path / "a.vs3r", tmp_path / "steady.mkv"
     done = vs3r("analyze", clip, "-o", track)
@@ -186,6 +193,29 @@ def test_reader_that_goes_away() -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_closed_streams_do_no_harm(clip: Path, tmp_path: Path, closed: int) -> None:
+    target = tmp_path / "both.mp4"
+    args = [*VS3R, "compare", str(clip), str(clip), "-o", str(target)]
+    command = f"import os; os.close({closed}); os.execv({args[0]!r}, {args!r})"
+    done = subprocess.run([args[0], "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "error" not in done.stderr
+    assert len(list(VideoReader(target))) == 12
+
+
+def test_full_standard_output_is_one_line(vs3r: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("click.echo", full)
+    done = vs3r("doctor")
+    assert done.code == 1
+    assert done.err == (
+        "vs3r: error: cannot use standard output: No space left on device; check the disk and the path\n"
+    )
+
+
 def test_doctor(vs3r: Shell) -> None:
     done = vs3r("doctor")
     assert done.code == 0
@@ -194,6 +224,8 @@ def test_doctor(vs3r: Shell) -> None:
     findings = {f["name"]: f for f in done.events[0]["findings"]}
     assert findings["encoder libx264"]["ok"]
     assert findings["GPU"]["detail"]
+    # What the extras bring is told, whether it is here or not.
+    assert findings["grpcio"]["ok"]
 
 
 def test_existing_output_needs_overwrite(vs3r: Shell, clip: Path, tmp_path: Path) -> None:
@@ -219,6 +251,7 @@ def test_existing_output_needs_overwrite(vs3r: Shell, clip: Path, tmp_path: Path
         (("stabilize", "a.mp4", "b.mp4", "--lookahead-frames", "-1"), "lookahead_frames: expected a value from 0"),
         (("stabilize", "a.mp4", "b.mp4", "--camera", "drone"), "'drone' is not one of"),
         (("stabilize", "a.mp4", "b.mp4", "--fish", "1"), "No such option"),
+        (("stabilize", "a.mp4", "b.mp4", "--server-token-file", "t"), "need --server HOST:PORT, got none"),
         (("analyze", "a.mp4", "-o", "a.txt"), "expected an output name that ends in .vs3r"),
         (("render", "a.mp4", "b.mp4"), "Missing option '--track'"),
     ],
@@ -230,6 +263,39 @@ def test_usage_errors_are_one_line(vs3r: Shell, args: tuple[str, ...], complaint
     assert done.err.startswith("vs3r: error: ")
     assert complaint in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("group", ["", "weights", "train"])
+def test_no_command_shows_the_help(vs3r: Shell, group: str) -> None:
+    done = vs3r(*group.split())
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("Usage: vs3r")
+    assert done.err.endswith("\nvs3r: error: expected a command, got none; choose one of those above\n")
+
+
+@pytest.mark.parametrize("command", ["stabilize", "render", "analyze", "compare", "evaluate"])
+def test_target_that_cannot_be_made_is_told_before_the_work(
+    vs3r: Shell, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    tails = {
+        "stabilize": ("{}.mp4",),
+        "render": ("{}.mp4", "--track", "a.vs3r"),
+        "analyze": ("-o", "{}.vs3r"),
+        "compare": (clip, "-o", "{}.mp4"),
+        "evaluate": (clip, "--plot", "{}.png"),
+    }
+
+    def refusal(folder: Path) -> str:
+        done = vs3r(command, clip, *(str(a).format(folder / "out") for a in tails[command]))
+        assert (done.code, done.out) == (1, "")
+        return done.err
+
+    missing = tmp_path / "missing"
+    assert refusal(missing) == f"vs3r: error: the output folder does not exist: {missing}; create it first\n"
+    # The tests may run as root, who may write anywhere.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert refusal(tmp_path).startswith(f"vs3r: error: cannot write into {tmp_path}; ")
 
 
 def test_bug_is_one_line_and_debug_tells_more(

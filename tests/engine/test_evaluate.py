@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.engine.clips import Clip, write_clip
 from tests.metrics.scenes import HEIGHT, WIDTH, shake, shaken_clip, similarity, texture, view
 from vs3r.engine.compare import compare_files
 from vs3r.engine.evaluate import evaluate_files, measure_file, pair_by_time
@@ -122,6 +123,13 @@ def test_compare_shows_both(tmp_path: Path, shaky: list[Picture], steady: list[P
             assert np.abs(error).mean() < 6 and abs(error.mean()) < 0.5  # 4:2:0 takes colour detail
     with pytest.raises(OutputError):
         compare_files(a, b, a)
+
+
+def test_compare_names_what_is_left_out(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mkv", Clip(frames=3, subtitles="subrip"))
+    assert compare_files(clip, clip, tmp_path / "both.mkv") == ()
+    (note,) = compare_files(clip, clip, tmp_path / "both.mp4")
+    assert "subtitle" in note and "left out" in note
 
 
 def test_compare_of_unequal_sizes(tmp_path: Path, steady: list[Picture]) -> None:

@@ -60,6 +60,13 @@ def test_info(tmp_path: Path) -> None:
     assert info.notes == ()
 
 
+def test_rate_of_raw_dv_is_not_its_clock(tmp_path: Path) -> None:
+    clip = Clip(codec="dvvideo", frames=4, width=720, height=576, time_base=Fraction(1, 25))
+    info = probe(write_clip(tmp_path / "a.dv", clip))
+    assert info.average_rate == 25
+    assert info.frames_estimate == 4
+
+
 @pytest.mark.parametrize("bframes", [0, 3])
 def test_variable_frame_rate_stays(tmp_path: Path, bframes: int) -> None:
     pts = (0, 40, 80, 700, 710, 720, 1500, 1540, 2000, 2001)
@@ -140,6 +147,19 @@ def test_interlaced_is_deinterlaced_one_for_one(tmp_path: Path) -> None:
 
     for frame, before in zip(got, combed, strict=True):
         assert comb(frame.planes[0]) < 0.4 * comb(before)
+
+
+def test_closed_captions_are_named(tmp_path: Path) -> None:
+    video = write_clip(tmp_path / "a.h264", Clip(frames=3)).read_bytes()
+    # CEA-608 as ATSC A/53 puts it before a picture: an SEI message (6) of registered user data (4).
+    captions = b"\xb5\x00\x31GA94\x03\x41\xff\xfc\x94\x20\xff"
+    message = b"\x00\x00\x01\x06\x04" + bytes([len(captions)]) + captions + b"\x80"
+    picture = b"\x00\x00\x01\x65"
+    assert video.count(picture) == 1
+    (tmp_path / "b.h264").write_bytes(video.replace(picture, message + picture))
+    assert probe(tmp_path / "a.h264").notes == ()
+    (note,) = probe(tmp_path / "b.h264").notes
+    assert "closed captions" in note and "dropped" in note
 
 
 def test_size_change_is_scaled_to_the_first(tmp_path: Path) -> None:

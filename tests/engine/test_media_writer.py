@@ -230,11 +230,8 @@ def test_what_the_container_cannot_hold_is_named(tmp_path: Path) -> None:
     assert len(packets(tmp_path / "b.mp4", "audio")) == len(packets(tmp_path / "a.mkv", "audio"))
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
-def test_cover_art_is_copied(tmp_path: Path, ending: str) -> None:
-    cover = write_clip(tmp_path / "cover.mkv", Clip(codec="mjpeg", frames=1, color=(2, 2, 2, 2)))
-    video = write_clip(tmp_path / "video.mp4", Clip(frames=5))
-    with av.open(str(video)) as movie, av.open(str(cover)) as image, av.open(str(tmp_path / "a.mp4"), "w") as out:
+def _with_cover(path: Path, video: Path, cover: Path) -> Path:
+    with av.open(str(video)) as movie, av.open(str(cover)) as image, av.open(str(path), "w") as out:
         main = out.add_stream_from_template(movie.streams.video[0], opaque=True)
         picture = out.add_stream_from_template(image.streams.video[0], opaque=True)
         picture.disposition = Disposition.attached_pic
@@ -243,6 +240,14 @@ def test_cover_art_is_copied(tmp_path: Path, ending: str) -> None:
                 if packet.dts is not None:
                     packet.stream = stream
                     out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_cover_art_is_copied(tmp_path: Path, ending: str) -> None:
+    cover = write_clip(tmp_path / "cover.mkv", Clip(codec="mjpeg", frames=1, color=(2, 2, 2, 2)))
+    video = write_clip(tmp_path / "video.mp4", Clip(frames=5))
+    _with_cover(tmp_path / "a.mp4", video, cover)
     source, target = tmp_path / "a.mp4", tmp_path / f"b{ending}"
     assert probe(source).codec == "h264"
     assert copy(source, target) == ()
@@ -252,6 +257,32 @@ def test_cover_art_is_copied(tmp_path: Path, ending: str) -> None:
         data = next(bytes(p) for p in container.demux(found[0]) if p.size)
     assert data == packets(cover, "video")[0][1]
     assert len(read(target)) == 5
+
+
+def test_cover_art_that_mov_cannot_hold_is_named(tmp_path: Path) -> None:
+    cover = write_clip(tmp_path / "cover.mkv", Clip(codec="mjpeg", frames=1, color=(2, 2, 2, 2)))
+    video = write_clip(tmp_path / "video.mp4", Clip(frames=5))
+    (note,) = copy(_with_cover(tmp_path / "a.mp4", video, cover), tmp_path / "b.mov")
+    assert note == "video stream 1 (mjpeg) is left out: the mov container cannot hold it"
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("source_ending", [".mp4", ".mov", ".mkv"])
+def test_titles_of_tracks_are_kept(tmp_path: Path, source_ending: str, ending: str) -> None:
+    plain, source, target = write_clip(tmp_path / "a.mp4", Clip(audio="aac")), f"b{source_ending}", f"c{ending}"
+    with av.open(str(plain)) as container, av.open(str(tmp_path / source), "w") as out:
+        copies = {s.index: out.add_stream_from_template(s, opaque=True) for s in container.streams}
+        for stream, title in zip(copies.values(), ("Drone", "Ton été"), strict=True):
+            stream.metadata["title"] = title
+        for packet in container.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream_index]
+                out.mux(packet)
+    assert copy(tmp_path / source, tmp_path / target) == ()
+    with av.open(str(tmp_path / target)) as container:
+        tags = [{key.lower(): value for key, value in s.metadata.items()} for s in container.streams]
+    # FFmpeg reads what MP4 and MOV hold as "name".
+    assert [t.get("title" if ending == ".mkv" else "name") for t in tags] == ["Drone", "Ton été"]
 
 
 def _flash_and_click_s(path: Path) -> tuple[float, float]:
@@ -339,6 +370,14 @@ def test_impossible_combinations_say_what_to_do(
     with pytest.raises(MediaError, match=expected):
         copy(source, tmp_path / f"b{ending}", EncodeConfig(codec=codec))
     assert [p.name for p in tmp_path.iterdir()] == ["a.mkv"]
+
+
+def test_settings_that_the_encoder_does_not_have_are_named(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "a.mp4", Clip(frames=2))
+    for codec, target, count in (("ffv1", "b.mkv", 1), ("libx264", "b.mp4", 0)):
+        notes = copy(source, tmp_path / target, EncodeConfig(codec=codec, crf=20, preset="fast"))
+        assert len(notes) == count
+        assert all("crf 20 and preset fast had no effect" in note for note in notes)
 
 
 def test_unknown_preset(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,16 @@ def test_track_of_another_clip_is_refused(clip: Path, tmp_path: Path, other: Cli
     with pytest.raises(TrackError, match=complaint):
         render_file(stranger, target / "out.mkv", track, CONFIG)
     assert no_leftovers(target)
+
+
+def test_track_serves_the_clip_in_another_container(tmp_path: Path) -> None:
+    made = Clip(frames=4, rate=Fraction(30), time_base=Fraction(1, 30))
+    rounded = replace(made, pts=(0, 33, 67, 100), time_base=Fraction(1, 1000))
+    track = analyze_file(write_clip(tmp_path / "a.mp4", made), CONFIG)
+    assert render_file(write_clip(tmp_path / "a.mkv", rounded), tmp_path / "b.mkv", track, CONFIG).frames == 4
+    late = write_clip(tmp_path / "late.mkv", replace(rounded, pts=(0, 33, 68, 100)))
+    with pytest.raises(TrackError, match=r"frame 2 at 0\.0667 s, the clip 0\.0680 s"):
+        render_file(late, tmp_path / "c.mkv", track, CONFIG)
 
 
 class Failing:

@@ -204,6 +204,11 @@ def test_unwritable(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_long_name(tmp_path: Path) -> None:
+    save_track(make_track(), tmp_path / f"{80 * '長'}.vs3r")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.vs3r"
     save_track(make_track(), target)

@@ -30,7 +30,7 @@ from tests.engine.clips import Clip, make_frames
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models, wait_until
 from tests.server.relay import BreakingRelay
 from vs3r.engine.cli import run
-from vs3r.engine.client.connection import Access
+from vs3r.engine.client.connection import Access, read_access
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
@@ -44,19 +44,21 @@ TOKEN = "correct-horse-battery-staple"
 SERVICE = "vs3r.v1.EngineService"
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.168.1.5:50777", ":50777"])
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.168.1.5:50777"])
 def test_no_open_server_without_a_token(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "--listen", listen]) == 1
     assert "--token-file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1", "nowhere", "127.0.0.1:x"])
+@pytest.mark.parametrize("listen", ["127.0.0.1", "nowhere", "50777", ":50777", "127.0.0.1:x", "127.0.0.1:65536"])
 def test_odd_addresses_are_named(listen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    token = tmp_path / "token"
-    token.write_text(TOKEN)
-    options = ["--listen", listen, "--token-file", str(token), "--cache-dir", str(tmp_path)]
-    assert run(["serve", *options]) == 1
-    assert listen in capsys.readouterr().err
+    assert run(["serve", "--listen", listen, "--cache-dir", str(tmp_path)]) == 1
+    assert f"expected HOST:PORT (up to 65535) or unix:PATH to listen on, got '{listen}'" in capsys.readouterr().err
+
+
+def test_a_media_root_that_is_no_folder_is_named(serve: Serve, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a folder as --media-root"):
+        serve(media_root=str(tmp_path / "missing"))
 
 
 def test_a_taken_port_is_named(serve: Serve) -> None:
@@ -94,6 +96,16 @@ def test_the_token(serve: Serve, tmp_path: Path, given: str | None) -> None:
             assert caught.value.code == "UNAUTHENTICATED"
 
 
+@pytest.mark.parametrize("token", ["", "two\nlines of it", "tökens are ASCII"])
+def test_odd_access_is_named(tmp_path: Path, token: str) -> None:
+    path = tmp_path / "access"
+    path.write_text(token)
+    with pytest.raises(InputError, match=r"expected one line of printable characters in .*access"):
+        read_access(str(path), None)
+    with pytest.raises(InputError, match=r"expected a certificate \(PEM\) in .*access"):
+        read_access(None, str(path))
+
+
 def make_certificates(folder: Path) -> dict[str, str]:
     """An authority, and certificates of it for a server and a client."""
     ca, key = folder / "ca.pem", folder / "ca.key"
@@ -125,6 +137,13 @@ def test_tls_and_mutual_tls(serve: Serve, tmp_path: Path) -> None:
         client.capabilities()
     with Client(address) as client, pytest.raises(ServerError):
         client.capabilities()
+    for wrong, complaint in (
+        (tls | {"tls_cert": files["ext"]}, "expected a certificate in .*ext"),
+        (tls | {"tls_key": files["client.key"]}, "expected a certificate in .* and its key"),
+        (tls | {"tls_client_ca": files["ext"]}, r"expected a certificate \(PEM\) in .*ext"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            serve(**wrong)
     address = serve(**tls, tls_client_ca=files["ca.pem"]).address
     with Client(address, known) as client:
         client.capabilities()
