@@ -453,5 +453,7 @@ def _tell_report(talk: Talk, report: RunReport, config: Config) -> None:
     )
     if report.readout_s is not None and abs(report.readout_s) >= _READOUT_WORTH_TELLING_S:
         text += f"; a rolling shutter of {1000 * report.readout_s:.0f} ms undone"
+    if report.distortion:
+        text += "; seen through a fisheye"
     data = dataclasses.asdict(report) | {"output": str(report.output), "fps": report.fps}
     talk.event("result", text, **data)

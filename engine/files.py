@@ -20,7 +20,7 @@ from vs3r.engine.media import VideoReader, VideoWriter
 from vs3r.engine.progress import Meter, ProgressCallback
 from vs3r.engine.threads import Cancellation, Channel, Stages, crew_of_cores
 from vs3r.engine.track_file import TrackBuilder, check_source
-from vs3r.types import CameraTrack, Frame
+from vs3r.types import CameraTrack, Frame, FrameGeometry
 
 if TYPE_CHECKING:  # loads PyTorch, which takes seconds; reading starts before that
     from vs3r.engine.pipeline import AnalysisItem, ObservedFrame, StabilizedFrame
@@ -57,6 +57,8 @@ class RunReport:
     readout_s: float | None
     """Read-out of the source's rolling shutter, which is undone; signed, negative where the bottom row comes first.
     None where a server found it."""
+    distortion: float | None
+    """Of the source's lens, see vs3r.lens; 0 for a rectilinear one. None where a server found it."""
     notes: tuple[str, ...]
     """One-line remarks on the source and the output."""
 
@@ -110,7 +112,7 @@ def stabilize_file(
                 stages.start("analyse", lambda: _work(analysis, observed, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, writer, tally)
-        return tally.report(out_path, rendering.readout_s, reader.notes + writer.notes)
+        return tally.report(out_path, rendering.newest, reader.notes + writer.notes)
 
 
 def analyze_file(
@@ -181,7 +183,7 @@ def render_file(
                 stages.start("analyse", lambda: _work(analysis, frames, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, writer, tally)
-        return tally.report(out_path, rendering.readout_s, reader.notes + writer.notes)
+        return tally.report(out_path, rendering.newest, reader.notes + writer.notes)
 
 
 _In = TypeVar("_In")
@@ -266,7 +268,7 @@ class _Tally:
         self._worst = min(self._worst, picture.valid_share)
         self.meter.tick()
 
-    def report(self, output: PathLike, readout_s: float, notes: tuple[str, ...]) -> RunReport:
+    def report(self, output: PathLike, camera: FrameGeometry | None, notes: tuple[str, ...]) -> RunReport:
         count = max(self.meter.frames, 1)
         return RunReport(
             output=Path(output),
@@ -276,6 +278,7 @@ class _Tally:
             own_share=self._own / count,
             valid_share=self._valid / count,
             worst_valid_share=self._worst,
-            readout_s=readout_s,
+            readout_s=0.0 if camera is None else camera.readout_s,
+            distortion=0.0 if camera is None else camera.distortion,
             notes=notes,
         )

@@ -212,9 +212,9 @@ class Rendering:
         return len(self._sources) + len(self._drawn)
 
     @property
-    def readout_s(self) -> float:
-        """Read-out of the newest source's rolling shutter in seconds, signed; 0 where none is known."""
-        return self._newest.geometry.readout_s if self._newest is not None else 0.0
+    def newest(self) -> FrameGeometry | None:
+        """Camera of the newest source."""
+        return self._newest.geometry if self._newest is not None else None
 
     def _ready(self, *, end: bool) -> list[StabilizedFrame]:
         done = []
@@ -295,9 +295,9 @@ class ClipRendering:
         return self._rendering.held + len(self._drawn)
 
     @property
-    def readout_s(self) -> float:
+    def newest(self) -> FrameGeometry | None:
         """See Rendering."""
-        return self._rendering.readout_s
+        return self._rendering.newest
 
     def _note(self, rendered: RenderedFrame) -> Frame:
         self._rendered.append(rendered)

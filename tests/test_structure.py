@@ -17,7 +17,7 @@ import pytest
 from vs3r import config
 
 ROOT = Path(__file__).parent.parent
-BASE = {"vs3r", "vs3r.types", "vs3r.errors", "vs3r.config"}
+BASE = {"vs3r", "vs3r.types", "vs3r.errors", "vs3r.config", "vs3r.lens"}
 
 # Part -> the parts that it may import, beside BASE and itself.
 ARROWS: dict[str, set[str]] = {

@@ -53,5 +53,6 @@ def stabilize_file_at(
             valid_share=sum(valid) / count,
             worst_valid_share=min(valid, default=1.0),
             readout_s=None,
+            distortion=None,
             notes=reader.notes + writer.notes,
         )

@@ -80,7 +80,7 @@ the last frame that stays as it is; gives a state that begins there, in the scal
 to be expected; or None."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Moving:
     """How six degrees of freedom begin."""
 
@@ -96,7 +96,7 @@ class _Moving:
     """So little must be left in the end."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Begun:
     """A block, as far as it tells whether the camera moves and through which lens it was seen."""
 
