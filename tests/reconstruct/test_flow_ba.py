@@ -193,6 +193,24 @@ def test_a_fisheye_is_told_from_a_pinhole() -> None:
     assert float(off.square().mean().sqrt().rad2deg()) < 0.03
 
 
+def test_after_a_cut_the_lens_may_be_another() -> None:
+    _, bent = fisheye_pictures("walking", 22)
+    frames = make_frames([*bent, *(255 - picture[::-1, ::-1] for picture in pictures("running", 22))])
+    found = run(frames, maker(frames))
+    assert [g.segment for g in found] == [0] * 22 + [1] * 22
+    assert [g.distortion for g in found] == [FISHEYE] * 22 + [0.0] * 22
+
+
+@pytest.mark.parametrize("lens", ["rectilinear", "fisheye"])
+def test_a_given_field_of_view_is_that_of_the_lens(lens: str) -> None:
+    frames = make_frames(pictures("still", 3))
+    config = ReconstructConfig(hfov_deg=110.0, lens=lens)
+    (*_, found) = run(frames, make_reconstructor(Config(reconstruct=config), frames[0].format))
+    camera = make_output_camera("pinhole", found.K, found.distortion)
+    rays, _ = camera.unproject(np.array([[0.0, frames[0].format.height / 2]]))
+    assert np.rad2deg(np.arctan2(-rays[0, 0], rays[0, 2])) == pytest.approx(55.0, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "readout_frames", "shown"), [("rotation", -1.0, 1), ("walking", 0.7, 1), ("rotation", 0.7, 2)]
 )

@@ -47,8 +47,9 @@ ZOOM_GOES_ON_LOSS = 0.05
 BORDER_PX = 16.0
 # Of inverse depths that are believed beforehand, relative.
 BELIEVED_STD = 0.1
-# Where a rectilinear lens leaves this share of the flow of a first block unexplained, a fisheye is tried, and taken if
-# so much less is left: of 15 clips from other lenses it left 0.95 to 6 times as much, of one from an action camera 0.7.
+# Where a lens leaves this share of the flow of a segment's first block unexplained, the other is tried, and taken if so
+# much less is left. Of 15 clips from rectilinear lenses a fisheye left 0.95 to 6 times as much, of one from an action
+# camera 0.7 times.
 LENS_ABOVE = 0.04
 LENS_GAIN = 0.2
 # A camera that begins to move must explain this much more of the flow than one that only turns.
@@ -161,7 +162,6 @@ class BlockSolver:
         """Forget everything."""
         self._readout.reset()
         self._distortion = min(self._log_focals, key=abs)
-        self._lens_known = len(self._log_focals) == 1
         self._zooms = False
 
     def cut(self) -> None:
@@ -184,7 +184,8 @@ class BlockSolver:
         if edges is None:
             state, flat = self._predict(old, edges), True
         else:
-            begun = self._begun(old, edges) if old or self._lens_known else self._begun_through_best_lens(edges)
+            lens_known = bool(old) or len(self._log_focals) == 1
+            begun = self._begun(old, edges) if lens_known else self._begun_through_best_lens(edges)
             moving = self._moving(begun, old)
             # A camera that only turns stays where the last one stood: no adjustment of rotations alone moves a centre.
             state, flat = moving or begun.turning, moving is None
@@ -194,8 +195,9 @@ class BlockSolver:
         return state, flat
 
     def _begun_through_best_lens(self, edges: Edges) -> _Begun:
-        """The first block of a segment, before it is known what lens it was seen through."""
-        usual, other = sorted(self._log_focals, key=abs)
+        """The first block of a segment, which may be seen through another lens than the one before."""
+        usual = self._distortion
+        (other,) = self._log_focals.keys() - {usual}
         # Half of the flow is enough to compare them.
         onward = edges.select(edges.src < edges.dst)
 
@@ -203,7 +205,6 @@ class BlockSolver:
             state, only_turns = begun.best
             return self._left(state, self._problem(onward, 0, rotation_only=only_turns), onward)
 
-        self._distortion = usual
         begun = self._begun([], edges)
         left_usual = left(begun)
         if left_usual < LENS_ABOVE:
@@ -211,10 +212,9 @@ class BlockSolver:
         self._distortion = other
         tried = self._begun([], onward)
         left_other = left(tried)
-        log.debug("outlier share rectilinear %.3f fisheye %.3f", left_usual, left_other)
+        log.debug("outlier share of a lens of %.1f %.3f, of %.1f %.3f", usual, left_usual, other, left_other)
         # A camera that hardly moves tells nothing.
-        self._lens_known = begun.moves or tried.moves
-        if self._lens_known and left_other < (1 - LENS_GAIN) * left_usual:
+        if (begun.moves or tried.moves) and left_other < (1 - LENS_GAIN) * left_usual:
             return self._begun([], edges)
         self._distortion = usual
         return begun
