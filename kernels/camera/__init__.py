@@ -73,7 +73,6 @@ class View:
             raise InputError(
                 f"view.parameters: expected {PARAMETERS[self.model]} for {self.model}; got {len(self.parameters)}"
             )
-
         if self.model == "division":
             check_distortion(*self.parameters)
 
