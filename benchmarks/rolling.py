@@ -26,7 +26,8 @@ from tests.scenes import footage, shot
 from vs3r.config import RenderConfig
 from vs3r.engine.media.reader import VideoReader
 from vs3r.render import SourceFrame, WarpRenderer
-from vs3r.types import FrameGeometry, VirtualCamera
+from vs3r.smooth import unsmoothed
+from vs3r.types import FrameGeometry
 
 READOUTS = (0.0, 0.3, 0.7, 1.0, -1.0)
 
@@ -69,10 +70,8 @@ def pictures_db(
         renderer = WarpRenderer(reader.info.format, RenderConfig())
         pairs = []
         for geometry, frame, rgb in zip(found, reader, true_rgb, strict=True):
-            camera = VirtualCamera(K=geometry.K, cam_from_world=geometry.cam_from_world)
-            done = renderer.render(
-                geometry.index, camera, {geometry.index: SourceFrame(frame=frame, geometry=geometry)}
-            )
+            source = SourceFrame(frame=frame, geometry=geometry)
+            done = renderer.render(geometry.index, unsmoothed(geometry), {geometry.index: source})
             # The encoder's luma of the true picture: limited range.
             true = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2YUV_I420)[: rgb.shape[0]]
             covered = cv2.resize(done.valid, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST) == 255

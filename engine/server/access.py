@@ -133,7 +133,7 @@ def _patch(drawn: Drawn, rows: slice, columns: slice) -> pb.Patch:
     planes = []
     for number, plane in enumerate(drawn.picture.frame.planes):
         high, wide = part.format.plane_shape(number)
-        sx, sy = fmt.chroma_shift if number in (1, 2) and fmt.num_planes >= 3 else (0, 0)
+        sx, sy = fmt.plane_shift(number)
         top, left = rows.start >> sy, columns.start >> sx
         planes.append(cast("Plane", np.ascontiguousarray(plane[top : top + high, left : left + wide])))
     data = b"".join(part.pack(planes))

@@ -136,7 +136,6 @@ class Server:
             self._health.set(name, status)
 
     def _listen(self) -> str:
-
         address = self._config.listen
         if address.startswith("unix:") and _is_taken(address.removeprefix("unix:")):
             raise InputError(f"cannot listen on {address}: taken; choose another")

@@ -1,7 +1,7 @@
 """One block of frames: from flow to cameras and depth by bundle adjustment (DESIGN section 4).
 
-First the camera that only turns, then the one that moves as well, where it explains clearly more; then whether the lens
-zooms; then how the camera turns within its frames.
+First the camera that only turns, then the one that moves as well, where it explains clearly more, and at the beginning
+of a segment through which lens; then whether the lens zooms; then how the camera turns within its frames.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class BlockSolver:
         state = self._predict(old, edges)
         if not old:
             edges = replace(edges, weight=edges.weight * self._inside(edges))
-        known, was_moving = len(old), bool(old) and not old[-1].flat
+        known, was_moving = len(old), _was_moving(old)
         turning = self._turning(state, edges, known)
         # Frames without depth of their own know neither where they stood nor where a moving camera sees their points:
         # after them a walk begins where the last of them is thought to be.
@@ -315,7 +315,7 @@ class BlockSolver:
         state, left = self._finished(state, problem, begun.fresh, left)
         if left >= begun.moving.enough:
             return None
-        return state if old and not old[-1].flat else self._rescaled(state, len(old))
+        return state if _was_moving(old) else self._rescaled(state, len(old))
 
     def _refined(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
@@ -393,7 +393,7 @@ class BlockSolver:
     def _begin_moving(self, turning: State, problem: Problem, old: list[Solved]) -> State:
         """Where to start with six degrees of freedom."""
         state = turning
-        if old and not old[-1].flat:
+        if _was_moving(old):
             # Poses for the depth that is known, a wide basin first: parallax puts the turning camera far off.
             state = replace(turning, inv_depth=self._carried_depth(turning, old))
             problem = replace(problem, free_depth=False, free_focal=False)
@@ -427,6 +427,11 @@ class BlockSolver:
             cells = at.numpy().astype(np.float32).reshape(self._grid.rows, self._grid.cols, 2)
             depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)
         return depth
+
+
+def _was_moving(old: list[Solved]) -> bool:
+    """The last frame before a block has depth of its own."""
+    return bool(old) and not old[-1].flat
 
 
 def _outlier_share(state: State, problem: Problem) -> float:

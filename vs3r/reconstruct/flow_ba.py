@@ -14,18 +14,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from vs3r.config import Config
 from vs3r.flow import analysis_picture, analysis_size, make_flow
 from vs3r.geometry import rigid_inverse
-from vs3r.lens import bent
 from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.block import Believe, BlockSolver, Solved
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement
 from vs3r.reconstruct.problem import Edges, State
-from vs3r.reconstruct.rolling import REACH, Shutter, rectify
+from vs3r.reconstruct.rolling import REACH, Shutter, bent_points, rectify
 from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, read_axis
 
 BLOCK = 8
@@ -235,7 +233,7 @@ class FlowBundleAdjustment:
         fine_depth = np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
         depths = torch.from_numpy(fine_depth).flatten().expand(len(state.log_focal), -1)
         seen = rectify(self._edges(found, base, fine=True), replace(state, inv_depth=depths), self._shutter)
-        flow = _bent(seen.target, seen.dst, state) - _bent(seen.source[:, :2], seen.src, state)
+        flow = bent_points(seen.target, seen.dst, state) - bent_points(seen.source[:, :2], seen.src, state)
         flows = flow.transpose(1, 2).reshape(len(found), *fine[::-1], 2).numpy()
 
         def intrinsics(n: int) -> DoubleArray:
@@ -263,14 +261,6 @@ class FlowBundleAdjustment:
             cell_px=cell,
             distortion=state.distortion,
         )
-
-
-def _bent(points: Tensor, frames: Tensor, state: State) -> Tensor:
-    """Where the lens shows what a pinhole camera would at points (E, 2, P), pixels from the middle, of frames (E,)."""
-    if not state.distortion:
-        return points
-    focal = state.log_focal.exp().to(points.dtype)[frames, None, None]
-    return points * bent(state.distortion, points.square().sum(1, keepdim=True) / focal**2)
 
 
 def _histogram_change(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vs3r.geometry import rigid_inverse, so3_log
-from vs3r.lens import straightened
+from vs3r.lens import bent, straightened
 from vs3r.reconstruct.bundle import inv_depth_at_target
 from vs3r.reconstruct.problem import Edges, State
 from vs3r.types import ROW_MOTION_ORDER
@@ -148,14 +148,23 @@ def straight_edges(edges: Edges, state: State) -> Edges:
     """Edges as a pinhole camera would have seen them."""
     if not state.distortion:
         return edges
-    focal = state.log_focal.exp().to(edges.target.dtype)
 
-    def straight(points: Tensor, frame: Tensor) -> Tensor:
-        r2 = points.square().sum(1, keepdim=True) / focal[frame, None, None] ** 2
-        return points * straightened(state.distortion, r2)
+    def straight(points: Tensor, frames: Tensor) -> Tensor:
+        return points * straightened(state.distortion, _radius2(points, frames, state))
 
     source = torch.cat([straight(edges.source[:, :2], edges.src), edges.source[:, 2:]], 1)
     return replace(edges, source=source, target=straight(edges.target, edges.dst))
+
+
+def bent_points(points: Tensor, frames: Tensor, state: State) -> Tensor:
+    """Where the lens shows what a pinhole camera would at points (E, 2, P), pixels from the middle, of frames (E,)."""
+    return points * bent(state.distortion, _radius2(points, frames, state)) if state.distortion else points
+
+
+def _radius2(points: Tensor, frames: Tensor, state: State) -> Tensor:
+    """(E, 1, P) square of the distance from the middle in focal lengths, see bent_points."""
+    focal = state.log_focal.exp().to(points.dtype)
+    return points.square().sum(1, keepdim=True) / focal[frames, None, None] ** 2
 
 
 def _powers(line: Tensor) -> Tensor:

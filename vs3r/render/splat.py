@@ -96,8 +96,8 @@ class SplatRenderer:
         return DepthPoints(
             inv_depth=inv_depth,
             cameras=SourceCameras(
-                K=self._sent(np.stack([source.geometry.K for source in sources])),
-                cam_from_world=self._sent(np.stack(poses)),
+                K=_sent(np.stack([source.geometry.K for source in sources]), self._device),
+                cam_from_world=_sent(np.stack(poses), self._device),
                 distortion=sources[0].geometry.distortion,
             ),
             attributes=torch.stack([self._colours(source) for source in sources]),
@@ -126,9 +126,6 @@ class SplatRenderer:
         sent = torch.from_numpy(cells.astype(np.float32)).to(self._device)
         return F.interpolate(sent[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
-    def _sent(self, matrix: DoubleArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(matrix)).to(self._device)
-
 
 def view_of(model: OutputCamera, cam_from_world: DoubleArray, fmt: PictureFormat, device: torch.device) -> View:
     """The operator's view of an output camera."""
@@ -141,8 +138,18 @@ def view_of(model: OutputCamera, cam_from_world: DoubleArray, fmt: PictureFormat
         name, parameters = "double-sphere", (model.xi, model.alpha)
     elif isinstance(model, Division):
         name, parameters = "division", (model.distortion,)
-    K, pose = (torch.from_numpy(np.ascontiguousarray(matrix)).to(device) for matrix in (model.K, cam_from_world))
-    return View(K=K, cam_from_world=pose, width=fmt.width, height=fmt.height, model=name, parameters=parameters)
+    return View(
+        K=_sent(model.K, device),
+        cam_from_world=_sent(cam_from_world, device),
+        width=fmt.width,
+        height=fmt.height,
+        model=name,
+        parameters=parameters,
+    )
+
+
+def _sent(matrix: DoubleArray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(matrix)).to(device)
 
 
 def _own(points: DepthPoints, valid: Tensor | None) -> DepthPoints:
