@@ -11,7 +11,7 @@ import pytest
 from tests.render.plane_world import F64, depth_at, intrinsics, make_format, picture, pose, psnr, source
 from vs3r.config import RenderConfig
 from vs3r.render import SourceFrame, WarpRenderer, ghosts
-from vs3r.render.ghosts import find_ghosts, ghost_share
+from vs3r.render.ghosts import find_ghosts, find_seams, ghost_share
 from vs3r.types import PictureFormat, Plane, VirtualCamera
 
 
@@ -46,6 +46,26 @@ def test_what_is_seldom_shown_is_a_ghost(
     np.testing.assert_array_equal(found_ones, thing if found else np.zeros_like(thing))
 
 
+@pytest.mark.parametrize("exposure", [0.0, 0.2])
+def test_beside_what_a_source_does_not_show_it_shows_nothing(exposure: float) -> None:
+    """Border points above points of the hole; in the middle the frame has a runner where one source has grass."""
+    x = np.arange(60.0)
+    points = np.concatenate([np.stack([x, np.zeros(60)], 1), np.stack([x, np.full(60, 3.0)], 1)])
+    border = np.arange(120) < 60
+    colours = np.tile(np.random.default_rng(0).uniform(0.3, 0.5, (120, 3)), (3, 1, 1))
+    colours[2, 20:40] += [0.2, -0.1, 0.1]
+    colours[1:] += exposure
+    shows = np.ones((3, 120), np.bool_)
+    shows[0] = border
+    shows[1, 30:50] = False  # what a source does not see it cannot deny
+    seams = find_seams(colours.astype(np.float32), shows, points=points, border=border)
+    assert not seams[:2].any()
+    assert not seams[:, border].any()
+    assert seams[2, 60 + 21 : 60 + 39].all()
+    assert not seams[2, 60 : 60 + 19].any()
+    assert not seams[2, 60 + 41 :].any()
+
+
 def test_share_around_nodes() -> None:
     x, y = np.meshgrid(np.arange(2, 160, 4.0), np.arange(2, 96, 4.0))
     points = np.stack([x.ravel(), y.ravel()], 1)
@@ -54,7 +74,7 @@ def test_share_around_nodes() -> None:
     assert share[:, :5].max() < 0.01 < 0.99 < share[:, 17:].min()
 
 
-def test_a_passing_thing_does_not_fill() -> None:
+def test_a_passing_thing_does_not_fill(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disc that two neighbours show where the frame itself sees nothing."""
     fmt = make_format("yuv420p", 480, 270)
     own = pose(2.0, -1.0, 1.5, (0.05, 0.03, 0.0))
@@ -74,7 +94,9 @@ def test_a_passing_thing_does_not_fill() -> None:
         frames[number] = with_disc(frames[number])
     assert rendered(frames) > clean - 0.5
     del frames[16], frames[20], frames[24], frames[28]
-    assert rendered(frames) < clean - 3, "without witnesses it is taken for real"
+    assert rendered(frames) > clean - 0.5, "without witnesses: the frame itself has none at the border"
+    monkeypatch.setattr(ghosts, "SEAM", 9.0)
+    assert rendered(frames) < clean - 3, "the test sees the disc"
 
 
 @pytest.mark.parametrize("goes_on", [True, False])

@@ -1,6 +1,7 @@
 """Ghosts: what a neighbour shows in the hole and the clip mostly does not, because it moved there and away again.
 
-What moves may fill the hole where it goes on from what the frame itself shows at the border of the hole.
+What moves may fill the hole where it goes on from what the frame itself shows at the border of the hole. Whoever shows
+something else at the border may not fill beside it: a runner who films herself would end in grass, or begin once more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ need not."""
 GOES_ON = 0.1
 """What moves is no ghost where it goes on: the share of the border near it where the frame itself shows the same is
 larger by this than the share where either shows something else that moves."""
+SEAM = 0.3
+"""Off by more than this at the border, over all planes, a source shows something else than the frame itself."""
 LEVEL_STEP = 4
 """Exposure is told from every so many-th point."""
 SPREAD_NODES = 1.5
@@ -62,6 +65,27 @@ def find_ghosts(
     goes_on = _continuity(values[border], usual[border, :, None], differs[border], shows[border])
     ghost[~border] &= _carried(goes_on, points[border], points[~border]) < GOES_ON
     return np.asarray(ghost.T)
+
+
+def find_seams(colours: FloatArray, shows: BoolArray, *, points: DoubleArray, border: BoolArray) -> BoolArray:
+    """Where sources do not go on from the frame itself: at the border nearby they mostly show something else.
+
+    Args:
+        colours: (S, N, C) samples, see find_ghosts.
+        shows: (S, N) where a source shows the point at all.
+        points: (N, 2) positions.
+        border: (N,) which of them the frame itself shows; the others lie in the hole.
+    Returns:
+        (S, N) none at the border itself.
+    """
+    known = shows[:, border]
+    off_by = colours[:, border] - colours[:1, border]
+    level = _median(np.ascontiguousarray(off_by.transpose(0, 2, 1)), known[:, None])  # of exposure
+    other = known & (np.abs(off_by - level[:, None]).sum(axis=2) > SEAM)
+    differ, all_known = (_carried(f32(at.T), points[border], points[~border]).T for at in (other, known))
+    seams = np.zeros_like(shows)
+    seams[:, ~border] = differ > 0.5 * all_known
+    return seams
 
 
 def _continuity(values: FloatArray, usual: FloatArray, differs: BoolArray, shows: BoolArray) -> FloatArray:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vs3r.render.ghosts import find_ghosts
+from vs3r.render.ghosts import find_ghosts, find_seams
 from vs3r.render.layers import FILL_MARGIN_PX, inside_px
 from vs3r.render.pullpush import f32
 from vs3r.render.warp import BackwardMap, SourceFrame, backward_maps, sample_each_cells
@@ -130,8 +130,10 @@ class Chooser:
             shows = (inside & (fill_opacity(seen, at, [0, *distances]) > 0.5))[:, 0]
             shows[0] &= aim.border
             duration = f32([0, *(1 if number % GRID_FRAMES else GRID_FRAMES for number in self._numbers)])
-            ghosts = find_ghosts(_colours(seen, at), shows, duration=duration, points=aim.points, border=aim.border)
-            self._ghosts = ghosts[1:, hole]
+            colours = _colours(seen, at)
+            wrong = find_ghosts(colours, shows, duration=duration, points=aim.points, border=aim.border)
+            wrong |= find_seams(colours, shows, points=aim.points, border=aim.border)
+            self._ghosts = wrong[1:, hole]
             self._shows = shows[1:, hole] & ~self._ghosts
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
         self._missing = np.ones(count, np.bool_)
