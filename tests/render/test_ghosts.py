@@ -11,7 +11,7 @@ import pytest
 from tests.render.plane_world import F64, depth_at, intrinsics, make_format, picture, pose, psnr, source
 from vs3r.config import RenderConfig
 from vs3r.render import SourceFrame, WarpRenderer, ghosts
-from vs3r.render.ghosts import find_ghosts, find_seams, ghost_share
+from vs3r.render.ghosts import find_ghosts, find_seams, ghost_share, nearness
 from vs3r.types import PictureFormat, Plane, VirtualCamera
 
 
@@ -40,8 +40,8 @@ def test_what_is_seldom_shown_is_a_ghost(
         colours.astype(np.float32),
         shows,
         duration=duration.astype(np.float32),
-        points=np.stack([np.arange(60.0), np.zeros(60)], 1),
         border=np.zeros(60, np.bool_),
+        near=np.zeros((60, 0), np.float32),
     )
     np.testing.assert_array_equal(found_ones, thing if found else np.zeros_like(thing))
 
@@ -58,7 +58,7 @@ def test_beside_what_a_source_does_not_show_it_shows_nothing(exposure: float) ->
     shows = np.ones((3, 120), np.bool_)
     shows[0] = border
     shows[1, 30:50] = False  # what a source does not see it cannot deny
-    seams = find_seams(colours.astype(np.float32), shows, points=points, border=border)
+    seams = find_seams(colours.astype(np.float32), shows, border=border, near=nearness(points, border))
     assert not seams[:2].any()
     assert not seams[:, border].any()
     assert seams[2, 60 + 21 : 60 + 39].all()

@@ -38,7 +38,7 @@ SPREAD_NODES = 1.5
 
 
 def find_ghosts(
-    colours: FloatArray, shows: BoolArray, *, duration: FloatArray, points: DoubleArray, border: BoolArray
+    colours: FloatArray, shows: BoolArray, *, duration: FloatArray, border: BoolArray, near: FloatArray
 ) -> BoolArray:
     """Which sources disagree with what is usual at points, and do not go on from the frame itself.
 
@@ -46,8 +46,8 @@ def find_ghosts(
         colours: (S, N, C) samples in [0, 1] of S sources at N points. The first source is the frame itself.
         shows: (S, N) where a source shows the point at all.
         duration: (S,) of the time that each source stands for: a whole number up to 7, 0 for the frame itself.
-        points: (N, 2) their positions.
         border: (N,) which of them the frame itself shows; the others lie in the hole.
+        near: see nearness.
     Returns:
         (S, N)
     """
@@ -63,29 +63,41 @@ def find_ghosts(
     agree = (weight[:, 0] * ~differs).sum(axis=1) >= AGREE * weight[:, 0].sum(axis=1)
     ghost = differs & (agree & (shows.sum(axis=1) >= MIN_WITNESSES))[:, None]
     goes_on = _continuity(values[border], usual[border, :, None], differs[border], shows[border])
-    ghost[~border] &= _carried(goes_on, points[border], points[~border]) < GOES_ON
+    ghost[~border] &= near @ goes_on < GOES_ON
     return np.asarray(ghost.T)
 
 
-def find_seams(colours: FloatArray, shows: BoolArray, *, points: DoubleArray, border: BoolArray) -> BoolArray:
+def find_seams(colours: FloatArray, shows: BoolArray, *, border: BoolArray, near: FloatArray) -> BoolArray:
     """Where sources do not go on from the frame itself: at the border nearby they mostly show something else.
 
     Args:
-        colours: (S, N, C) samples, see find_ghosts.
-        shows: (S, N) where a source shows the point at all.
-        points: (N, 2) positions.
-        border: (N,) which of them the frame itself shows; the others lie in the hole.
+        colours, shows, border, near: see find_ghosts.
     Returns:
         (S, N) none at the border itself.
     """
     known = shows[:, border]
-    off_by = colours[:, border] - colours[:1, border]
-    level = _median(np.ascontiguousarray(off_by.transpose(0, 2, 1)), known[:, None])  # of exposure
-    other = known & (np.abs(off_by - level[:, None]).sum(axis=2) > SEAM)
-    differ, all_known = (_carried(f32(at.T), points[border], points[~border]).T for at in (other, known))
+    off_by = (colours[:, border] - colours[:1, border]).transpose(0, 2, 1)
+    level = _median(np.ascontiguousarray(off_by), known[:, None])  # of exposure
+    other = known & (np.abs(off_by - level[..., None]).sum(axis=1) > SEAM)
     seams = np.zeros_like(shows)
-    seams[:, ~border] = differ > 0.5 * all_known
+    seams[:, ~border] = f32(other - np.float32(0.5) * known) @ near.T > 0
     return seams
+
+
+def nearness(points: DoubleArray, border: BoolArray) -> FloatArray:
+    """Weights of means by distance (Shepard 1968).
+
+    Args:
+        points: (N, 2) positions.
+        border: (N,) at which of them a value is known.
+    Returns:
+        (H, M) of the M points at the border for each of the others; they sum to 1.
+    """
+    at, known = f32(points[~border]), f32(points[border])
+    weight = np.square(at[:, :1] - known[:, 0])
+    weight += np.square(at[:, 1:] - known[:, 1])
+    weight = 1.0 / np.square(weight)
+    return f32(weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30))
 
 
 def _continuity(values: FloatArray, usual: FloatArray, differs: BoolArray, shows: BoolArray) -> FloatArray:
@@ -111,13 +123,6 @@ def _median(values: FloatArray, weights: npt.NDArray[Any]) -> FloatArray:
     total = np.cumsum(ranked & 7, axis=-1)
     middle = (2 * total < total[..., -1:]).sum(axis=-1, keepdims=True)
     return f32(np.take_along_axis(ranked, middle, axis=-1)[..., 0] >> 3) / np.float32(1 << 20)
-
-
-def _carried(values: FloatArray, known: DoubleArray, points: DoubleArray) -> FloatArray:
-    """Values (M, S) of known points at others: means by distance (Shepard 1968). 0 where nothing is known."""
-    x, y = (f32(points[:, axis, None] - known[:, axis]) for axis in (0, 1))
-    weight = 1.0 / np.square(x * x + y * y)
-    return f32(weight @ values / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30))
 
 
 def ghost_share(points: DoubleArray, ghost: BoolArray, cell_px: int, shape: tuple[int, int]) -> FloatArray:

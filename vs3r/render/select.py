@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vs3r.render.ghosts import find_ghosts, find_seams
+from vs3r.render.ghosts import find_ghosts, find_seams, nearness
 from vs3r.render.layers import FILL_MARGIN_PX, inside_px
 from vs3r.render.pullpush import f32
 from vs3r.render.warp import BackwardMap, SourceFrame, backward_maps, sample_each_cells
@@ -130,9 +130,9 @@ class Chooser:
             shows = (inside & (fill_opacity(seen, at, [0, *distances]) > 0.5))[:, 0]
             shows[0] &= aim.border
             duration = f32([0, *(1 if number % GRID_FRAMES else GRID_FRAMES for number in self._numbers)])
-            colours = _colours(seen, at)
-            wrong = find_ghosts(colours, shows, duration=duration, points=aim.points, border=aim.border)
-            wrong |= find_seams(colours, shows, points=aim.points, border=aim.border)
+            colours, near = _colours(seen, at), nearness(aim.points, aim.border)
+            wrong = find_ghosts(colours, shows, duration=duration, border=aim.border, near=near)
+            wrong |= find_seams(colours, shows, border=aim.border, near=near)
             self._ghosts = wrong[1:, hole]
             self._shows = shows[1:, hole] & ~self._ghosts
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
