@@ -228,7 +228,7 @@ def throughput(clip: str) -> None:
     with tempfile.TemporaryDirectory() as folder, server("real") as (address, _):
 
         def command(name: str, *more: str) -> list[str]:
-            start = [sys.executable, "-c", "from vs3r.engine.cli import main; main()", "stabilize", clip]
+            start = [sys.executable, "-m", "vs3r", "stabilize", clip]
             return [*start, f"{folder}/{name}.mkv", "--quiet", *more]
 
         # In turn, the better of two each: other work on the machine comes and goes.

@@ -40,6 +40,8 @@ FOLDERS = ("vs3r", "kernels", "export", "engine")
 def part_of(module: str) -> str:
     """The part of the project that a module belongs to."""
     second = module.split(".")[1] if "." in module else ""
+    if second == "__main__":
+        return "engine"
     if second in ("kernels", "export", "engine"):
         return second
     return "base" if ".".join(module.split(".")[:2]) in BASE else "method"
@@ -174,7 +176,7 @@ def test_wheel(tmp_path: Path) -> None:
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"vs3r"}
     assert "vs3r/py.typed" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    assert "vs3r = vs3r.engine.cli:main" in scripts
+    assert "vs3r = vs3r.__main__:main" in scripts
 
 
 def module_file(module: str, path: Path) -> str:

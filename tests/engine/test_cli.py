@@ -24,7 +24,7 @@ from vs3r.engine.options import config_from, flag_of
 from vs3r.engine.progress import Progress
 
 FAST = ("--lookahead-frames", "4", "--fill-window-frames", "4")
-VS3R = (sys.executable, "-c", "from vs3r.engine.cli import main; main()")
+VS3R = (sys.executable, "-m", "vs3r")
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +338,20 @@ def test_interrupt_at_the_first_frame(tmp_path: Path, number: signal.Signals) ->
     assert process.returncode == 130
     assert err == "vs3r: error: interrupted; no unfinished file is left\n"
     assert not list(target.parent.iterdir())
+
+
+def test_interrupt_while_the_command_line_is_loaded() -> None:
+    program = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("vs3r", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "vs3r: error: interrupted\n")
 
 
 def test_help_and_version(vs3r: Shell) -> None:
