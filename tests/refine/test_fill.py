@@ -8,7 +8,7 @@ import pytest
 
 from tests.render.plane_world import make_format, pose, source
 from vs3r.config import RefineConfig
-from vs3r.refine import make_refiner
+from vs3r.refine import fill, make_refiner
 from vs3r.types import PictureFormat, RenderedFrame
 
 FILL = make_refiner(RefineConfig())
@@ -54,6 +54,24 @@ def test_the_valid_part_stays_and_the_rest_looks_like_it(pix_fmt: str) -> None:
         jump = np.abs(ours[:, hole].astype(float) - ours[:, hole - 1]).mean()
         assert jump < 1.5 * np.abs(np.diff(known, axis=1)).mean()
     assert filled is given.frame, "repaired where it lies"
+
+
+@pytest.mark.parametrize("slope", [-0.8, 0.0, 0.5, 1.2])
+def test_slanted_lines_go_on(slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars that the hole cuts off at the left, against what is mirrored straight across the edge."""
+    fmt = make_format("gray", 320, 176)
+    x, y = np.meshgrid(np.arange(320.0), np.arange(176.0))
+    truth = 130 + 80 * np.sin((y - slope * x) / np.hypot(1, slope) / 9)
+
+    def error() -> float:
+        given = rendered(fmt, border(22, 40, 2))
+        shown = given.frame.planes[0] > 0
+        given.frame.planes[0][:] = np.where(shown, truth, 0)
+        return float(np.abs(FILL(given).planes[0][40:-40, :16] - truth[40:-40, :16]).mean())
+
+    along = error()
+    monkeypatch.setattr(fill, "FLATTEST", 2.0)
+    assert along < (1.001 if slope == 0 else 0.6) * error()
 
 
 def test_a_constant_picture_is_continued() -> None:

@@ -1,4 +1,7 @@
-"""Inpainting of what no frame saw: the surroundings mirrored over the edge, running out into a smooth continuation."""
+"""Inpainting of what no frame saw: the surroundings mirrored over the edge, running out into a smooth continuation.
+
+Mirrored along the lines of the picture, not straight across the edge: a slanted line goes on and does not turn back.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vs3r.render.pullpush import pull_push
+from vs3r.render.layers import smoothstep
+from vs3r.render.pullpush import f32, pull_push
 from vs3r.types import FloatArray, Frame, Plane, RenderedFrame
 
 SMOOTH_CELLS = 2.5
@@ -18,6 +22,17 @@ DETAIL_REACH = 0.06
 """Distance, of the longer side, in which the mirrored detail falls to 1/e."""
 DETAIL_FLOOR = 0.3
 """Detail never falls below this share: a patch without any grain is seen."""
+LINE_CELLS = 2.0
+"""Width of the Gaussian over which the direction of lines is averaged."""
+LINE_NOISE = 2.0
+"""Squared gradient, levels of 255 per cell, that says nothing about lines."""
+FLATTEST = 0.35
+"""Cosine between a line and the way straight to the edge: flatter ones are not followed, and"""
+FLAT_RAMP = 0.2
+"""those steeper by so much wholly."""
+TURN_CELLS = 1.5
+"""Width of the Gaussian over which the way to the edge is averaged: the nearest known cell jumps along the staircase of
+a slanted edge."""
 MOST_CELLS = 1 << 11
 """Cells that are filled at a time."""
 
@@ -31,7 +46,7 @@ class _Hole:
     known: FloatArray
     """(Vh, Vw) 1 in cells that are used as they are, 0 in the hole and one cell around it."""
     toward_x: FloatArray
-    """(Vh, Vw) from a cell of the hole to the nearest known cell, in cells; 0 in known cells."""
+    """(Vh, Vw) from a cell of the hole to the known cell at which it is mirrored, in cells; 0 in known cells."""
     toward_y: FloatArray
     """(Vh, Vw) likewise, down."""
     gain: FloatArray
@@ -70,11 +85,12 @@ def fill_unseen(rendered: RenderedFrame) -> Frame:
     unknown = np.asarray(cv2.dilate((rendered.valid < 255).astype(np.uint8), np.ones((3, 3), np.uint8)), np.uint8)
     if not unknown.any() or unknown.all():
         return frame
-    hole = _hole(unknown)
+    small = [f32(cv2.resize(plane, unknown.shape[::-1], interpolation=cv2.INTER_AREA)) for plane in frame.planes]
+    peak = (1 << frame.format.bit_depth) - 1
+    hole = _hole(unknown, small[0] * np.float32(255.0 / peak))
     # One cell more, for the feather.
     cells = np.argwhere(cv2.dilate(unknown, np.ones((3, 3), np.uint8)))
-    peak = (1 << frame.format.bit_depth) - 1
-    smooth = _smooth(frame.planes, hole.known)
+    smooth = _smooth(small, hole.known)
     done = []
     for shape in {plane.shape for plane in frame.planes}:
         for part in range(0, len(cells), MOST_CELLS):
@@ -90,33 +106,55 @@ def fill_unseen(rendered: RenderedFrame) -> Frame:
     return frame
 
 
-def _hole(unknown: npt.NDArray[np.uint8]) -> _Hole:
+def _hole(unknown: npt.NDArray[np.uint8], luma: FloatArray) -> _Hole:
     distance, labels = cv2.distanceTransformWithLabels(
         unknown, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     rows, cols = np.nonzero(unknown == 0)
-    nearest = np.zeros((labels.max() + 1, 2), np.float32)
-    nearest[labels[rows, cols]] = np.stack([cols, rows], -1)
-    grid = np.stack(np.meshgrid(np.arange(unknown.shape[1]), np.arange(unknown.shape[0])), -1)
-    toward = nearest[labels] - grid.astype(np.float32)
-    # The nearest known cell jumps along the staircase of a slanted edge; its mean over a few cells does not.
-    soft = cv2.GaussianBlur(toward, (0, 0), 1.5) * (unknown > 0)[..., None]
+    nearest = np.zeros((2, labels.max() + 1), np.intp)
+    nearest[:, labels[rows, cols]] = rows, cols
+    row, col = np.nonzero(unknown)
+    at_row, at_col = nearest[:, labels[row, col]]
+    toward = np.zeros((2, *unknown.shape), np.float32)
+    toward[:, row, col] = _along_lines(
+        f32(at_col - col), f32(at_row - row), _structure(luma, unknown)[:, at_row, at_col]
+    )
+    toward_x, toward_y = (f32(cv2.GaussianBlur(part, (0, 0), TURN_CELLS) * unknown) for part in toward)
     reach = DETAIL_REACH * max(unknown.shape)
     gain = DETAIL_FLOOR + (1.0 - DETAIL_FLOOR) * np.exp(-distance / reach)
-    return _Hole(
-        known=1.0 - unknown.astype(np.float32),
-        toward_x=np.ascontiguousarray(soft[..., 0], dtype=np.float32),
-        toward_y=np.ascontiguousarray(soft[..., 1], dtype=np.float32),
-        gain=gain.astype(np.float32),
+    return _Hole(known=f32(1 - unknown), toward_x=toward_x, toward_y=toward_y, gain=f32(gain))
+
+
+def _structure(luma: FloatArray, unknown: npt.NDArray[np.uint8]) -> FloatArray:
+    """(3, Vh, Vw) xx, xy and yy of the structure tensor (Bigun and Granlund 1987), of known cells only."""
+    inner = f32(cv2.erode(1 - unknown, np.ones((3, 3), np.uint8)))
+    x, y = (cv2.Scharr(luma, cv2.CV_32F, *order, scale=1 / 32) * inner for order in ((1, 0), (0, 1)))
+    sums, weight = (
+        [cv2.GaussianBlur(part, (0, 0), LINE_CELLS) for part in parts] for parts in ((x * x, x * y, y * y), (inner,))
     )
+    return f32(sums / np.maximum(weight[0], 1e-6))
 
 
-def _smooth(planes: tuple[Plane, ...], known: FloatArray) -> list[FloatArray]:
-    """(Vh, Vw) low frequencies per plane, beyond the known part too."""
+def _along_lines(x: FloatArray, y: FloatArray, structure: FloatArray) -> FloatArray:
+    """(2, N) the ways (x, y) straight to the edge turned along the lines there, of structure (3, N), up to the edge."""
+    xx, xy, yy = structure
+    half = (xx - yy) / 2
+    length = np.hypot(half, xy)
+    coherence = length / ((xx + yy) / 2 + LINE_NOISE)
+    angle = np.arctan2(xy, half) / 2 + np.pi / 2
+    line_x, line_y = np.cos(angle), np.sin(angle)
+    way = np.hypot(x, y)
+    cosine = (x * line_x + y * line_y) / np.maximum(way, 1e-6)
+    share = coherence * smoothstep(f32((np.abs(cosine) - FLATTEST) / FLAT_RAMP))
+    slanted = np.copysign(way / np.maximum(np.abs(cosine), FLATTEST), cosine)
+    return f32([x + share * (line_x * slanted - x), y + share * (line_y * slanted - y)])
+
+
+def _smooth(small: list[FloatArray], known: FloatArray) -> list[FloatArray]:
+    """(Vh, Vw) low frequencies of planes shrunk to cells, beyond the known part too."""
     weight = np.maximum(cv2.GaussianBlur(known, (0, 0), SMOOTH_CELLS), 1e-6)
-    small = (cv2.resize(plane, known.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) for plane in planes)
     means = [cv2.GaussianBlur(values * known, (0, 0), SMOOTH_CELLS) / weight for values in small]
-    return list(pull_push(np.asarray(means, dtype=np.float32), known))
+    return list(pull_push(f32(means), known))
 
 
 def _spots(hole: _Hole, cells: Ints, shape: tuple[int, ...]) -> _Spots:
