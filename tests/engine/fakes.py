@@ -91,11 +91,8 @@ class LookaheadSmoother:
         return SmoothedFrame(geometry=geometry, camera=camera)
 
 
-class RecordingRenderer:
-    """Draws the source frame as it is and notes which sources it was given."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, tuple[int, ...]]] = []
+class CopyingRenderer:
+    """Draws the source frame as it is."""
 
     def render(
         self,
@@ -106,13 +103,30 @@ class RecordingRenderer:
         /,
     ) -> RenderedFrame:
         assert all(source.geometry.index == i for i, source in sources.items())
-        self.calls.append((index, tuple(sorted(sources))))
         valid = np.full((4, 4), 255, np.uint8)
         frame = sources[index].frame
         planes = tuple(map(np.empty_like, frame.planes)) if out is None else tuple(out)
         for plane, source in zip(planes, frame.planes, strict=True):
             np.copyto(plane, source)
         return RenderedFrame(frame=replace(frame, planes=planes), valid=valid, own_share=1.0, valid_share=1.0)
+
+
+class RecordingRenderer(CopyingRenderer):
+    """Notes which sources it was given, too."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, tuple[int, ...]]] = []
+
+    def render(
+        self,
+        index: int,
+        camera: VirtualCamera,
+        sources: Mapping[int, SourceFrame],
+        out: Sequence[Plane] | None = None,
+        /,
+    ) -> RenderedFrame:
+        self.calls.append((index, tuple(sorted(sources))))
+        return super().render(index, camera, sources, out)
 
 
 def take_picture(rendered: RenderedFrame) -> Frame:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.engine.clips import Clip, make_frames
-from tests.engine.fakes import BatchReconstructor, RecordingRenderer
+from tests.engine.fakes import BatchReconstructor, CopyingRenderer
 from vs3r.config import Config, RenderConfig, SmoothConfig
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
@@ -72,7 +72,7 @@ def still_models(batch: int = 4) -> Models:
     """Nothing but delay: every frame comes back as it went in."""
     return Models(
         reconstructor=lambda _config, _fmt: BatchReconstructor(batch),
-        renderer=lambda _config, _fmt: RecordingRenderer(),
+        renderer=lambda _config, _fmt: CopyingRenderer(),
     )
 
 

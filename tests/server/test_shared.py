@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine.fakes import RecordingRenderer
+from tests.engine.fakes import CopyingRenderer
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, opening, pixels, refusal, still_models, wait_until
 from vs3r.config import Config, RenderConfig, SmoothConfig
 from vs3r.engine.client.errors import ServerError
@@ -244,7 +244,7 @@ def test_pixels_are_used_where_they_lie_and_results_drawn_there(serve: Serve) ->
     seen: list[tuple[str, bool, bool]] = []
     memory: dict[int, Any] = {}
 
-    class Looking(RecordingRenderer):
+    class Looking(CopyingRenderer):
         def render(self, index: int, camera: Any, sources: Any, out: Any = None, /) -> RenderedFrame:
             (source,) = sources.values()
             for plane in source.frame.planes:

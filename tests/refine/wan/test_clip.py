@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.engine.clips import Clip, write_clip
-from tests.engine.fakes import RecordingRenderer, make_frame, make_geometry
+from tests.engine.fakes import CopyingRenderer, make_frame, make_geometry
 from vs3r.config import Config, RefineConfig, WanConfig
 from vs3r.engine.cli import run
 from vs3r.engine.files import analyze_file, render_file, stabilize_file
@@ -110,7 +110,7 @@ class Delayed:
 
 def test_pictures_come_in_order_and_with_their_scene() -> None:
     refiner = Delayed()
-    rendering = ClipRendering(RecordingRenderer(), refiner, SourceWindow(before=2, after=2))
+    rendering = ClipRendering(CopyingRenderer(), refiner, SourceWindow(before=2, after=2))
     for _ in range(2):
         done = []
         for i in range(12):
