@@ -66,6 +66,13 @@ def test_beside_what_a_source_does_not_show_it_shows_nothing(exposure: float) ->
     assert not seams[2, 60 + 41 :].any()
 
 
+def test_without_a_border_there_are_no_seams() -> None:
+    """The frame itself shows nothing at all."""
+    border = np.zeros(5, np.bool_)
+    colours, shows = np.zeros((3, 5, 3), np.float32), np.ones((3, 5), np.bool_)
+    assert not find_seams(colours, shows, border=border, near=nearness(np.zeros((5, 2)), border)).any()
+
+
 def test_share_around_nodes() -> None:
     x, y = np.meshgrid(np.arange(2, 160, 4.0), np.arange(2, 96, 4.0))
     points = np.stack([x.ravel(), y.ravel()], 1)

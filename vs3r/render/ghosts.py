@@ -75,11 +75,13 @@ def find_seams(colours: FloatArray, shows: BoolArray, *, border: BoolArray, near
     Returns:
         (S, N) none at the border itself.
     """
+    seams = np.zeros_like(shows)
+    if not border.any():
+        return seams
     known = shows[:, border]
     off_by = (colours[:, border] - colours[:1, border]).transpose(0, 2, 1)
     level = _median(np.ascontiguousarray(off_by), known[:, None])  # of exposure
     other = known & (np.abs(off_by - level[..., None]).sum(axis=1) > SEAM)
-    seams = np.zeros_like(shows)
     seams[:, ~border] = f32(other - np.float32(0.5) * known) @ near.T > 0
     return seams
 
