@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import grpc
 
 _PROGRESS_EVERY = 8
+_MAX_FRAME_ERRORS = 1000
+"""So many frames of an upload may be refused: their errors are held until it ends."""
 _BROKEN_S = 0.25
 """How long after the last request of an older client a broken connection is heard of, at most."""
 
@@ -187,6 +189,8 @@ class FrameCalls:
                 try:
                     arrival = intake.take(sent)
                 except Vs3rError as error:
+                    if len(result.frame_errors) == _MAX_FRAME_ERRORS:
+                        raise
                     result.frame_errors.append(frame_error(sent.frame.sequence, error))
                 else:
                     self._memory.hold(session, arrival.sequence, arrival.frame)

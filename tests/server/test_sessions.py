@@ -214,6 +214,21 @@ def test_frames_of_another_format_are_not_mixed(client: Client) -> None:
     assert client.get_frame(session, 20).frame.format.bit_depth == 10
 
 
+def test_an_upload_of_bad_frames_alone_ends(client: Client) -> None:
+    """What is said of them is held until it ends, and must not grow for ever."""
+    session = client.create_session("clip", CONFIG).name
+    layout, time_base = layout_message(planar_layout(FRAMES[0].format)), rational(FRAMES[0].time_base)
+    source = pb.FrameSource(format=layout, time_base=time_base)
+
+    def bad(count: int) -> Iterator[pb.UploadFramesRequest]:
+        yield pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source))
+        for sequence in range(count):
+            yield pb.UploadFramesRequest(frame=pb.Frame(sequence=sequence))
+
+    assert len(client.call("UploadFrames", bad(1000)).frame_errors) == 1000
+    assert refusal(client, "UploadFrames", bad(1001)).reason == "PIXELS"
+
+
 def test_a_deleted_session_leaves_no_frames(serve: Serve, tmp_path: Path) -> None:
     """Also those that its calls still took when they were told to end."""
     write_clip(tmp_path / "in.mkv", Clip(frames=64, width=64, height=48, codec="ffv1"))
