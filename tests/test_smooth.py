@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
 from vs3r.cameras import make_output_camera
 from vs3r.config import SmoothConfig
-from vs3r.smooth import PathSmoother, SmoothedFrame, _Limits, _line, _Path, reach_s, smooth_path, smooth_track
+from vs3r.errors import InputError
+from vs3r.smooth import (
+    PathSmoother,
+    SmoothedFrame,
+    _Limits,
+    _line,
+    _Path,
+    _Planner,
+    reach_s,
+    smooth_path,
+    smooth_track,
+)
 from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, VirtualCamera
 
 FMT = PictureFormat(
@@ -493,3 +505,53 @@ def test_own_share_through_a_lens() -> None:
     assert found == pytest.approx(share, abs=0.02)
     straight = 1 - 0.4 * _Limits([replace(real[0], distortion=0.0)], (640, 360), min_own_share=0.6).used(virtual)[0, 1]
     assert abs(straight - share) > 0.05
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+@pytest.mark.parametrize("wrong_s", [0.1, 0.05, math.nan])
+def test_times_that_do_not_increase_are_named(lookahead: int, wrong_s: float) -> None:
+    first, second = geometries(shaky(2), np.array([0.1, wrong_s]))
+    smoother = PathSmoother(SmoothConfig(lookahead_frames=lookahead), FMT)
+    smoother.push(first)
+    with pytest.raises(InputError, match=f"got one at {wrong_s:g} s; times must increase"):
+        smoother.push(second)
+    with pytest.raises(InputError, match="expected a frame later than"):
+        smooth_path(shaky(2), pts_s=np.array([0.1, wrong_s]), reach=0.5)
+    # After a cut time may begin anew.
+    smoother.push(replace(second, pts_s=0.0, segment=1))
+
+
+def test_frames_that_come_very_close_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times in a wrong unit: of each second 90000 frames, as far as the smoother can tell."""
+    frames = geometries(shaky(150), np.arange(150) / 90_000)
+    planned, held = [], 0
+    plan = _Planner.plan
+
+    def counted(self: _Planner, ahead: list[FrameGeometry], **options: Any) -> list[VirtualCamera]:
+        planned.append(len(ahead) + len(self._beyond(options.get("recent", ()))))
+        return plan(self, ahead, **options)
+
+    monkeypatch.setattr("vs3r.smooth._Planner.plan", counted)
+    monkeypatch.setattr("vs3r.smooth.HORIZON_FRAMES", 30)
+    monkeypatch.setattr("vs3r.smooth.LINE_FRAMES", 20)
+    smoother = PathSmoother(SmoothConfig(lookahead_frames=2), FMT)
+    for frame in frames[:25]:
+        smoother.push(frame)
+        held = max(held, len(smoother._recent))
+    assert held == 20
+    assert max(planned) in (32, 33)
+    monkeypatch.setattr("vs3r.smooth.SETTLED_FRAMES", 80)
+    planned.clear()
+    cameras = smooth_track(as_track(frames, Fraction(1, 90_000)), FREE)
+    assert planned == [80, 80, 22]
+    assert np.isfinite([c.cam_from_world for c in cameras]).all()
+
+
+def test_causal_cameras_of_a_new_segment_know_nothing_of_the_last() -> None:
+    """Without lookahead no frame waits when a segment begins."""
+    times = uniform(30)
+    first = geometries(shaky(30)[:15], times[:15])
+    second = geometries(shaky(30, seed=7)[15:], times[15:], segment=1)
+    config = replace(FREE, lookahead_frames=0)
+    apart = stream(config, first) + stream(config, second)
+    assert_same_cameras([o.camera for o in stream(config, first + second)], [o.camera for o in apart], 0)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from vs3r.config import SmoothConfig
+from vs3r.errors import InputError
 from vs3r.geometry import matrix_from_quat_wxyz, quat_wxyz_from_matrix
 from vs3r.lens import bent, straightened
 from vs3r.types import CameraTrack, DoubleArray, FrameGeometry, PictureFormat, VirtualCamera
@@ -35,6 +37,13 @@ LINE_REACHES = 1.55
 SLOPE_NOISE = 0.3
 # A plan this many reaches ahead no longer changes with what comes after it.
 SETTLED_REACHES = 12
+# Where frames come so close that more than these would lie within the horizon, those beyond the newest stand further
+# apart; the line is fitted to fewer, and a track is planned less far ahead. A plan's time grows with their cube.
+HORIZON_FRAMES = 300
+LINE_FRAMES = 600
+SETTLED_FRAMES = 1536
+# Frames are taken to be at least this part of a reach apart: no number holds the acceleration between closer ones.
+CLOSEST_REACHES = 1e-3
 # Of a track whose frames are all known so many become final with each plan.
 TRACK_CHUNK_FRAMES = 64
 # The more a frame uses of a limit, the more nearness counts for it: 1 + (used / COSTLY)^4 times.
@@ -130,6 +139,9 @@ class _LeastAcceleration:
     def __init__(self, times: DoubleArray, *, reach: float, known: int) -> None:
         """times: (T,) seconds, increasing. reach: seconds, > 0; a swing with a period of 2 pi reach is halved."""
         self._known = known
+        gaps = np.diff(times)
+        if (gaps < CLOSEST_REACHES * reach).any():
+            times = np.concatenate([times[:1], times[0] + np.maximum(gaps, CLOSEST_REACHES * reach).cumsum()])
         self._width = (np.gradient(times) if len(times) > 1 else np.ones(1))[known:]
         bending = np.zeros((0, len(times)))
         if len(times) > 2:
@@ -179,7 +191,11 @@ def smooth_path(cam_from_world: DoubleArray, *, pts_s: DoubleArray, reach: float
         reach: see reach_s, >= 0.
     Returns:
         (T, 4, 4) smoothed cam_from_world.
+    Raises:
+        InputError: a time is not later than the one before it.
     """
+    for before, after in pairwise(pts_s):
+        _check_later(before, after)
     unit, none = np.eye(3), np.zeros((1, 1), np.float32)
     geometries = [
         FrameGeometry(index=i, pts_s=float(t), segment=0, K=unit, cam_from_world=T, inv_depth=none, dynamic=none)
@@ -309,7 +325,9 @@ class _Planner:
         path, last = _Path.of(recent), recent[-1]
         interval = float(np.median(np.diff(path.pts_s)))
         begin = self._times[-1] if len(self._times) else path.pts_s[0]
-        count = int((begin + HORIZON_REACHES * self._reach - last.pts_s) / interval)
+        horizon = begin + HORIZON_REACHES * self._reach - last.pts_s
+        interval = max(interval, horizon / HORIZON_FRAMES)
+        count = int(horizon / interval)
         times: DoubleArray = last.pts_s + interval * np.arange(1, count + 1, dtype=np.float64)
         led = _Path.from_values(times, _line(path.pts_s, path.values(), times, LINE_REACHES * self._reach))
         return [
@@ -322,6 +340,11 @@ def unsmoothed(geometry: FrameGeometry) -> VirtualCamera:
     """The camera as it was."""
     g = geometry
     return VirtualCamera(K=g.K.copy(), cam_from_world=g.cam_from_world.copy(), distortion=g.distortion)
+
+
+def _check_later(before_s: float, pts_s: float) -> None:
+    if not pts_s > before_s:
+        raise InputError(f"expected a frame later than {before_s:g} s, got one at {pts_s:g} s; times must increase")
 
 
 def _scaled(K: DoubleArray, scale: float) -> DoubleArray:
@@ -343,7 +366,8 @@ def smooth_track(track: CameraTrack, config: SmoothConfig) -> list[VirtualCamera
         while frames:
             chunk = frames[:TRACK_CHUNK_FRAMES]
             settled_s = chunk[-1].pts_s + SETTLED_REACHES * reach
-            cameras += planner.plan([g for g in frames if g.pts_s <= settled_s], count=len(chunk))
+            ahead = [g for g in frames[:SETTLED_FRAMES] if g.pts_s <= settled_s]
+            cameras += planner.plan(ahead, count=len(chunk))
             del frames[: len(chunk)]
     return cameras
 
@@ -368,13 +392,20 @@ class PathSmoother:
         self._ahead: deque[FrameGeometry] = deque()
 
     def push(self, geometry: FrameGeometry) -> list[SmoothedFrame]:
-        """Take the next frame's geometry; return the frames whose cameras are now final, in order."""
+        """Take the next frame's geometry; return the frames whose cameras are now final, in order.
+
+        Raises:
+            InputError: it is not later than the frame before it in its segment.
+        """
         done: list[SmoothedFrame] = []
-        if self._ahead and geometry.segment != self._ahead[-1].segment:
+        if self._recent and geometry.segment != self._recent[-1].segment:
             done = self.flush()
+        elif self._recent:
+            _check_later(self._recent[-1].pts_s, geometry.pts_s)
         self._ahead.append(geometry)
         self._recent.append(geometry)
-        while self._recent[0].pts_s < geometry.pts_s - 3 * LINE_REACHES * self._reach:
+        oldest_s = geometry.pts_s - 3 * LINE_REACHES * self._reach
+        while self._recent[0].pts_s < oldest_s or len(self._recent) > LINE_FRAMES:
             self._recent.popleft()
         if len(self._ahead) > self._config.lookahead_frames:
             (camera,) = self._planner.plan(list(self._ahead), count=1, recent=list(self._recent))

@@ -28,7 +28,7 @@ def planar_name(name: str) -> str:
     planes_of splits it.
 
     Raises:
-        MediaError: FFmpeg does not know the format.
+        MediaError: FFmpeg does not know the format, or its pixels lie elsewhere ("cuda").
     """
     if name.startswith("yuvj"):
         return "yuv" + name[4:]
@@ -37,6 +37,8 @@ def planar_name(name: str) -> str:
     except ValueError:
         raise MediaError(f"expected a pixel format that FFmpeg knows, got {name!r}") from None
     parts = source.components
+    if not parts:
+        raise MediaError(f"expected a pixel format of the processor's memory, got {name!r}, which is of a device")
     bits = sum(c.bits for c in parts) if source.is_bayer else max(c.bits for c in parts)
     alpha = "a" if any(c.is_alpha for c in parts) or source.has_palette else ""
     if source.is_rgb or source.has_palette or name.startswith("xyz"):

@@ -18,13 +18,13 @@ from vs3r.engine.server.guard import Models, guarded_drawing
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.problems import Problem
 from vs3r.engine.server.sessions import Session
-from vs3r.engine.track_file import check_frame
+from vs3r.engine.track_file import check_frame, check_source
 from vs3r.render import SourceFrame
 from vs3r.render.layers import feather_px, inside_px
 from vs3r.render.nodes import make_grid, tiles
 from vs3r.render.warp import backward_map, calm_inv_depth
 from vs3r.smooth import SmoothedFrame
-from vs3r.types import CameraTrack, Frame, Plane
+from vs3r.types import CameraTrack, Frame, PictureFormat, Plane
 
 Mask = npt.NDArray[np.bool_]
 
@@ -73,12 +73,14 @@ def draw(session: Session, memory: FrameMemory, models: Models, index: int) -> D
 
     Raises:
         Problem: source frames are missing.
+        TrackError: the track is not of the session's frames.
     """
     track, cameras = session.path()
-    config = session.config
+    config, layout = session.config, session.layout
+    if layout is not None:
+        check_source(track, layout.format)
     window = SourceWindow.of_track(config.render)
-    sources = _sources(session, memory, track, index, window)
-    layout = session.layout
+    sources = _sources(session, memory, track, index, window, None if layout is None else layout.format)
     assert layout is not None, "frames that are held have a layout"
     failed = set(session.failed)
     rendering = Rendering(*guarded_drawing(models, config, layout.format, failed), window)
@@ -141,17 +143,24 @@ def _patch(drawn: Drawn, rows: slice, columns: slice) -> pb.Patch:
 
 
 def _sources(
-    session: Session, memory: FrameMemory, track: CameraTrack, index: int, window: SourceWindow
+    session: Session,
+    memory: FrameMemory,
+    track: CameraTrack,
+    index: int,
+    window: SourceWindow,
+    fmt: PictureFormat | None,
 ) -> dict[int, Frame]:
     first, last = max(0, index - window.before), min(len(track) - 1, index + window.after)
     needed = [i for i in range(first, last + 1) if track.segment[i] == track.segment[index]]
-    frames = {i: frame for i in needed if (frame := memory.find(session.name, i)) is not None}
+    # Those of another format are left from before the client sent this one.
+    held = ((i, memory.find(session, i)) for i in needed)
+    frames = {i: frame for i, frame in held if frame is not None and frame.format == fmt}
     missing = [i for i in needed if i not in frames]
     if missing and session.file is not None:
         for i, frame in session.file.read(missing[0], missing[-1]):
-            if i in missing:
+            if i in missing and frame.format == fmt:
                 frames[i] = frame
-                memory.hold(session.name, i, frame)
+                memory.hold(session, i, frame)
     missing = [i for i in needed if i not in frames]
     if missing:
         raise Problem(

@@ -27,7 +27,7 @@ def resolve(root: str | None, name: str) -> Path:
     base = Path(os.path.realpath(root))
     # Links are followed first, so one that leads out of the root is seen.
     path = Path(os.path.realpath(base / name)) if "\0" not in name else base
-    if not path.is_relative_to(base) or not path.is_file():
+    if not path.is_relative_to(base) or not os.path.isfile(path):
         raise Problem("NOT_FOUND", "FILE_UNKNOWN", "no such file below the server's media root")
     return path
 

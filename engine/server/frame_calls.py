@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import grpc
 
 _PROGRESS_EVERY = 8
+_MAX_FRAME_ERRORS = 1000
+"""So many frames of an upload may be refused: their errors are held until it ends."""
 _BROKEN_S = 0.25
 """How long after the last request of an older client a broken connection is heard of, at most."""
 
@@ -44,7 +46,8 @@ class FrameCalls:
     def stream(
         self, requests: Iterator[pb.StreamRequest | Pictured | Malformed], context: grpc.ServicerContext
     ) -> Iterator[pb.StreamResponse | bytes]:
-        config: pb.StreamConfig = first_config(requests)
+        # Later on the run itself sees that nothing comes.
+        config: pb.StreamConfig = first_config(self._state.watched(requests, context))
         session = self._sessions.get(config.session) if config.session else None
         if session is not None and config.HasField("config"):
             raise field_error("config.config", "expected none beside a session, which has its own")
@@ -114,13 +117,14 @@ class FrameCalls:
             most = self._state.config.max_frame_pixels
             if fmt.width * fmt.height > most:
                 raise field_error("config.path", f"expected at most {most} pixels a frame")
+            if session.track is not None:
+                check_source(session.track, fmt)
             self._state.use_layout(session, planar_layout(fmt))
             with session.lock:
                 old, session.file = session.file, FileFrames(path)
             if old is not None:
                 old.close()
             if session.track is not None:
-                check_source(session.track, fmt)
                 yield _reused(session, rotation_deg=reader.info.rotation_deg)
                 return
             recorder = TrackRecorder(session, self._memory, fmt, reader.info.time_base)
@@ -144,7 +148,6 @@ class FrameCalls:
     ) -> Iterator[pb.AnalyzeResponse]:
         layout, intake, recorder = self._frames_of(session, config.frames, context)
         if session.track is not None:
-            check_source(session.track, layout.format)
             yield _reused(session)
             return
         analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
@@ -186,9 +189,11 @@ class FrameCalls:
                 try:
                     arrival = intake.take(sent)
                 except Vs3rError as error:
+                    if len(result.frame_errors) == _MAX_FRAME_ERRORS:
+                        raise
                     result.frame_errors.append(frame_error(sent.frame.sequence, error))
                 else:
-                    self._memory.hold(session.name, arrival.sequence, arrival.frame)
+                    self._memory.hold(session, arrival.sequence, arrival.frame)
                     result.frames += 1
         return result
 
@@ -231,6 +236,8 @@ class FrameCalls:
     ) -> tuple[Layout, Intake, TrackRecorder]:
         layout = self._state.layout(source.format, field="config.frames.format")
         time_base = time_base_of(source.time_base, field="config.frames.time_base")
+        if session.track is not None:
+            check_source(session.track, layout.format)
         self._state.use_layout(session, layout)
         recorder = TrackRecorder(session, self._memory, layout.format, time_base)
         return layout, Intake(layout, time_base, self._state.regions(session, context), keeps=True), recorder

@@ -14,12 +14,12 @@ _RETRY_S = 5.0
 
 
 class FrameMemory:
-    """Held frames by session and number, least recently used first out. Safe to use from several threads."""
+    """Held frames by owner and number, least recently used first out. Safe to use from several threads."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max = max_bytes
         self._lock = threading.Lock()
-        self._frames: OrderedDict[tuple[str, int], Frame] = OrderedDict()
+        self._frames: OrderedDict[tuple[object, int], Frame] = OrderedDict()
         self.held = 0
         """Bytes of frames held."""
         self.reserved = 0
@@ -51,38 +51,38 @@ class FrameMemory:
             with self._lock:
                 self.reserved -= size
 
-    def hold(self, session: str, index: int, frame: Frame) -> None:
+    def hold(self, owner: object, index: int, frame: Frame) -> None:
         """Keep a frame as long as there is room."""
         with self._lock:
-            self._drop((session, index))
-            self._frames[session, index] = frame
+            self._drop((owner, index))
+            self._frames[owner, index] = frame
             self.held += _size(frame)
             self._shrink()
 
-    def find(self, session: str, index: int) -> Frame | None:
+    def find(self, owner: object, index: int) -> Frame | None:
         """A frame that is held, None otherwise."""
         with self._lock:
-            frame = self._frames.get((session, index))
+            frame = self._frames.get((owner, index))
             if frame is not None:
-                self._frames.move_to_end((session, index))
+                self._frames.move_to_end((owner, index))
             return frame
 
-    def count(self, session: str) -> int:
-        """Number of a session's frames."""
+    def count(self, owner: object) -> int:
+        """Number of an owner's frames."""
         with self._lock:
-            return sum(name == session for name, _ in self._frames)
+            return sum(whose is owner for whose, _ in self._frames)
 
-    def forget(self, session: str) -> None:
-        """Drop all frames of a session."""
+    def forget(self, owner: object) -> None:
+        """Drop all frames of an owner."""
         with self._lock:
-            for key in [k for k in self._frames if k[0] == session]:
+            for key in [k for k in self._frames if k[0] is owner]:
                 self._drop(key)
 
     def _shrink(self) -> None:
         while self._frames and self.held + self.reserved > self._max:
             self._drop(next(iter(self._frames)))
 
-    def _drop(self, key: tuple[str, int]) -> None:
+    def _drop(self, key: tuple[object, int]) -> None:
         frame = self._frames.pop(key, None)
         if frame is not None:
             self.held -= _size(frame)

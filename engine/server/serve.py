@@ -177,7 +177,7 @@ def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:
     try:
         import grpc
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-        from grpc_reflection.v1alpha import reflection
+        from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
     except ImportError:
         raise BackendError("the server needs gRPC: pip install 'vs3r[server]'") from None
     workers = config.max_streams + _SPARE_THREADS
@@ -202,7 +202,21 @@ def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:
     checks = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = (SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+
+    class Reflection(reflection.ReflectionServicer):
+        """Asks for the token as other calls do, and cuts off who asks nothing: each holds a thread."""
+
+        def ServerReflectionInfo(self, requests: Any, context: Any) -> Any:
+            answers = super().ServerReflectionInfo
+            call = edge(
+                lambda asked, context: answers(state.watched(asked, context), context),
+                admit=state.check_token,
+                told=lambda _code: None,
+                streams=True,
+            )
+            return call(requests, context)
+
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names), server)  # type: ignore[no-untyped-call]
     return server, checks
 
 

@@ -62,6 +62,8 @@ class Session:
     """The file that was analysed, when the server reads it."""
     calls: dict[object, Callable[[], object]] = field(default_factory=dict)
     """Running calls, and how to end them."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """It was deleted or has expired; calls that still run are about to end."""
 
     @property
     def track_id(self) -> str:
@@ -154,11 +156,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.get(name)
             if session is None:
-                raise Problem(
-                    "NOT_FOUND",
-                    "SESSION_UNKNOWN",
-                    "no such session: it was deleted, has expired, or the server was started anew; call CreateSession",
-                )
+                raise _unknown()
             session.used_s = time.monotonic()
             return session
 
@@ -192,9 +190,15 @@ class Sessions:
 
     @contextmanager
     def call(self, session: Session, end: Callable[[], object]) -> Iterator[None]:
-        """Keep a session while a call uses it; `end` is called if it is deleted meanwhile."""
+        """Keep a session while a call uses it; `end` is called if it is deleted meanwhile.
+
+        Raises:
+            Problem: it is no more.
+        """
         token = object()
         with session.lock:
+            if session.ended.is_set():
+                raise _unknown()
             session.calls[token] = end
         try:
             yield
@@ -202,6 +206,9 @@ class Sessions:
             with session.lock:
                 session.calls.pop(token, None)
                 session.used_s = time.monotonic()
+                last = session.ended.is_set() and not session.calls
+            if last:  # what it has taken since the session's end
+                self._clear(session)
 
     def regions(self) -> int:
         """Number of shared-memory regions."""
@@ -218,7 +225,7 @@ class Sessions:
                 config=config_message(session.config),
                 track="" if track is None else f"tracks/{session.track_id}",
                 frame_count=0 if track is None else len(track),
-                held_frames=self._memory.count(session.name),
+                held_frames=self._memory.count(session),
             )
             left_s = self._config.session_idle_s - (time.monotonic() - session.used_s)
             message.create_time.FromNanoseconds(int(session.create_time_s * 1e9))
@@ -241,14 +248,27 @@ class Sessions:
 
     def _release(self, session: Session) -> None:
         with session.lock:
+            session.ended.set()
             ends = list(session.calls.values())
-            file, session.file = session.file, None
         for end in ends:
             end()
+        self._clear(session)
+
+    def _clear(self, session: Session) -> None:
+        with session.lock:
+            file, session.file = session.file, None
         session.regions.close()
-        self._memory.forget(session.name)
+        self._memory.forget(session)
         if file is not None:
             file.close()
+
+
+def _unknown() -> Problem:
+    return Problem(
+        "NOT_FOUND",
+        "SESSION_UNKNOWN",
+        "no such session: it was deleted, has expired, or the server was started anew; call CreateSession",
+    )
 
 
 def _digest(*parts: str) -> str:

@@ -54,7 +54,7 @@ class Regions:
             os.close(file)
         with self._lock:
             if self._closed:
-                raise Problem("NOT_FOUND", "SESSION_GONE", "the session has ended")
+                raise Problem("NOT_FOUND", "SESSION_UNKNOWN", "the session has ended")
             if name not in self._regions and len(self._regions) >= _MAX_REGIONS:
                 raise Problem("RESOURCE_EXHAUSTED", "REGIONS", f"expected at most {_MAX_REGIONS} regions a session")
             self._regions[name] = memory

@@ -66,6 +66,12 @@ class State:
         """Raise a Problem unless the caller may come in. It is counted as running until told() is called."""
         with self._quiet:
             self._calls += 1
+        self.check_token(context)
+        if self.draining:
+            raise draining()
+
+    def check_token(self, context: grpc.ServicerContext) -> None:
+        """Raise a Problem unless the caller has the server's token."""
         if self._token is not None:
             given = next((value for key, value in context.invocation_metadata() if key == "authorization"), "")
             raw = given if isinstance(given, bytes) else given.encode()
@@ -73,8 +79,6 @@ class State:
                 raise Problem(
                     "UNAUTHENTICATED", "TOKEN", "expected the server's token as metadata: authorization: Bearer TOKEN"
                 )
-        if self.draining:
-            raise draining()
 
     def told(self, method: str, code: str) -> None:
         """A call has ended with that status code."""
@@ -190,7 +194,7 @@ class State:
         with session.lock:
             old, session.layout = session.layout, layout
         if old is not None and old.format != layout.format:
-            self.memory.forget(session.name)
+            self.memory.forget(session)
 
     def status(self) -> pb.GetStatusResponse:
         """Counters and gauges."""

@@ -32,7 +32,7 @@ class TrackRecorder:
         self._gapless = self._gapless and sequence == self._frames
         self._frames += 1
         self._builder.add_frame(frame)
-        self._memory.hold(self.session.name, sequence, frame)
+        self._memory.hold(self.session, sequence, frame)
 
     def add_geometry(self, geometry: FrameGeometry) -> None:
         """The next row."""

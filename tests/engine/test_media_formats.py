@@ -51,9 +51,10 @@ def test_other_formats_go_to_the_nearest(name: str, planar: str) -> None:
     assert planar_name(name) == planar
 
 
-def test_unknown_format_is_refused() -> None:
+@pytest.mark.parametrize("name", ["no_such_format", "cuda", "vaapi"])
+def test_unknown_format_is_refused(name: str) -> None:
     with pytest.raises(MediaError, match="pixel format"):
-        planar_name("no_such_format")
+        planar_name(name)
 
 
 def _packed(name: str) -> tuple[VideoFrame, tuple[Plane, ...]]:

@@ -195,6 +195,15 @@ def test_black_clip() -> None:
     assert found.valid_share == 0.0
 
 
+@pytest.mark.parametrize("shape", [(1, 5000, 3), (5000, 1, 3), (2, 6000)])
+def test_very_thin_pictures(shape: tuple[int, ...]) -> None:
+    """Nothing can be tracked, and no side vanishes where they are reduced."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    found = evaluate([(picture, picture) for picture in noise])
+    assert (found.source.jitter, found.source.tracked_share) == (None, 0)
+    assert found.valid_share == 1.0
+
+
 def test_bad_pictures_are_refused(steady: list[Picture]) -> None:
     with pytest.raises(ShapeError, match="at least one pair"):
         evaluate([])

@@ -302,6 +302,16 @@ def test_the_same_again() -> None:
     assert_same(again + run(frames[5:], reconstructor), first)
 
 
+def test_a_stream_may_begin_with_the_picture_that_ended_the_last_one() -> None:
+    """It was shown before, but not in this stream."""
+    frames = make_frames(pictures("walking", 18))
+    first = run(frames, maker(frames))
+    reconstructor = maker(frames)
+    run([*frames, replace(frames[0], pts=2 * frames[-1].pts)], reconstructor)
+    reconstructor.reset()
+    assert_same(run(frames, reconstructor), first)
+
+
 def test_what_was_returned_is_final() -> None:
     """Frames come out in blocks, a bounded time later, and what follows after that does not matter to them."""
     frames = make_frames(pictures("rotation"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, message, opening, still_models, wait_until
@@ -149,6 +152,40 @@ def test_frames_that_cannot_be_read_end_an_upload(client: Client) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         client.upload_frames(session, frames())
     assert client.get_session(session).held_frames == 1
+
+
+@pytest.mark.parametrize("name", ["Stream", "Analyze", "UploadFrames", "UploadTrack"])
+def test_clients_that_never_begin_are_cut_off(serve: Serve, name: str) -> None:
+    server, waiting = serve(stream_idle_s=1), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        waiting.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(server.address) as channel:
+        call: Any = channel.stream_stream(f"/vs3r.v1.EngineService/{name}")
+        silent = call(nothing())
+        wait_until(silent.done)
+        waiting.set()
+        assert silent.code() == grpc.StatusCode.CANCELLED
+
+
+def test_a_client_that_vanishes_before_its_config_is_no_bug(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server, waiting = serve(), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        waiting.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(server.address) as channel:
+        call: Any = channel.stream_stream("/vs3r.v1.EngineService/Stream")
+        silent = call(nothing())
+        wait_until(lambda: server.state._waiting)
+        silent.cancel()
+        waiting.set()
+    wait_until(lambda: 'method="Stream"' in server.state.page())
+    assert 'vs3r_calls_total{method="Stream",code="CANCELLED"} 1' in server.state.page()
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR and r.name.startswith("vs3r")]
 
 
 @pytest.mark.parametrize("name", ["Analyze", "UploadFrames", "UploadTrack"])

@@ -169,6 +169,7 @@ def test_floats_are_rounded_to_the_nearest(pixel_format: pb.PixelFormat) -> None
         ({"planar_name": "gray"}, "planar_name"),
         ({"pixel_format": pb.PIXEL_FORMAT_PLANAR, "planar_name": "nv12"}, "planar_name"),
         ({"pixel_format": pb.PIXEL_FORMAT_PLANAR, "planar_name": "no such"}, "planar_name"),
+        ({"pixel_format": pb.PIXEL_FORMAT_PLANAR, "planar_name": "cuda"}, "planar_name"),
         ({"pixel_aspect": pb.Rational(numerator=1)}, "pixel_aspect"),
         ({"field_order": pb.FIELD_ORDER_TOP_FIRST}, "field_order"),
         ({"pixel_format": pb.PIXEL_FORMAT_NV12, "alpha_mode": pb.ALPHA_MODE_PREMULTIPLIED}, "alpha_mode"),

@@ -171,6 +171,29 @@ def test_health_and_reflection(serve: Serve) -> None:
         assert "GetWarp" in {m.name for m in file.service[0].method}
 
 
+def test_reflection_asks_for_the_token_and_cuts_off_who_asks_nothing(serve: Serve, tmp_path: Path) -> None:
+    """Such a call holds a thread: a server's few could all be taken by anybody."""
+    (tmp_path / "token").write_text(TOKEN)
+    server, waiting = serve(token_file=str(tmp_path / "token"), stream_idle_s=1), threading.Event()
+
+    def nothing() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        waiting.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(server.address) as channel:
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = reflection.ServerReflectionInfo(nothing())
+        assert (call.code(), "expected the server's token" in call.details()) == (grpc.StatusCode.UNAUTHENTICATED, True)
+        known = Access(token=TOKEN).metadata
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = reflection.ServerReflectionInfo(iter([asked]), metadata=known)
+        assert SERVICE in {service.name for service in answer.list_services_response.service}
+        silent = reflection.ServerReflectionInfo(nothing(), metadata=known)
+        wait_until(silent.done)
+        waiting.set()
+        assert silent.code() == grpc.StatusCode.CANCELLED
+
+
 def test_metrics(serve: Serve) -> None:
     server = serve(still_models(), metrics_port=0)
     with connected(server) as client:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 
 from tests.engine.clips import Clip, make_frames, write_clip
 from tests.server.conftest import (
+    CLIP,
     CONFIG,
     FRAMES,
     Serve,
@@ -155,6 +159,92 @@ def test_a_track_from_elsewhere_needs_no_analysis(analysed: tuple[Client, str, C
         assert kept.frame_count == len(FRAMES)
         again.upload_frames(kept.name, list(enumerate(FRAMES)))
         assert pixels(again.get_frame(kept.name, 8).frame) == want
+
+
+def test_frames_of_another_size_are_not_the_tracks(
+    analysed: tuple[Client, str, CameraTrack], serve: Serve, tmp_path: Path
+) -> None:
+    """They are refused when they come, and what was there stays."""
+    client, session, track = analysed
+    before = client.get_frame(session, 8)
+    clip = Clip(frames=24, width=32, height=32, codec="ffv1")
+    small = make_frames(clip)
+    for call in (client.analyze_frames, lambda session, frames: client.upload_frames(session, enumerate(frames))):
+        with pytest.raises(ServerError, match="64x48 pixels, the clip 32x32"):
+            call(session, small)
+        assert client.get_session(session).held_frames == len(FRAMES)
+        assert pixels(client.get_frame(session, 8).frame) == pixels(before.frame)
+    # A stream makes another track; until it ends, its frames are none of the old one's.
+    results = client.stabilize(small, session=session)
+    next(results)
+    for index in (0, 12):
+        error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=index))
+        assert error.reason == "TRACK_UNUSABLE"
+    list(results)
+    assert client.get_frame(session, 8).frame.format.width == 32
+    write_clip(tmp_path / "small.mkv", clip)
+    with connected(serve(media_root=str(tmp_path))) as client:
+        session = client.create_session("uploaded", CONFIG).name
+        save_track(track, tmp_path / "track.vs3r")
+        client.upload_track(session, (tmp_path / "track.vs3r").read_bytes())
+        client.upload_frames(session, enumerate(FRAMES))
+        with pytest.raises(ServerError, match="64x48 pixels, the clip 32x32"):
+            client.analyze_file(session, "small.mkv")
+        assert client.get_frame(session, 8).frame.format.width == 64
+
+
+def test_frames_of_another_format_are_not_mixed(client: Client) -> None:
+    """Two streams of a session with different formats at a time: only frames of the newest are used."""
+    session = client.create_session("clip", CONFIG).name
+    deep, go_on = make_frames(replace(CLIP, pix_fmt="yuv420p10le")), threading.Event()
+
+    def shallow() -> Iterator[Frame]:
+        yield from FRAMES[:20]
+        go_on.wait(60)
+        yield from FRAMES[20:]
+
+    old = client.stabilize(shallow(), session=session)
+    next(old)
+    list(client.stabilize(deep, session=session))
+    go_on.set()
+    list(old)
+    error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=20))
+    assert (error.reason, error.missing) == ("FRAMES_MISSING", (range(20, 24),))
+    client.upload_frames(session, list(enumerate(deep))[20:])
+    assert client.get_frame(session, 20).frame.format.bit_depth == 10
+
+
+def test_an_upload_of_bad_frames_alone_ends(client: Client) -> None:
+    """What is said of them is held until it ends, and must not grow for ever."""
+    session = client.create_session("clip", CONFIG).name
+    layout, time_base = layout_message(planar_layout(FRAMES[0].format)), rational(FRAMES[0].time_base)
+    source = pb.FrameSource(format=layout, time_base=time_base)
+
+    def bad(count: int) -> Iterator[pb.UploadFramesRequest]:
+        yield pb.UploadFramesRequest(config=pb.UploadConfig(session=session, frames=source))
+        for sequence in range(count):
+            yield pb.UploadFramesRequest(frame=pb.Frame(sequence=sequence))
+
+    assert len(client.call("UploadFrames", bad(1000)).frame_errors) == 1000
+    assert refusal(client, "UploadFrames", bad(1001)).reason == "PIXELS"
+
+
+def test_a_deleted_session_leaves_no_frames(serve: Serve, tmp_path: Path) -> None:
+    """Also those that its calls still took when they were told to end."""
+    write_clip(tmp_path / "in.mkv", Clip(frames=64, width=64, height=48, codec="ffv1"))
+    server = serve(media_root=str(tmp_path))
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        request = pb.AnalyzeRequest(config=pb.AnalyzeConfig(session=session, path="in.mkv"))
+        with suppress(ServerError), client.open_call("Analyze", iter([request])) as responses:
+            next(responses)
+            client.delete_session(session)
+            list(responses)
+        wait_until(lambda: client.status().streams == 0)
+        wait_until(lambda: client.status().held_frame_bytes == 0)
+        # One of the same name has nothing of it.
+        assert client.create_session("clip", CONFIG).name == session
+        assert client.get_session(session).held_frames == 0
 
 
 def test_tracks_that_cannot_be_used_are_refused_in_a_line(
@@ -316,7 +406,7 @@ def test_files_below_the_root_only(serve: Serve, tmp_path: Path) -> None:
     (root / "text.mkv").write_text("no video")
     with connected(serve(media_root=str(root))) as client:
         session = client.create_session("clip", CONFIG).name
-        for name in ("../outside.mkv", str(outside), "link.mkv", "none.mkv", "", "a\0b"):
+        for name in ("../outside.mkv", str(outside), "link.mkv", "none.mkv", "", "a\0b", "a" * 5000):
             with pytest.raises(ServerError) as caught:
                 client.analyze_file(session, name)
             assert caught.value.code == "NOT_FOUND", name

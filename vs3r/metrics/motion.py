@@ -85,7 +85,9 @@ class GlobalMotion:
         scale = min(1.0, _WORK_LONG_SIDE / max(grey.shape))
         small = grey
         if scale < 1:
-            small = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+            # No side may vanish.
+            fy, fx = (max(scale, 1 / side) for side in grey.shape)
+            small = np.asarray(cv2.resize(grey, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         before, previous, corners = self._before, self._previous, self._corners
         self._before, self._previous, self._corners = previous, small, find_corners(small)
         if previous is None or corners is None:

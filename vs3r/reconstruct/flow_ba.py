@@ -46,6 +46,8 @@ class ObservedFrame:
     """Time in seconds."""
     exposed_s: float
     """When the picture was taken: the time of the first frame that shows it."""
+    first_shown: int
+    """Number of that frame."""
     picture: npt.NDArray[np.uint8]
     """(H, W) what analysis sees of it."""
     found: list[Observation]
@@ -79,7 +81,7 @@ class FlowBundleAdjustment:
         self._solver = BlockSolver(config.reconstruct, self._size, self._grid, believe)
         self._seen = 0
         self._last_picture: npt.NDArray[np.uint8] | None = None
-        self._exposed_s = 0.0
+        self._exposed_s, self._first_shown = 0.0, 0
         self.reset()
 
     def reset(self) -> None:
@@ -104,11 +106,12 @@ class FlowBundleAdjustment:
         steps = [o for o in found if abs(o.src - o.dst) == 1]
         self._seen, self._last_picture = index + 1, picture
         if before is None or not _is_repeat(before, picture, steps):
-            self._exposed_s = frame.pts_s
+            self._exposed_s, self._first_shown = frame.pts_s, index
         return ObservedFrame(
             index=index,
             pts_s=frame.pts_s,
             exposed_s=self._exposed_s,
+            first_shown=self._first_shown,
             picture=picture,
             found=found,
             agreement=agreement(steps) if steps else 1.0,
@@ -120,6 +123,7 @@ class FlowBundleAdjustment:
         done: list[FrameGeometry] = []
         if self._first is None:
             self._first = self._segment_first = observed.index
+            self._first_s = observed.pts_s
         else:
             # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
             sudden, self._last_agreement = self._last_agreement > CONNECTED, observed.agreement
@@ -129,6 +133,8 @@ class FlowBundleAdjustment:
                 self._segment_first = observed.index
                 self._solver.cut()
                 self._start_segment()
+        if observed.first_shown < self._first:  # by the stream before a reset
+            observed = replace(observed, exposed_s=self._first_s)
         self._observed += [o for o in observed.found if min(o.src, o.dst) >= self._segment_first]
         self._pictures[observed.index] = observed.picture
         self._pending.append(observed)
