@@ -221,6 +221,7 @@ def test_work_ends_between_two_steps() -> None:
     [
         ({}, "57 GB with --wan-experts both --wan-precision bf16, and a window comes on top; try --wan-experts swap"),
         ({"wan_experts": "swap"}, "try --wan-precision fp8-storage"),
+        ({"wan_experts": "swap", "wan_compile": True}, "try --wan-precision fp8-weights"),
         (
             {"wan_experts": "low", "wan_precision": "fp8-storage"},
             "14 GB .* try --wan-window-frames 41 --wan-stride-frames 24",
