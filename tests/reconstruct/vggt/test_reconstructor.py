@@ -135,6 +135,21 @@ def test_what_moves_is_found_and_left_out() -> None:
     assert 0.5 < float(kept.mean()) < 0.9
 
 
+def test_the_cameras_of_the_second_pass_have_the_scale_of_the_first() -> None:
+    """The two passes speak of the same scene in units of their own; depth is the first one's."""
+    found = estimates("crowd", 0, WINDOW)
+    taken, truth = beginning("crowd")
+    centres = rigid_inverse(torch.stack([each.cam_from_world for each in found]))[:, :3, 3]
+    true = torch.from_numpy(taken.world_from_cam[:WINDOW])
+    true_centres = (rigid_inverse(true[:1]) @ true)[:, :3, 3]
+    path = float((centres * true_centres).sum() / centres.square().sum())
+    shape = found[0].inv_depth.shape[::-1]
+    cells = [cv2.resize(depth, shape, interpolation=cv2.INTER_AREA) for depth in truth.depth[:WINDOW]]
+    depth = float(np.median(np.stack(cells) * torch.stack([each.inv_depth for each in found]).numpy()))
+    # 1.0000 seen; the units of the passes differ by 2.9.
+    assert path / depth == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("name", ["walking", "crowd"])
 def test_refined_by_the_flow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the truth to begin with, the adjustment ends nearer to it than from the flow alone."""
