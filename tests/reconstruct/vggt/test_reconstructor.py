@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -161,6 +163,23 @@ def test_refined_by_the_flow(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     if name == "crowd":
         assert found.rotation_deg < 0.4 * plain.rotation_deg
         assert found.iou is not None and found.iou > 0.45
+
+
+def test_what_the_network_says_moves_is_in_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here of a still world, of whose flow nothing says so."""
+    reconstructor = knowing(truth_of("walking"), monkeypatch)
+    network = reconstructor._network
+
+    def half(*window: Any) -> list[FrameEstimate]:
+        found = network(*window)
+        right = (torch.arange(found[0].dynamic.shape[1]) >= found[0].dynamic.shape[1] // 2).float()
+        return [replace(each, dynamic=torch.maximum(each.dynamic, right)) for each in found]
+
+    monkeypatch.setattr(reconstructor, "_network", half)
+    found = [g for item in observed("walking")[:4] for g in reconstructor.push(item)] + reconstructor.flush()
+    for geometry in found:
+        middle = geometry.dynamic.shape[1] // 2
+        assert (geometry.dynamic[:, middle:] == 1).all() and (geometry.dynamic[:, :middle] < 0.5).mean() > 0.9
 
 
 def test_a_network_that_knows_nothing_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
