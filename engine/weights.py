@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -132,36 +133,91 @@ def sha256_of(path: Path, progress: ByteProgress | None = None) -> str:
 
 
 def _from_url(entry: WeightSet, folder: Path, show: ByteProgress) -> StoredFile:
-    target = folder / PurePosixPath(entry.url).name
-    if not target.exists():
-        part = target.with_name(target.name + ".part")
+    name = PurePosixPath(entry.url).name
+    return _fetched(entry, folder, name=name, url=entry.url, sha256=entry.sha256_prefix, headers={}, show=show)
+
+
+def _from_hub(entry: WeightSet, folder: Path, show: ByteProgress) -> list[StoredFile]:
+    """One revision of all files. They come as those of any server: huggingface_hub throws away what has come of a file
+    when its transfer breaks off."""
+    try:
+        from huggingface_hub import HfApi, get_token, hf_hub_url
+    except ImportError:
+        raise BackendError(
+            f"expected the package huggingface_hub to fetch {entry.name}; pip install 'vs3r[weights]'"
+        ) from None
+    with _hub(entry):
+        info = HfApi().model_info(entry.repository, files_metadata=True, timeout=_TIMEOUT_S)
+        listed = [f for f in info.siblings or [] if any(fnmatch.fnmatch(f.rfilename, p) for p in entry.patterns)]
+    if not listed:
+        raise InputError(f"{entry.source} has no file {' or '.join(entry.patterns)} any more; update vs3r")
+    token = get_token()
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return [
+        _fetched(
+            entry, folder, name=file.rfilename, url=hf_hub_url(entry.repository, file.rfilename, revision=info.sha),
+            sha256="" if file.lfs is None else file.lfs.sha256, headers=headers, show=show,
+        )
+        for file in sorted(listed, key=lambda s: s.rfilename)
+    ]  # fmt: skip
+
+
+def _fetched(
+    entry: WeightSet, folder: Path, *, name: str, url: str, sha256: str, headers: dict[str, str], show: ByteProgress
+) -> StoredFile:
+    """A file of a set: kept where it is there, else fetched or continued, and compared with what is stated.
+
+    Args:
+        entry: the set.
+        folder: of the set.
+        name: below the folder, with slashes.
+        url: where it comes from.
+        sha256: its SHA-256 as stated, or how that begins; empty for small files of which none is stated. They come anew
+            each time, as those that are there may be of another revision.
+        headers: for that server and no other.
+        show: told of what has come and what was read again.
+    """
+    target = folder / name
+    part = target.with_name(target.name + ".part")
+
+    def shown(_: str, done: int, total: int | None) -> None:
+        show(name, done, total)
+
+    if sha256 and target.exists():
+        found = sha256_of(target, shown)
+        if not found.startswith(sha256):
+            raise InputError(
+                f"{target} is not what {entry.source} has: expected SHA-256 {sha256[:16]}..., got {found[:16]}...; "
+                "delete it and fetch again"
+            )
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not sha256:
+            part.unlink(missing_ok=True)
         try:
-            _download(entry.url, part, show)
+            _download(url, part, headers, shown)
         except urllib.error.HTTPError as error:
-            raise BackendError(f"{entry.url} answered {error.code} {error.reason}; try again later") from None
-        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            raise BackendError(_refusal(entry, error)) from None
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             raise BackendError(_broken(entry, getattr(error, "reason", None) or error)) from None
-        found = sha256_of(part)
-        if not found.startswith(entry.sha256_prefix):
+        found = sha256_of(part, shown)
+        if not found.startswith(sha256):
             part.unlink()
             raise InputError(
-                f"expected a file whose SHA-256 begins with {entry.sha256_prefix} from {entry.url}, got "
+                f"expected {name} with a SHA-256 that begins with {sha256[:16]} from {entry.source}, got "
                 f"{found[:16]}...; it was thrown away: try again, and behind a proxy check what it hands out"
             )
         os.replace(part, target)
-    found = sha256_of(target)
-    if not found.startswith(entry.sha256_prefix):
-        raise InputError(
-            f"{target} is not what {entry.url} is: expected SHA-256 {entry.sha256_prefix}..., got {found[:16]}...; "
-            "delete it and fetch again"
-        )
-    return StoredFile(path=target.name, size=target.stat().st_size, sha256=found, stated=bool(entry.sha256_prefix))
+    return StoredFile(path=name, size=target.stat().st_size, sha256=found, stated=bool(sha256))
 
 
-def _download(url: str, part: Path, show: ByteProgress) -> None:
+def _download(url: str, part: Path, headers: dict[str, str], show: ByteProgress) -> None:
     """The rest of a file behind what `part` already holds."""
     begin = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+    for name, value in headers.items():
+        # Where the server sends us on to is no business of its password.
+        request.add_unredirected_header(name, value)
     try:
         response: HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -180,55 +236,9 @@ def _download(url: str, part: Path, show: ByteProgress) -> None:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                show(part.name.removesuffix(".part"), done, total)
+                show(part.name, done, total)
     if total is not None and done != total:
         raise HTTPException(f"the connection broke off after {done} of {total} bytes")
-
-
-def _from_hub(entry: WeightSet, folder: Path, show: ByteProgress) -> list[StoredFile]:
-    """Through huggingface_hub, which resumes by itself; one revision for all files."""
-    try:
-        from huggingface_hub import HfApi, hf_hub_download
-    except ImportError:
-        raise BackendError(
-            f"expected the package huggingface_hub to fetch {entry.name}; pip install 'vs3r[weights]'"
-        ) from None
-    with _hub(entry):
-        info = HfApi().model_info(entry.repository, files_metadata=True, timeout=_TIMEOUT_S)
-        listed = [f for f in info.siblings or [] if any(fnmatch.fnmatch(f.rfilename, p) for p in entry.patterns)]
-    if not listed:
-        raise InputError(f"{entry.source} has no file {' or '.join(entry.patterns)} any more; update vs3r")
-    files = []
-    for sibling in sorted(listed, key=lambda s: s.rfilename):
-        name = sibling.rfilename
-        with _hub(entry):
-            bar = _bar(show, name, sibling.size)
-            path = Path(hf_hub_download(entry.repository, name, revision=info.sha, local_dir=folder, tqdm_class=bar))
-        expected = None if sibling.lfs is None else sibling.lfs.sha256
-        found = sha256_of(path, show)
-        if expected is not None and found != expected:
-            path.unlink()
-            raise InputError(
-                f"expected {name} with SHA-256 {expected[:16]}..., got {found[:16]}...; it was thrown away: try again"
-            )
-        files.append(StoredFile(path=name, size=path.stat().st_size, sha256=found, stated=expected is not None))
-    return files
-
-
-def _bar(show: ByteProgress, name: str, size: int | None) -> Any:
-    """What huggingface_hub tells its progress to, in place of its own bars."""
-    from tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})
-            self.done = options.get("initial", 0)
-
-        def update(self, n: float | None = 1) -> None:
-            self.done += n or 0
-            show(name, int(self.done), size)
-
-    return Bar
 
 
 @contextmanager
@@ -239,12 +249,10 @@ def _hub(entry: WeightSet) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise BackendError(
-            f"{entry.source} is handed out on request: read its licence there, ask for access, then: hf auth login"
-        ) from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
-        raise BackendError(f"{entry.source} does not exist or is closed to you; log in with: hf auth login") from None
-    except (_http_error(), errors.LocalEntryNotFoundError, errors.FileMetadataError) as error:
+        raise BackendError(_on_request(entry)) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise BackendError(_closed(entry)) from None
+    except (_http_error(), ConnectionError) as error:
         raise BackendError(_broken(entry, error.__cause__ or error)) from None
 
 
@@ -253,6 +261,20 @@ def _http_error() -> type[Exception]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]
+
+
+def _refusal(entry: WeightSet, error: urllib.error.HTTPError) -> str:
+    if entry.repository and error.code in (401, 403):
+        return _on_request(entry) if error.headers.get("X-Error-Code") == "GatedRepo" else _closed(entry)
+    return f"{entry.source} answered {error.code} {error.reason}; try again later"
+
+
+def _on_request(entry: WeightSet) -> str:
+    return f"{entry.source} is handed out on request: read its licence there, ask for access, then: hf auth login"
+
+
+def _closed(entry: WeightSet) -> str:
+    return f"{entry.source} does not exist or is closed to you; log in with: hf auth login"
 
 
 def _broken(entry: WeightSet, reason: Any) -> str:

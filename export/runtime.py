@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vs3r.config import NetworkConfig
-from vs3r.errors import BackendError
+from vs3r.errors import BackendError, Vs3rError
 from vs3r.export.aoti import obstacle as no_compiler
 from vs3r.export.build import FORMATS, Task, build, check_format
-from vs3r.export.cache import find, has_any, others
+from vs3r.export.cache import Engine, find, has_any, others
 from vs3r.networks import Network, Prepare, compiled_parts, eager
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def _built_before(task: Task) -> Network:
             engine = find(task.key(format_name))
             if engine is not None:
                 log.info("%s runs as the %s engine %s", task.model, format_name, engine.path)
-                return FORMATS[format_name].load(engine.path, task.device)
+                return _loaded(task, engine)
     return task.network
 
 
@@ -61,7 +61,20 @@ def _engine(task: Task, format_name: str, *, build_missing: bool) -> Network:
             raise BackendError(f"{missing}; build it with vs3r export, or leave out --cached-engines-only")
         log.warning("%s: building it, which takes minutes", missing)
         engine = build(task, key)
-    return FORMATS[format_name].load(engine.path, task.device)
+    return _loaded(task, engine)
+
+
+def _loaded(task: Task, engine: Engine) -> Network:
+    try:
+        return FORMATS[engine.key.format].load(engine.path, task.device)
+    except Vs3rError:
+        raise
+    except Exception as error:  # what loads engines raises what it likes
+        reason = str(error).strip().split("\n")[0]
+        raise BackendError(
+            f"the {engine.key.format} engine {engine.path} cannot be loaded ({type(error).__name__}: {reason}); delete "
+            "its folder, and it is built again, or run it with torch instead"
+        ) from error
 
 
 def _compiled(task: Task) -> Network:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,11 +39,15 @@ class Publisher(ThreadingHTTPServer):
     knows_ranges = True
     breaks_after: int | None = None
     gated = False
+    files_gated = False
+    mirror = ""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.asked: list[tuple[str, str, str]] = []
         """Method, path and Range header of every request."""
+        self.told: list[str | None] = []
+        """Authorization header of every request."""
 
     @property
     def address(self) -> str:
@@ -63,7 +69,8 @@ class Answer(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         publisher, range_header = self.server, self.headers.get("Range", "")
         publisher.asked.append((self.command, self.path, range_header))
-        if publisher.gated:
+        publisher.told.append(self.headers.get("Authorization"))
+        if publisher.gated or (publisher.files_gated and "/resolve/" in self.path):
             self._send(403, {"X-Error-Code": "GatedRepo"}, b"")
         elif self.path.startswith("/api/models/"):
             lfs = {"sha256": publisher.stated, "size": len(publisher.data), "pointerSize": 134}
@@ -73,6 +80,8 @@ class Answer(BaseHTTPRequestHandler):
             ]
             answer = {"id": "some/model", "modelId": "some/model", "sha": REVISION, "siblings": files, "tags": []}
             self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+        elif publisher.mirror and "/resolve/" in self.path:
+            self._send(302, {"Location": publisher.mirror + "/elsewhere"}, b"")
         elif self.path.endswith("missing.pth"):
             self._send(404, {}, b"")
         else:
@@ -143,6 +152,16 @@ def test_a_broken_off_transfer_is_continued(publisher: Publisher) -> None:
     assert is_here(NAME)
     assert publisher.asked[-1] == ("GET", "/raft.pth", "bytes=100000-")
     assert (weights_folder(NAME) / "raft.pth").read_bytes() == DATA
+
+
+@pytest.mark.usefixtures("publisher")
+def test_a_secure_connection_that_breaks_is_not_the_disks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> bytes:
+        raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+
+    monkeypatch.setattr(HTTPResponse, "read", read)
+    with pytest.raises(BackendError, match=r"cannot reach .*what has come is kept"):
+        fetch(NAME)
 
 
 def test_a_server_without_ranges_begins_anew(publisher: Publisher) -> None:
@@ -225,9 +244,42 @@ def test_fetch_from_the_hub(hub: Publisher, capsys: pytest.CaptureFixture[str]) 
     assert verify(HUB_NAME) == [file]
 
 
+def test_a_transfer_from_the_hub_is_continued(hub: Publisher) -> None:
+    hub.breaks_after = 100_000
+    with pytest.raises(BackendError, match=r"broke off after 100000 of 300000 bytes.*what has come is kept"):
+        fetch(HUB_NAME)
+    fetch(HUB_NAME)
+    assert [ranges for _, path, ranges in hub.asked if "resolve" in path] == ["", "bytes=100000-"]
+    assert (weights_folder(HUB_NAME) / "model.safetensors").read_bytes() == DATA
+    fetch(HUB_NAME)
+    assert sum("resolve" in path for _, path, _ in hub.asked) == 2, "what is there was fetched again"
+
+
+def test_small_files_come_anew(hub: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files without a stated checksum nothing tells of which revision they are."""
+    monkeypatch.setitem(weights.WEIGHTS, HUB_NAME, replace(WEIGHTS[HUB_NAME], patterns=("*",)))
+    folder = weights_folder(HUB_NAME)
+    folder.mkdir(parents=True)
+    for name in ("README.md", "README.md.part"):
+        (folder / name).write_bytes(b"old")
+    found = fetch(HUB_NAME)
+    assert [(file.path, file.stated) for file in found] == [("README.md", False), ("model.safetensors", True)]
+    assert (folder / "README.md").read_bytes() == hub.data
+
+
+def test_the_password_is_for_the_hub_alone(hub: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files lie on other servers, to which the hub sends one on."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.mirror = hub.address
+    fetch(HUB_NAME)
+    resolved, elsewhere = ([told for (_, path, _), told in zip(hub.asked, hub.told, strict=True) if part in path]
+                           for part in ("/resolve/", "/elsewhere"))  # fmt: skip
+    assert resolved == ["Bearer hf_secret"] and elsewhere == [None]
+
+
 def test_the_hub_states_another_checksum(hub: Publisher) -> None:
     hub.stated = "0" * 64
-    with pytest.raises(InputError, match=r"expected model\.safetensors with SHA-256 0000"):
+    with pytest.raises(InputError, match=r"expected model\.safetensors with a SHA-256 that begins with 0000"):
         fetch(HUB_NAME)
     assert stored(HUB_NAME) is None
 
@@ -236,8 +288,15 @@ def test_gated_and_unreachable_hub(hub: Publisher, monkeypatch: pytest.MonkeyPat
     hub.gated = True
     with pytest.raises(BackendError, match=r"on request.*hf auth login"):
         fetch("vggt-1b-commercial")
+    hub.gated, hub.files_gated = False, True
+    with pytest.raises(BackendError, match=r"on request.*hf auth login"):
+        fetch(HUB_NAME)
     from huggingface_hub import constants
 
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(BackendError, match=r"cannot reach huggingface.co/facebook/VGGT-1B .*offline"):
+            fetch(HUB_NAME)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(BackendError, match=r"cannot reach huggingface.co/facebook/VGGT-1B .*check the network"):
         fetch(HUB_NAME)

@@ -236,6 +236,20 @@ def test_an_engine_that_does_not_run_is_one_line(monkeypatch: pytest.MonkeyPatch
     assert list(engines_folder().iterdir()) == []
 
 
+@pytest.mark.parametrize("runtime", ["aoti", "auto"])
+def test_a_kept_engine_that_does_not_load_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, fake: EagerFormat, runtime: str
+) -> None:
+    def load(*_: object) -> Network:
+        raise RuntimeError("no archive\nand a page of it")
+
+    network = Tiny().eval()
+    prepared("aoti", network)
+    monkeypatch.setattr(fake, "load", load)
+    with pytest.raises(BackendError, match=r"^the aoti engine .*engine.txt cannot be loaded .*archive\); delete its"):
+        prepared(runtime, network)
+
+
 def test_obstacles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=r"^tensorrt: expected an NVIDIA GPU"):
         prepared("tensorrt", Tiny().eval())

@@ -62,7 +62,7 @@ def make_clip_refiner(config: WanConfig, check: Callable[[], None]) -> ClipRefin
     from vs3r.refine.wan.refiner import WanRefiner
 
     model = load_model(config)
-    return WanRefiner(config, model.experts, model.codec, check=check, layout=model.layout)
+    return WanRefiner(model.config, model.experts, model.codec, check=check, layout=model.layout)
 
 
 def _leave(rendered: RenderedFrame) -> Frame:

@@ -27,10 +27,13 @@ from vs3r.engine.threads import Stopped
 from vs3r.engine.train import TrainStep, last_checkpoint, split_pairs, train_dvdm
 from vs3r.engine.train_commands import gentle_interrupt
 from vs3r.errors import BackendError, InputError
+from vs3r.refine.training.adapter import add_lora
+from vs3r.refine.training.objective import draw_sigma, flow_loss
 from vs3r.refine.training.pairs import Pair, pack
 from vs3r.refine.training.trainer import ExpertTrainer, make_accelerator
 from vs3r.refine.wan.checkpoint import HIGH, LOW
 from vs3r.refine.wan.model import load_model
+from vs3r.refine.wan.windows import seeded
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -100,6 +103,40 @@ def test_one_clip_is_learnt(precision: str) -> None:
     assert all(value.dtype is torch.float32 for value in ours._names.values())
     now = {name.replace(".base_layer", ""): value for name, value in expert.state_dict().items()}
     assert all(torch.equal(now[name], value) and now[name].dtype == value.dtype for name, value in frozen.items())
+
+
+def test_steps_are_those_of_the_literal_algorithm() -> None:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) on the mean gradient of the clips, shortened, the rate rising."""
+    # Gradients so short that the smallest number in AdamW's divisor counts: else it would hide how long they are.
+    changes = {"clip_norm": 1e-6, "weight_decay": 0.5, "learning_rate": 1e-2, "warmup_steps": 3}
+    ours, theirs = trainer(make_expert(0), **changes), make_expert(0)
+    assert ours.expert.is_gradient_checkpointing
+    values = dict(zip(ours._names, add_lora(theirs), strict=True))
+    for name, value in values.items():
+        value.data = ours._names[name].detach().clone()
+    first, second = ({name: torch.zeros_like(value) for name, value in values.items()} for _ in range(2))
+    pairs = [draw_pair(seed) for seed in range(3)]
+    for step in range(2):
+        for clip in (2 * step, 2 * step + 1):
+            random = seeded(0, 1, 1, clip)
+            sigma = draw_sigma("transformer_2", random)
+            pair = pairs[ours._order(clip, 3)]
+            noise = torch.randn(pair.clean.shape, generator=random)
+            loss = flow_loss(theirs, pair, TEXT, noise=noise, sigma=sigma, known_weight=0.2)
+            (loss / 2).backward()  # type: ignore[no-untyped-call]
+        ours.step(pairs)
+        length = torch.stack([value.grad.square().sum() for value in values.values() if value.grad is not None])
+        shorter = min(1.0, 1e-6 / float(length.sum().sqrt()))
+        rate = 1e-2 * (step + 1) / 3
+        for name, value in values.items():
+            assert value.grad is not None
+            gradient, value.grad = shorter * value.grad, None
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.999 * second[name] + 0.001 * gradient**2
+            along = first[name] / (1 - 0.9 ** (step + 1))
+            across = (second[name] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            value.data -= rate * (along / across + 0.5 * value.data)
+            torch.testing.assert_close(ours._names[name].detach(), value.detach(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.needs_cuda

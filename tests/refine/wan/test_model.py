@@ -214,6 +214,14 @@ def test_the_prompt_is_embedded_once(wan_folder: Path, own_cache: Path, tmp_path
     for path in (folder / "text_encoder").iterdir():
         path.write_bytes(b"\0" * path.stat().st_size)  # unreadable; sizes and names are as before
     torch.testing.assert_close(load_prompt(checkpoint, PROMPT, form="validity"), prompt, rtol=0, atol=0)
+    size = max(path.stat().st_size for path in own_cache.rglob("*.safetensors"))
+    assert size - 2 * prompt.numel() < 1000, "two bytes a number, 4 MB for the published encoder's 4096 channels"
+    (folder / "text_encoder").rename(folder / "away")
+    torch.testing.assert_close(load_prompt(checkpoint, PROMPT, form="validity"), prompt, rtol=0, atol=0)
+    (folder / "away").rename(folder / "text_encoder")
+    (folder / "text_encoder" / "another.safetensors").touch()
+    with pytest.raises(InputError, match="expected a text encoder that transformers can read"):
+        load_prompt(checkpoint, PROMPT, form="validity")
     shutil.rmtree(own_cache)
     with pytest.raises(InputError, match="expected a text encoder that transformers can read"):
         load_prompt(checkpoint, PROMPT, form="validity")

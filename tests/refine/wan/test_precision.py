@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from tests.refine.wan.test_model import config, model_input, save_lora
+from tests.refine.wan.test_refiner import picture
 from tests.refine.wan.tiny import TEXT_DIM, make_expert
+from tests.render.plane_world import make_format
 from vs3r.errors import BackendError
-from vs3r.refine.wan import attention
+from vs3r.refine import make_clip_refiner
+from vs3r.refine.wan import attention, model
 from vs3r.refine.wan.attention import agreement_db, choose_attention
 from vs3r.refine.wan.checkpoint import HIGH, LOW
 from vs3r.refine.wan.model import Experts, compile_blocks, load_model
@@ -126,6 +129,19 @@ def test_auto_falls_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None
         "wan: the weights stay in bf16, as fp8 needs an NVIDIA GPU of compute capability 8.9 or more and runs on the "
         "processor"
     )
+
+
+def test_a_full_gpu_is_told_of_the_format_that_auto_took(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "choose_precision", lambda *_: "fp8-storage")
+    stage = make_clip_refiner(config(wan_folder, wan_precision="auto"), lambda: None)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.VideoCodec, "encode", full)
+    stage.push(picture(make_format("yuv420p", 48, 32), 90, 4), segment=0)
+    with pytest.raises(BackendError, match=r"take 29 GB with --wan-experts both --wan-precision fp8-storage"):
+        stage.flush()
 
 
 def test_by_name_it_fails_with_one_line(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from vs3r.config import WanConfig
 from vs3r.errors import BackendError
 from vs3r.refine.wan.denoise import Condition, denoise
 from vs3r.refine.wan.model import memory_errors
-from vs3r.refine.wan.pictures import planes_from_rgb, rgb_from_frame
+from vs3r.refine.wan.pictures import model_video, planes_from_rgb, rgb_from_frame
 from vs3r.refine.wan.refiner import WanRefiner
 from vs3r.refine.wan.schedule import sigma_table
-from vs3r.refine.wan.windows import TI2V_5B
+from vs3r.refine.wan.windows import A14B, TI2V_5B
 from vs3r.types import Frame, PictureFormat, Plane, RenderedFrame
 
 FMT = make_format("yuv420p", 48, 32)
@@ -93,14 +93,16 @@ def test_what_was_right_stays_to_the_bit(pix_fmt: str) -> None:
     fmt = make_format(pix_fmt, 64, 48)
     given = [picture(fmt, None, 3) for _ in range(11)]
     out = run(refiner(SHORT, Scatter()), given)
-    changed = 0
+    changed = feathered = 0
     for frame, was in zip(out, given, strict=True):
         for ours, theirs in zip(frame.planes, was.frame.planes, strict=True):
             # Three cells of 4 px are unknown, a fourth and half a fifth are the feather.
             border = 18 * ours.shape[1] // fmt.width
             np.testing.assert_array_equal(ours[:, border:], theirs[:, border:])
             changed += int((ours[:, :border] != theirs[:, :border]).sum())
-    assert changed > 1000
+        # In the last two columns of the feather five and seven eighths are the picture's own.
+        feathered += int((frame.planes[0][:, 16:18] != was.frame.planes[0][:, 16:18]).sum())
+    assert changed > 1000 and feathered > 100
 
 
 def test_the_repair_is_in_the_hole_and_takes_the_colours_around_it() -> None:
@@ -141,6 +143,41 @@ def test_windows_share_what_is_settled() -> None:
     torch.testing.assert_close(second[:, :16, 1], first[:, :16, 2], rtol=0, atol=0)
 
 
+def test_windows_are_feathered_and_a_later_ones_first_frame_is_not_used() -> None:
+    class Drifting(MeanCodec):
+        """Makes a patch in the hole brighter in every window than in the one before."""
+
+        windows = 0
+
+        def decode(self, latents: Tensor) -> Tensor:
+            video = super().decode(latents)
+            video[..., :8, :8] += 0.3 * self.windows
+            self.windows += 1
+            return video
+
+    stage = WanRefiner(SHORT, Oracle(), Drifting(), check=lambda: None)
+    patch = [int(frame.planes[0][4, 4]) for frame in run(stage, [picture(FMT, 90, 4) for _ in range(13)])]
+    step = 0.15 * 219
+    expected = [0.0] * 4 + [step * i / 5 for i in range(5)] + [step] * 4
+    np.testing.assert_allclose(np.array(patch) - patch[0], expected, atol=1)
+
+
+def test_the_model_is_told_of_a_hole_and_what_is_blended_with_it() -> None:
+    oracle = Oracle()
+    run(refiner(SHORT, oracle), [picture(FMT, 90, 3) for _ in range(5)])
+    # Three cells of 4 px, one around them, and pixels of the next that are blended from it: 18 of 48 px.
+    told = oracle.inputs[0][0, 16:20]
+    assert told.shape[-1] == 6
+    torch.testing.assert_close(told, torch.tensor([0.0, 0, 0, 1, 1, 1]).expand_as(told))
+
+
+def test_what_is_missing_of_the_models_sizes_repeats_the_border() -> None:
+    pictures = np.random.default_rng(0).random((3, 20, 36, 3), np.float32)
+    video = model_video(list(pictures), 5, A14B)[0].permute(1, 2, 3, 0)
+    repeated = np.ix_(*(np.minimum(np.arange(n), last) for n, last in ((5, 2), (32, 19), (48, 35))))
+    np.testing.assert_array_equal(video, 2 * pictures[repeated] - 1)
+
+
 @pytest.mark.parametrize("frames", [1, 7, 9, 10, 14, 18])
 def test_compiled_experts_see_few_shapes(frames: int) -> None:
     oracle = Oracle()
@@ -170,6 +207,12 @@ def test_scenes_know_nothing_of_each_other() -> None:
     assert len(done) == 12
     for ours, theirs in zip(done[6:], expected, strict=True):
         np.testing.assert_array_equal(ours.planes[0], theirs.planes[0])
+    oracle = Oracle()
+    both = refiner(SHORT, oracle)
+    for scene in (0, 1):
+        both.push(picture(FMT, 90, 4), segment=scene)
+    both.flush()
+    assert not torch.isclose(oracle.inputs[0][:, :16], oracle.inputs[3][:, :16]).any(), "each has noise of its own"
 
 
 def test_the_seed_decides() -> None:
@@ -221,6 +264,7 @@ def test_work_ends_between_two_steps() -> None:
     [
         ({}, "57 GB with --wan-experts both --wan-precision bf16, and a window comes on top; try --wan-experts swap"),
         ({"wan_experts": "swap"}, "try --wan-precision fp8-storage"),
+        ({"wan_experts": "swap", "wan_compile": True}, "try --wan-precision fp8-weights"),
         (
             {"wan_experts": "low", "wan_precision": "fp8-storage"},
             "14 GB .* try --wan-window-frames 41 --wan-stride-frames 24",
@@ -238,6 +282,15 @@ def test_a_full_gpu_is_told_what_is_smaller(values: dict[str, Any], advice: str)
 
     with pytest.raises(BackendError, match=advice):
         run(refiner(WanConfig(**values), Full()), [picture(FMT, 90, 4)])
+
+
+def test_numbers_that_overflow_are_no_pictures() -> None:
+    class Overflow:
+        def velocity(self, model_input: Tensor, _sigma: float, /) -> Tensor:
+            return torch.full_like(model_input[:, :16], float("nan"))
+
+    with pytest.raises(BackendError, match="not finite with --wan-precision bf16; use"):
+        run(refiner(SHORT, Overflow()), [picture(FMT, 90, 4)])
 
 
 def test_a_full_gpu_with_the_small_model() -> None:

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ class VideoCodec:
 class WanModel:
     """Everything that a window needs."""
 
+    config: WanConfig
+    """Settings; where the number format was left to the machine, with the one that it chose."""
     experts: Experts
     """The transformers."""
     codec: VideoCodec
@@ -112,16 +114,17 @@ def load_model(config: WanConfig) -> WanModel:
         raise InputError(f"expected a folder with LoRAs, got {config.wan_lora}; see docs/refine.md")
     device = find_device(config.wan_device)
     precision = choose_precision(config.wan_precision, device)
+    config = replace(config, wan_precision=precision)
     attention = choose_attention(config.wan_attention, device)
     with memory_errors(config, checkpoint.layout):
         prompt = load_prompt(checkpoint, config.wan_prompt, form=config.wan_condition)
         read = {
-            name: _prepare(read_expert(checkpoint, name, _dtype(precision)), name, config, precision, attention)
+            name: _prepare(read_expert(checkpoint, name, _dtype(precision)), name, config, attention)
             for name in checkpoint.experts
         }
         experts = Experts(read.get(HIGH), read.get(LOW), prompt, device=device, swap=config.wan_experts == "swap")
         codec = load_codec(checkpoint, device)
-    return WanModel(experts=experts, codec=codec, layout=checkpoint.layout, device=device)
+    return WanModel(config=config, experts=experts, codec=codec, layout=checkpoint.layout, device=device)
 
 
 def load_codec(checkpoint: Checkpoint, device: torch.device) -> VideoCodec:
@@ -146,12 +149,12 @@ def load_encoder(weights: str, asked: str) -> tuple[VideoCodec, Layout]:
     return load_codec(checkpoint, device), checkpoint.layout
 
 
-def _prepare(expert: Any, name: str, config: WanConfig, precision: str, attention: str) -> Any:
+def _prepare(expert: Any, name: str, config: WanConfig, attention: str) -> Any:
     """From weights as they were read to an expert that can be asked."""
     if config.wan_lora is not None:
         merge_lora(expert, Path(config.wan_lora) / name)
     expert.eval().requires_grad_(False)
-    hold_as(expert, precision)
+    hold_as(expert, config.wan_precision)
     set_attention(expert, attention)
     if config.wan_compile:
         compile_blocks(expert)
@@ -209,8 +212,8 @@ def smaller_setting(config: WanConfig, layout: Layout) -> str:
     """What to change so that less memory is needed."""
     if config.wan_experts == "both" and layout == A14B:
         return "--wan-experts swap"
-    if config.wan_precision in ("auto", "bf16", "fp32"):
-        return "--wan-precision fp8-storage"
+    if config.wan_precision in ("bf16", "fp32"):
+        return "--wan-precision " + ("fp8-weights" if config.wan_compile else "fp8-storage")
     if config.wan_window_frames > 33:
         frames = max(33, (config.wan_window_frames // 8) * 4 + 1)
         stride = min(config.wan_stride_frames, frames - 17)  # 17 frames of overlap, as with the defaults
@@ -219,7 +222,7 @@ def smaller_setting(config: WanConfig, layout: Layout) -> str:
 
 
 def _need(config: WanConfig, layout: Layout) -> str:
-    precision = "bf16" if config.wan_precision == "auto" else config.wan_precision
+    precision = config.wan_precision
     gigabytes = PARAMETERS[layout] * BYTES[precision] / 1e9
     if layout != A14B:
         return f"the 5B model takes {gigabytes:.0f} GB with --wan-precision {precision}, and a window comes on top"

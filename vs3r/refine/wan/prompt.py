@@ -20,12 +20,15 @@ TOKENS = 512
 """Length of the embedding, the prompt's own tokens first, zeros after them."""
 AUTHORS_TOKENS = 226
 """Length in the form of the paper's released code: padding is not masked, and what comes of it stays in."""
+_ENCODER = "text_encoder"
+"""In the header of a kept prompt: names and sizes of the encoder's files."""
 
 
 def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
     """The embedded prompt, (1, 512, D) or in the authors' form (1, 226, D), float32.
 
-    It is taken from the cache, or computed with the checkpoint's text encoder and put there.
+    It is taken from the cache, or computed with the checkpoint's text encoder and put there. What was computed by a
+    text encoder that has changed since is not taken; one that has been deleted since is not missed.
 
     Args:
         checkpoint: has, or once had, a text encoder.
@@ -34,30 +37,30 @@ def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
     Raises:
         InputError: it was never computed, and there is no text encoder.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors import safe_open
+    from safetensors.torch import save_file
 
-    kept = cache_folder("prompts") / f"{_key(checkpoint, text, form)}.safetensors"
+    encoder = checkpoint.part("text_encoder").resolve()
+    name = hashlib.sha256(repr((text, form, str(encoder))).encode()).hexdigest()[:32]
+    kept = cache_folder("prompts") / f"{name}.safetensors"
+    files = repr(sorted((path.name, path.stat().st_size) for path in encoder.glob("*")))
     if kept.is_file():
-        return load_file(kept)["prompt"]
+        with safe_open(kept, framework="pt") as file:
+            if not encoder.is_dir() or file.metadata() == {_ENCODER: files}:
+                return file.get_tensor("prompt").float()  # type: ignore[no-any-return]
     found = _embed(checkpoint, text, form)
     partial = kept.with_suffix(f".{os.getpid()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"prompt": found.contiguous()}, partial)
+        save_file({"prompt": found.contiguous()}, partial, metadata={_ENCODER: files})
         partial.replace(kept)
     except OSError as error:
         log.warning("the embedded prompt cannot be kept (%s) and is computed at every start", error)
-    return found
-
-
-def _key(checkpoint: Checkpoint, text: str, form: str) -> str:
-    """Names what the embedding depends on; the text encoder by its place and the sizes of its files."""
-    encoder = checkpoint.part("text_encoder").resolve()
-    files = sorted((path.name, path.stat().st_size) for path in encoder.glob("*"))
-    return hashlib.sha256(repr((text, form, str(encoder), files)).encode()).hexdigest()[:32]
+    return found.float()
 
 
 def _embed(checkpoint: Checkpoint, text: str, form: str) -> Tensor:
+    """As the text encoder gives it, in bfloat16."""
     for name in ("text_encoder", "tokenizer"):
         if not checkpoint.part(name).is_dir():
             raise InputError(
@@ -83,5 +86,5 @@ def _embed(checkpoint: Checkpoint, text: str, form: str) -> Tensor:
     )  # fmt: skip
     with torch.no_grad():
         mask = tokens.attention_mask if form == "validity" else torch.ones_like(tokens.attention_mask)
-        found: Tensor = encoder.eval()(tokens.input_ids, mask).last_hidden_state.float()
-    return found * mask[..., None]
+        found: Tensor = encoder.eval()(tokens.input_ids, mask).last_hidden_state
+    return (found * mask[..., None]).bfloat16()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vs3r.config import WanConfig
+from vs3r.errors import BackendError
 from vs3r.refine.wan.denoise import Condition, Velocity, denoise
 from vs3r.refine.wan.model import memory_errors
 from vs3r.refine.wan.pictures import Prefilled, composite, model_mask, model_video, prefill
@@ -137,6 +138,11 @@ class WanRefiner:
             ).to(render.device)
             latents = denoise(self._experts, condition, noise, sigmas=self._sigmas, check=self._check)
             video = (self._codec.decode(latents)[0] / 2 + 0.5).clamp(0, 1)
+        if not bool(video.isfinite().all()):
+            raise BackendError(
+                f"wan gave numbers that are not finite with --wan-precision {self._config.wan_precision}; use "
+                "--wan-precision bf16 and --wan-attention sdpa, and another LoRA if there is one"
+            )
         self._settled = latents[:, :, 1:]
         pictures = video[:, : len(self._held), :height, :width].permute(1, 2, 3, 0).cpu().numpy()
         return list(np.ascontiguousarray(pictures, np.float32))
