@@ -13,6 +13,8 @@ PIP_FLAGS ?=
 CLIP ?=
 DEMO_DIR ?= demo_out
 TEST_FLAGS ?=
+# By files, whose fixtures are made once; no more workers than have been seen to fit into memory.
+TEST_WORKERS := -n auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,7 +60,7 @@ demo: $(STAMP) $(if $(CLIP),,$(STREET))
 	@echo 'camera path   $(DEMO_DIR)/path.png'
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+	$(BIN)/python -m pytest $(TEST_WORKERS) $(TEST_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -198,11 +198,11 @@ def test_a_link_to_another_file_is_followed(source: Path, target: Path) -> None:
 
 def test_an_unwritable_folder(source: Path, target: Path) -> None:
     user = os.geteuid()
-    for folder in (target.parent, source.parent, source.parent.parent, source.parent.parent.parent):
-        folder.chmod(0o755)
+    for folder in source.parents:
+        if folder.stat().st_mode & 0o777 == 0o700:  # as pytest makes its folders
+            folder.chmod(0o755)
     target.parent.chmod(0o555)
     if user == 0:
-        target.parent.parent.parent.parent.chmod(0o755)
         os.seteuid(65534)  # the superuser may write everywhere
     try:
         with pytest.raises(OutputError, match=r"cannot write into .*Permission denied"):

@@ -248,8 +248,8 @@ def test_several_processes_do_what_one_does(wan_folder: Path, pairs: Path, tmp_p
     assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / name / LOW / LORA) for name in ("one", "two"))
     for name, value in one.items():
-        # Gradients are summed in another order, which AdamW enlarges; 5e-6 seen, of values up to 0.0015.
-        torch.testing.assert_close(two[name], value, rtol=0, atol=3e-5)
+        # Gradients are summed in another order, which AdamW enlarges where next to nothing: no bound on each.
+        assert (two[name] - value).norm() <= 0.01 * value.norm()
     assert [entry["loss"] for entry in losses(tmp_path / "two")] == pytest.approx(
         [entry["loss"] for entry in losses(tmp_path / "one")], rel=1e-5
     )
