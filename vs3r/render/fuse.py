@@ -8,11 +8,11 @@ smoothly.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 import cv2
 import numpy as np
 
+from vs3r.render.align import find_flow, flow_trust
 from vs3r.render.layers import Canvas, Layer, PlaneView, sample
 from vs3r.render.nodes import CellRect, NodeGrid
 from vs3r.render.pullpush import f32, pull_push
@@ -77,6 +77,10 @@ class Fusion:
         """Shift a layer and change its brightness so that it continues the picture so far."""
         if min(self._small.shape) >= MIN_SIDE:
             layer = self._shifted(layer)
+        return self.level(layer)
+
+    def level(self, layer: Layer) -> Layer:
+        """Change its brightness alone."""
         return replace(layer, offsets=self._offsets(layer))
 
     def _shifted(self, layer: Layer) -> Layer:
@@ -98,7 +102,8 @@ class Fusion:
         # The overlap decides; outside of it both show the same, so that nothing pulls there.
         a = np.where(known, ours, theirs).clip(0, 255).astype(np.uint8)
         b = np.where(seen, theirs, ours).clip(0, 255).astype(np.uint8)
-        flow = _flow(a, b)
+        # The next finer scale costs five times as much, the next coarser one 1 to 3 dB in what is filled.
+        flow = find_flow(a, b, finest_scale=1)
         return replace(layer, map=self._moved(layer, rect, flow, self._trust(a, b, flow, both)))
 
     def _surroundings(self, layer: Layer) -> CellRect | None:
@@ -117,18 +122,9 @@ class Fusion:
     def _trust(self, ours: Plane, theirs: Plane, flow: FloatArray, both: Plane) -> FloatArray:
         """(h, w) of flow (h, w, 2), how far it can be believed: well inside the overlap, where texture is met again."""
         inner = cv2.erode(both, np.ones((5, 5), np.uint8))
-        rows, cols = ours.shape
-        x, y = np.arange(cols, dtype=np.float32), np.arange(rows, dtype=np.float32)[:, None]
-        met = cv2.remap(theirs, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
-        # Structure, not brightness: that is compared after the shift.
-        structure = _structure(ours)
-        error = cv2.blur(np.abs(structure - _structure(cast("Plane", met))), (7, 7))
-        texture = cv2.blur(np.abs(structure), (7, 7))
-        trust = inner * texture / (texture + 2.0) * np.exp(-np.square(error / (0.35 * texture + 1.5)))
         # numpy takes fifty times as long for a maximum over an axis of two.
         shift = np.maximum(np.abs(flow[..., 0]), np.abs(flow[..., 1]))
-        small = shift < MAX_SHIFT * max(self._small.shape)
-        return f32(trust * small)
+        return f32(inner * flow_trust(ours, theirs, flow) * (shift < MAX_SHIFT * max(self._small.shape)))
 
     def _moved(self, layer: Layer, rect: CellRect, flow: FloatArray, trust: FloatArray) -> BackwardMap:
         """The layer's map with the trusted part of a flow (small pixels, target to target) put before it."""
@@ -193,25 +189,8 @@ class Fusion:
         return f32(cv2.copyMakeBorder(field, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
 
 
-def _flow(a: Plane, b: Plane) -> FloatArray:
-    """Optical flow of two small 8-bit pictures: a(x) is b(x + flow)."""
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    # The next finer scale costs five times as much, the next coarser one 1 to 3 dB in what is filled.
-    dis.setFinestScale(1)
-    # Averages over many patches are used, not single vectors: fewer patches and steps than usual measure as well.
-    dis.setPatchStride(5)
-    dis.setGradientDescentIterations(10)
-    return f32(dis.calc(a, b, np.zeros((*a.shape, 2), np.float32)))
-
-
 def _level(difference: FloatArray, both: Plane) -> FloatArray:
     """The difference in brightness where both show, blurred: without it the flow would follow the exposure."""
     size = 2 * (min(both.shape) // 8) + 1
     share = cv2.blur(f32(both), (size, size))
     return f32(cv2.blur(difference * both, (size, size)) / np.maximum(share, 1e-3))
-
-
-def _structure(picture: Plane) -> FloatArray:
-    """What differs from its surroundings."""
-    fine = f32(picture)
-    return f32(fine - cv2.blur(fine, (9, 9)))

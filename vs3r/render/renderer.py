@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from vs3r.cameras import OutputCamera, make_output_camera
+from vs3r.cameras import make_output_camera
 from vs3r.config import RenderConfig
 from vs3r.render.fuse import Fusion
 from vs3r.render.ghosts import ghost_share
 from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px, smoothstep
+from vs3r.render.moving import moving_layers
 from vs3r.render.nodes import make_grid
 from vs3r.render.planes import PlaneDrawer, empty_planes, make_drawer
 from vs3r.render.pullpush import f32
-from vs3r.render.select import MAX_BORDER_POINTS, MAX_POINTS, WORTH, Aim, Chooser, fill_opacity
-from vs3r.render.warp import SourceFrame, backward_map, backward_maps, check_sources, sample_cells
+from vs3r.render.select import MAX_BORDER_POINTS, MAX_POINTS, MAX_SOURCES, WORTH, Aim, Chooser, fill_opacity
+from vs3r.render.warp import SourceFrame, Target, backward_map, backward_maps, check_sources, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
 STILL_PX = 0.02
 """A picture that moves nowhere by more than this is passed on as it is: no resampling, no loss."""
 BORDER_CELLS = 3
 """Width of what is looked at around the hole, in cells of the validity mask."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Target:
-    """The view to be rendered, by nodes."""
-
-    camera: OutputCamera
-    """The output camera."""
-    cam_from_world: DoubleArray
-    """(4, 4) its pose."""
-    rays: DoubleArray
-    """(rows + 2, cols + 2, 3) unit rays of the nodes in camera axes."""
-    visible: FloatArray
-    """(rows + 2, cols + 2) 1 where the camera model sees anything at all."""
 
 
 class WarpRenderer:
@@ -137,6 +125,10 @@ class WarpRenderer:
         depth = inside_px(x, y, self._size) - np.float32(layer.margin_px)
         return f32(np.where(opacity > 0.5, depth, -float(self._grid.cell_px)))
 
+    def _covers(self, layer: Layer, points: DoubleArray) -> npt.NDArray[np.bool_]:
+        """(N,) which of points (N, 2) of the target a layer shows."""
+        return self._depth(layer, f32(points[:, 0]), f32(points[:, 1])) > 0
+
     def _keep(self, own_share: FloatArray) -> FloatArray:
         """Node field: 0 beside the hole, rising to 1 two feathers away, where the frame itself stays untouched."""
         covered = (own_share >= 1.0).astype(np.uint8)
@@ -160,18 +152,29 @@ class WarpRenderer:
         if not len(aim.points):
             return []  # all that is missing lies beyond what the output camera sees
         points = aim.points[~aim.border]
-        worth = WORTH / float((own_share < 1.0).mean())
+        window = self._config.fill_window_frames
+        moving = moving_layers(index, target, base, sources, window=window)
         chooser = Chooser(
-            index, aim, target.cam_from_world, sources, window=self._config.fill_window_frames, worth=worth
+            index,
+            aim,
+            target.cam_from_world,
+            sources,
+            window=window,
+            worth=WORTH / float((own_share < 1.0).mean()),
+            most=MAX_SOURCES - len(moving),
         )
         fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
         layers = [base]
+        for layer in moving:
+            fusion.add(layers[-1])
+            layers.append(fusion.level(layer))
+            chooser.filled(self._covers(layer, points))
         while (number := chooser.best()) is not None:
             fusion.add(layers[-1])
             ghost = ghost_share(points, chooser.ghosts(number), self._grid.cell_px, base.opacity.shape)
             layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index), ghost))
             layers.append(layer)
-            chooser.filled(self._depth(layer, f32(points[:, 0]), f32(points[:, 1])) > 0)
+            chooser.filled(self._covers(layer, points))
         return layers[1:]
 
     def _aim(self, target: Target, own_share: FloatArray) -> Aim:

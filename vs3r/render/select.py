@@ -22,6 +22,7 @@ NEAR_FRAMES = 3
 FADE_FRAMES = 12.0
 """A source e times farther in time than this must show e times as much to be chosen."""
 MAX_SOURCES = 6
+"""Beside the frame itself, in all."""
 WORTH = 3e-4
 """A source must show at least this share of the picture that no chosen one shows; twice as much may stay unseen."""
 DYNAMIC_REACH_FRAMES = 4
@@ -105,6 +106,7 @@ class Chooser:
         *,
         window: int,
         worth: float,
+        most: int,
     ) -> None:
         """
         Args:
@@ -114,6 +116,7 @@ class Chooser:
             sources: by frame number.
             window: how many frames away a source may be.
             worth: share of the hole that a source must newly show.
+            most: how many sources it may be.
         """
         fmt = sources[index].frame.format
         size = fmt.width, fmt.height
@@ -138,7 +141,7 @@ class Chooser:
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
         self._missing = np.ones(count, np.bool_)
         self._least = max(1.0, worth * count)
-        self._left = MAX_SOURCES
+        self._left = most
 
     def best(self) -> int | None:
         """The next source; None when no other is worth it. Each is returned once."""

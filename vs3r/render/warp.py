@@ -10,6 +10,7 @@ from typing import cast
 import cv2
 import numpy as np
 
+from vs3r.cameras import OutputCamera
 from vs3r.errors import InputError
 from vs3r.lens import bent
 from vs3r.render.nodes import make_grid, shrink
@@ -47,6 +48,20 @@ class SourceFrame:
         """Its planes, all shrunk to one pixel per cell of make_grid's."""
         shape = make_grid(self.frame.format).shape
         return tuple(shrink(plane, shape) for plane in self.small)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Target:
+    """The view to be rendered, by nodes."""
+
+    camera: OutputCamera
+    """The output camera."""
+    cam_from_world: DoubleArray
+    """(4, 4) its pose."""
+    rays: DoubleArray
+    """(rows + 2, cols + 2, 3) unit rays of the nodes in camera axes."""
+    visible: FloatArray
+    """(rows + 2, cols + 2) 1 where the camera model sees anything at all."""
 
 
 def check_sources(index: int, sources: Mapping[int, SourceFrame], fmt: PictureFormat) -> None:

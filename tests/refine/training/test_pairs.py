@@ -137,7 +137,7 @@ def test_clean_latents_are_those_of_the_clip(made: Path, video: Path) -> None:
                 expected = codec.encode(model_video(pictures[first : first + 9], 9, A14B))
             torch.testing.assert_close(load_pair(path).clean, expected, rtol=6e-4, atol=1e-6)
             as_it_is += 1
-    assert as_it_is >= 2
+    assert as_it_is
 
 
 def test_packing_keeps_half_precision() -> None:

@@ -1,0 +1,122 @@
+"""What moves goes on beyond the border of its frame.
+
+A neighbour placed in the scene shows people where they were at its own time, which beside the frame's own people is
+wrong: who films herself and runs would be cut off at the waist, or begin once more below it. Here the neighbour is
+carried: looked at where the optical flow from the frame itself leads on what moves, extended over the frame's border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from vs3r.render.align import find_flow, flow_trust
+from vs3r.render.layers import FILL_MARGIN_PX, Layer, inside_px, smoothstep
+from vs3r.render.pullpush import f32, pull_push
+from vs3r.render.select import FADE_FRAMES, GRID_FRAMES, candidates
+from vs3r.render.warp import BackwardMap, SourceFrame, Target, backward_maps, sample_cells
+from vs3r.types import FloatArray, Plane
+
+REACH_FRAMES = 12
+"""From farther away, what moves looks different."""
+MAX_LAYERS = 3
+MOVES = 0.3
+"""Parts of the hole are looked at beside which the frame itself moves with more than this probability."""
+LEAST = 2e-3
+"""Share of the picture that a layer must newly show."""
+SAME = 0.15
+"""Colours of cells that are off by less than this, over all planes, are of the same thing; by twice this, not."""
+BETTER = 1.5
+"""Placed in the scene, a source must be off by so many times as much as carried, and"""
+NOISE = 0.03
+"""by this: else nothing moves there."""
+FAINT, FULL = 0.1, 0.4
+"""Probability to move, at which a layer begins to show, and shows fully."""
+
+
+def moving_layers(
+    index: int, target: Target, base: Layer, sources: Mapping[int, SourceFrame], *, window: int
+) -> list[Layer]:
+    """What neighbours show of the moving things that the border of the frame itself cuts off, the best first.
+
+    Args:
+        index: the frame that is rendered.
+        target: the view.
+        base: the frame itself in it.
+        sources: by frame number.
+        window: how many frames away a source may be.
+    """
+    size = base.source.frame.format.width, base.source.frame.format.height
+    front = base.opacity > 0.5
+    inside = front & (inside_px(base.map.x, base.map.y, size) > base.margin_px)
+    moves = f32(sample_cells(base.source.geometry.dynamic, base.map.x, base.map.y, size) * inside)
+    goes_on = pull_push(moves, f32(inside))
+    wanted = front & ~inside & (goes_on > MOVES)
+    least = LEAST * wanted.size
+    near = [n for n in candidates(index, sources, min(window, REACH_FRAMES)) if n % GRID_FRAMES == 0]
+    if wanted.sum() < least or not near:
+        return []
+    neighbours = [sources[number] for number in near]
+    depths = np.stack([source.inv_depth for source in neighbours])
+    geometries = [source.geometry for source in neighbours]
+    placed = backward_maps(target.rays, target.cam_from_world, geometries, depths, size)
+    found = [_carried(base, source, placed[k], moves=moves, goes_on=goes_on) for k, source in enumerate(neighbours)]
+    shows = np.stack([(a.opacity > 0.5) & (inside_px(a.map.x, a.map.y, size) > a.margin_px) for a in found])
+    preference = np.exp(-np.abs(np.array(near) - index) / FADE_FRAMES)
+    layers: list[Layer] = []
+    while len(layers) < MAX_LAYERS:
+        gain = (shows & wanted).sum(axis=(1, 2))
+        gain[gain < least] = 0
+        best = int(np.argmax(gain * preference))
+        if gain[best] == 0:
+            break
+        layers.append(found[best])
+        wanted &= ~shows[best]
+    return layers
+
+
+def _carried(base: Layer, source: SourceFrame, placed: BackwardMap, *, moves: FloatArray, goes_on: FloatArray) -> Layer:
+    """A source along the flow of what moves; it shows where that agrees at the border nearby and placing does not."""
+    fmt = source.frame.format
+    size = fmt.width, fmt.height
+    ours, theirs = _small(base.source), _small(source)
+    flow = find_flow(ours, theirs, finest_scale=2)  # of whole people, not of their edges
+    trust = flow_trust(ours, theirs, flow)
+    weighted = (cv2.blur(field, (5, 5)) for field in (flow[..., 0] * trust, flow[..., 1] * trust, trust))
+    right, down, weight = (sample_cells(f32(field), base.map.x, base.map.y, size) for field in weighted)
+    shift = np.stack([right, down]) / np.maximum(weight, np.float32(1e-3))
+    right, down = pull_push(f32(shift), weight * moves)
+    x = base.map.x + right * np.float32(size[0] / ours.shape[1])
+    y = base.map.y + down * np.float32(size[1] / ours.shape[0])
+    known = moves * (inside_px(x, y, size) > 0)
+    off_by = _difference(base, source, x, y, known)
+    compared = known * (inside_px(placed.x, placed.y, size) > 0)
+    placed_off_by = _difference(base, source, placed.x, placed.y, compared)
+    same = np.clip(2.0 - off_by / np.float32(SAME), 0.0, 1.0)
+    same *= (placed_off_by > BETTER * off_by + NOISE) | (compared == 0)
+    # Where the two hardly differ, neither says much.
+    belief = pull_push(f32(same), f32(known * (0.1 + np.minimum(off_by + placed_off_by, 0.9))))
+    moving = (sample_cells(source.geometry.dynamic, x, y, size) + goes_on) * (0.5 * belief)
+    opacity = smoothstep(f32((moving - FAINT) / (FULL - FAINT))) * base.opacity
+    return Layer(source=source, map=replace(base.map, x=x, y=y), opacity=opacity, margin_px=FILL_MARGIN_PX)
+
+
+def _difference(base: Layer, source: SourceFrame, x: FloatArray, y: FloatArray, weight: FloatArray) -> FloatArray:
+    """How far colours of cells are off, over all planes, where a source is looked at at x, y; without exposure."""
+    fmt = source.frame.format
+    size = fmt.width, fmt.height
+    total = np.zeros(x.shape, np.float32)
+    for ours, theirs in zip(base.source.cells, source.cells, strict=True):
+        off_by = sample_cells(f32(theirs), x, y, size) - sample_cells(f32(ours), base.map.x, base.map.y, size)
+        known = off_by[weight > 0.5]
+        total += np.abs(off_by - np.float32(np.median(known)) if known.size else off_by)
+    return f32(total / ((1 << fmt.bit_depth) - 1))
+
+
+def _small(source: SourceFrame) -> Plane:
+    """Its small luma, 8 bits."""
+    plane, depth = source.small[0], source.frame.format.bit_depth
+    return plane if depth == 8 else np.asarray(plane * (255.0 / ((1 << depth) - 1)), np.uint8)
