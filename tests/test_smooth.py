@@ -13,6 +13,7 @@ import pytest
 from vs3r.config import SmoothConfig
 from vs3r.errors import InputError
 from vs3r.smooth import (
+    BLOCK,
     PathSmoother,
     SmoothedFrame,
     _line,
@@ -159,10 +160,11 @@ def test_shake_is_no_slope() -> None:
     assert np.std(walking - believed) < 0.1 * np.std(believed)
 
 
+@pytest.mark.parametrize("T", [3, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 2, 61, 3 * BLOCK + 1])
 @pytest.mark.parametrize("even", [True, False])
-def test_the_path_against_direct_least_squares(even: bool) -> None:
+def test_the_path_against_direct_least_squares(even: bool, T: int) -> None:
     """Ends included: centres, and quaternions, normalised again; also where the frame rate varies."""
-    T, reach = 61, 0.11
+    reach = 0.11
     times = uniform(T) if even else np.cumsum(np.random.default_rng(2).uniform(0.02, 0.05, T))
     path = shaky(T)
     found = smooth_path(path, pts_s=times, reach=reach)

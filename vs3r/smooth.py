@@ -38,10 +38,12 @@ SLOPE_NOISE = 0.3
 # A plan this many reaches ahead no longer changes with what comes after it.
 SETTLED_REACHES = 12
 # Where frames come so close that more than these would lie within the horizon, those beyond the newest stand further
-# apart; the line is fitted to fewer, and a track is planned less far ahead. A plan's time grows with their cube.
+# apart; the line is fitted to fewer, and a track is planned less far ahead. A plan's time grows with them.
 HORIZON_FRAMES = 300
 LINE_FRAMES = 600
 SETTLED_FRAMES = 1536
+# A plan is solved in blocks of so many frames.
+BLOCK = 32
 # Frames are taken to be at least this part of a reach apart: no number holds the acceleration between closer ones.
 CLOSEST_REACHES = 1e-3
 # Of a track whose frames are all known so many become final with each plan.
@@ -143,13 +145,21 @@ class _LeastAcceleration:
         if (gaps < CLOSEST_REACHES * reach).any():
             times = np.concatenate([times[:1], times[0] + np.maximum(gaps, CLOSEST_REACHES * reach).cumsum()])
         self._width = (np.gradient(times) if len(times) > 1 else np.ones(1))[known:]
-        bending = np.zeros((0, len(times)))
+        self._count = len(times) - known
+        # The diagonals of the stiffness, a symmetric matrix, from the middle outward; filled up to whole blocks.
+        blocks = -(-self._count // BLOCK)
+        bands = np.zeros((3, known + blocks * BLOCK))
+        bands[0, len(times) :] = 1.0
         if len(times) > 2:
-            before, after = np.diff(times)[:-1, None], np.diff(times)[1:, None]
-            step = np.eye(len(times))
-            bending = 2 * ((step[2:] - step[1:-1]) / after - (step[1:-1] - step[:-2]) / before) / (before + after)
-            bending *= np.sqrt(0.5 * (before + after)) * reach**2
-        self._stiffness = bending[:, known:].T @ bending
+            before, after = np.diff(times)[:-1], np.diff(times)[1:]
+            bending = np.stack([1 / before, -1 / before - 1 / after, 1 / after])
+            bending *= np.sqrt(2 / (before + after)) * reach**2
+            for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (0, 2)):
+                bands[j - i, i : i + len(before)] += bending[i] * bending[j]
+        starts = range(known, known + blocks * BLOCK, BLOCK)
+        self._given = _dense(bands, known, known + 2, 0, known)
+        self._blocks = [_dense(bands, a, a + BLOCK, a, a + BLOCK) for a in starts]
+        self._ties = [_dense(bands, a - 2, a, a, a + 2) for a in starts[1:]]
 
     def path(self, values: DoubleArray, nearness: DoubleArray) -> DoubleArray:
         """The rest of the path.
@@ -160,9 +170,32 @@ class _LeastAcceleration:
         Returns:
             (T - known, C).
         """
-        known, wanted = self._known, nearness * self._width
-        right = wanted[:, None] * values[known:] - self._stiffness[:, :known] @ values[:known]
-        return np.asarray(np.linalg.solve(self._stiffness[:, known:] + np.diag(wanted), right))
+        size, width = len(self._blocks) * BLOCK, values.shape[1]
+        wanted, right = np.zeros(size), np.zeros((size, width + 2))
+        wanted[: self._count] = nearness * self._width
+        right[: self._count, :width] = wanted[: self._count, None] * values[self._known :]
+        right[:2, :width] -= self._given @ values[: self._known]
+        # Elimination by blocks, each tied to the first two values of the next, which the last two columns stand for.
+        solved = right.reshape(-1, BLOCK, width + 2)
+        for number, block in enumerate(self._blocks):
+            matrix, now = block + np.diag(wanted[number * BLOCK : (number + 1) * BLOCK]), solved[number]
+            if number > 0:
+                tied = self._ties[number - 1].T @ solved[number - 1, -2:]
+                matrix[:2, :2] -= tied[:, width:]
+                now[:2, :width] -= tied[:, :width]
+            if number < len(self._ties):
+                now[-2:, width:] = self._ties[number]
+            solved[number] = np.linalg.solve(matrix, now)
+        for now, following in zip(solved[-2::-1], solved[:0:-1], strict=True):
+            now[:, :width] -= now[:, width:] @ following[:2, :width]
+        return solved.reshape(size, width + 2)[: self._count, :width]
+
+
+def _dense(bands: DoubleArray, top: int, bottom: int, left: int, right: int) -> DoubleArray:
+    """A part of the symmetric matrix whose diagonals, from the middle outward, are the rows of `bands`."""
+    row, column = np.arange(top, bottom)[:, None], np.arange(left, right)
+    distance, first = np.abs(row - column), np.minimum(row, column)
+    return np.where(distance < len(bands), bands[np.minimum(distance, len(bands) - 1), first], 0.0)
 
 
 def _line(times: DoubleArray, values: DoubleArray, at: DoubleArray, sigma: float) -> DoubleArray:
