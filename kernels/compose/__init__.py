@@ -33,7 +33,7 @@ def compose_layers(
     clipped to [0, peak]. Integers are rounded to the nearest. Every run gives the same bytes.
 
     Args:
-        layers: what is seen, at most 7; fields float32 (the reference: float64 too).
+        layers: what is seen, at most 9; fields float32 (the reference: float64 too).
         planes: of the pictures and of the result; their cells are the same.
         feather_px: width of the ramps, luma pixels, > 0.
         peak: the largest value of a sample, > 0: 1023 for 10 bits.

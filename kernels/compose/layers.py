@@ -10,7 +10,7 @@ from torch import Tensor
 
 PICTURES = (torch.uint8, torch.uint16, torch.float16)
 """What pictures may be made of."""
-MAX_LAYERS = 7
+MAX_LAYERS = 9
 SHARPNESS = -0.75
 """The free parameter of the cubic kernel; that of OpenCV."""
 _DISTANCES = [abs(tap - 3.5) for tap in range(8)]

@@ -119,21 +119,23 @@ def _store(out, value, within, INTEGER: tl.constexpr):
 
 
 @triton.jit
-def _picture(p0, p1, p2, p3, p4, p5, p6, number):
+def _picture(p0, p1, p2, p3, p4, p5, p6, p7, p8, number):
     """The picture of a layer."""
     p = tl.where(number == 1, p1, p0)
     p = tl.where(number == 2, p2, p)
     p = tl.where(number == 3, p3, p)
     p = tl.where(number == 4, p4, p)
     p = tl.where(number == 5, p5, p)
-    return tl.where(number == 6, p6, p)
+    p = tl.where(number == 6, p6, p)
+    p = tl.where(number == 7, p7, p)
+    return tl.where(number == 8, p8, p)
 
 
 @triton.jit(
     do_not_specialize=["count"], do_not_specialize_on_alignment=["x", "y", "opacity", "margin", "keep", "offsets"]
 )
 def compose_kernel(
-    p0, p1, p2, p3, p4, p5, p6, x, y, opacity, margin, keep, offsets, table, out,
+    p0, p1, p2, p3, p4, p5, p6, p7, p8, x, y, opacity, margin, keep, offsets, table, out,
     per_feather, peak, count, nodes_y, nodes_x, parts,
     HAS_OFFSETS: tl.constexpr, INTEGER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -225,7 +227,7 @@ def compose_kernel(
                     behind = _depth(at_x, at_y, width, height) - tl.load(margin + number)
                     alpha = _alpha(behind, e + (f - e) * down, per_feather)
                     alpha = tl.where(through > HIDDEN, alpha * through, 0.0)
-                    source = _picture(p0, p1, p2, p3, p4, p5, p6, number) + begin
+                    source = _picture(p0, p1, p2, p3, p4, p5, p6, p7, p8, number) + begin
                     value = _sample(source, at_x * per_x - 0.5, at_y * per_y - 0.5, rows, columns, peak, False)
                     if HAS_OFFSETS:
                         entry = ((number - 1) * tl.num_programs(2) + plane) * nodes_y + above

@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from vs3r.kernels.camera import PARAMETERS
 from vs3r.kernels.camera import triton_impl as camera
 from vs3r.kernels.compose import triton_impl as compose
+from vs3r.kernels.compose.layers import MAX_LAYERS
 from vs3r.kernels.rigid_flow import triton_impl as rigid_flow
 from vs3r.kernels.splat import triton_discs as discs
 from vs3r.kernels.splat import triton_impl as splat
@@ -58,7 +59,7 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     yield discs.shade_kernel, types, {**given, **block, "CHANNELS": i}
     yield splat.largest_kernel, {"values": types["attributes"], "largest": "*i32"}, {"BLOCK": 4 * splat.BLOCK}
     yield splat.mean_kernel, {"largest": "*fp32"}, {"HAS_SOURCE": more, "CHANNELS": i, "BLOCK": splat.BLOCK}
-    types = {**dict.fromkeys(("p0", "p1", "p2", "p3", "p4", "p5", "p6", "out"), pixels), "x": "*fp32", "y": "*fp32"}
+    types = {**dict.fromkeys((*(f"p{i}" for i in range(MAX_LAYERS)), "out"), pixels), "x": "*fp32", "y": "*fp32"}
     given = {"HAS_OFFSETS": more, "INTEGER": pixels != "*fp16"}
     yield compose.compose_kernel, types, {**given, "ROWS": compose.ROWS, "COLUMNS": compose.COLUMNS}
 

@@ -22,7 +22,7 @@ from vs3r.types import FloatArray, Plane
 
 REACH_FRAMES = 12
 """From farther away, what moves looks different."""
-MAX_LAYERS = 3
+MAX_LAYERS = 2
 MOVES = 0.5
 """Parts of the hole are looked at beside which the frame itself moves with more than this probability."""
 LEAST = 2e-3

@@ -18,7 +18,7 @@ from vs3r.render.moving import moving_layers
 from vs3r.render.nodes import make_grid
 from vs3r.render.planes import PlaneDrawer, empty_planes, make_drawer
 from vs3r.render.pullpush import f32
-from vs3r.render.select import MAX_BORDER_POINTS, MAX_POINTS, MAX_SOURCES, WORTH, Aim, Chooser, fill_opacity
+from vs3r.render.select import MAX_BORDER_POINTS, MAX_POINTS, WORTH, Aim, Chooser, fill_opacity
 from vs3r.render.warp import SourceFrame, Target, backward_map, backward_maps, check_sources, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
@@ -161,7 +161,6 @@ class WarpRenderer:
             sources,
             window=window,
             worth=WORTH / float((own_share < 1.0).mean()),
-            most=MAX_SOURCES - len(moving),
         )
         fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
         layers = [base]

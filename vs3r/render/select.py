@@ -22,7 +22,6 @@ NEAR_FRAMES = 3
 FADE_FRAMES = 12.0
 """A source e times farther in time than this must show e times as much to be chosen."""
 MAX_SOURCES = 6
-"""Beside the frame itself, in all."""
 WORTH = 3e-4
 """A source must show at least this share of the picture that no chosen one shows; twice as much may stay unseen."""
 DYNAMIC_REACH_FRAMES = 4
@@ -106,7 +105,6 @@ class Chooser:
         *,
         window: int,
         worth: float,
-        most: int,
     ) -> None:
         """
         Args:
@@ -116,7 +114,6 @@ class Chooser:
             sources: by frame number.
             window: how many frames away a source may be.
             worth: share of the hole that a source must newly show.
-            most: how many sources it may be.
         """
         fmt = sources[index].frame.format
         size = fmt.width, fmt.height
@@ -141,7 +138,7 @@ class Chooser:
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
         self._missing = np.ones(count, np.bool_)
         self._least = max(1.0, worth * count)
-        self._left = most
+        self._left = MAX_SOURCES
 
     def best(self) -> int | None:
         """The next source; None when no other is worth it. Each is returned once."""
