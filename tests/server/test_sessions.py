@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -203,11 +204,12 @@ def test_frames_of_another_format_are_not_mixed(client: Client) -> None:
         go_on.wait(60)
         yield from FRAMES[20:]
 
-    old = client.stabilize(shallow(), session=session)
-    next(old)
-    list(client.stabilize(deep, session=session))
-    go_on.set()
-    list(old)
+    with ThreadPoolExecutor() as beside:
+        old = beside.submit(lambda: list(client.stabilize(shallow(), session=session)))
+        wait_until(lambda: client.get_session(session).held_frames == 20)
+        list(client.stabilize(deep, session=session))
+        go_on.set()
+        old.result()
     error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=20))
     assert (error.reason, error.missing) == ("FRAMES_MISSING", (range(20, 24),))
     client.upload_frames(session, list(enumerate(deep))[20:])
