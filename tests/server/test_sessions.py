@@ -297,11 +297,15 @@ def test_tracks_that_cannot_be_used_are_refused_in_a_line(
     client, session, track = analysed
     data, before = client.download_track(session), client.get_frame(session, 8)
     save_track(replace(track, width=32), tmp_path / "narrow.vs3r")
+    far = track.cam_from_world.copy()
+    far[3, 0, 3] = 1e12
+    save_track(replace(track, cam_from_world=far), tmp_path / "far.vs3r")
     for wrong, words in (
         (b"", "not a track"),
         (data[:-10], "cut short"),
         (b"\x00" * 4096, "not a track"),
         (data.replace(b"vs3r-track", b"vs3r-trick"), "another safetensors file"),
+        ((tmp_path / "far.vs3r").read_bytes(), r"frame 3: expected a translation of .* units, got 1e\+12"),
         ((tmp_path / "narrow.vs3r").read_bytes(), "does not belong to this clip: the track has 32x48 pixels"),
     ):
         with pytest.raises(ServerError, match=words) as caught:
