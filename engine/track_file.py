@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -47,6 +48,16 @@ _TENSORS: dict[str, tuple[str, tuple[int | None, ...]]] = {
 # What float16 can hold, without its denormal numbers.
 _INV_DEPTH_RANGE = (6.2e-5, 6.5e4)
 _ROTATION_TOLERANCE = 1e-3
+# What no camera does, far beyond what reconstruction finds: its own tracks are never refused.
+# Angle that a pinhole camera sees along the longer side. A fisheye that sees more has a longer focal length than these.
+_VIEW_DEG = (0.1, 178.0)
+# Of the principal point, in longer sides: pictures may be cut out of larger ones.
+_MAX_SHIFT = 10.0
+# In the track's unit, of which float32 resolves no part here.
+_MAX_LENGTH = 1e9
+_MAX_READOUT_S = 60.0
+# From the middle line to the first or last.
+_MAX_TURN_RAD = math.pi
 
 
 class TrackBuilder:
@@ -257,10 +268,35 @@ def _first_problem(track: CameraTrack) -> str | None:
         return "its segments are out of order"
     if np.any(K[:, [0, 1], [0, 1]] <= 0) or np.any(K[:, 2] != (0, 0, 1)) or np.any(K[:, 1, 0] != 0):
         return "a camera matrix is none"
-    R = T[:, :3, :3]
+    # No entry of a rotation is larger than 1, and products of huge ones may be anything.
+    R = np.clip(T[:, :3, :3], -2, 2)
     skewed = np.abs(R @ R.transpose(0, 2, 1) - np.eye(3)).max() > _ROTATION_TOLERANCE
     if skewed or np.any(np.linalg.det(R) < 0) or np.any(T[:, 3] != (0, 0, 0, 1)):
         return "a pose is not a rigid motion"
     if np.any(track.inv_depth <= 0):
         return "an inverse depth is not positive"
+    return _first_impossible(track)
+
+
+def _first_impossible(track: CameraTrack) -> str | None:
+    """The first finite number that no camera has, None when there is none."""
+    K, side = track.K, max(track.width, track.height)
+    longest, shortest = (0.5 * side / math.tan(math.radians(deg) / 2) for deg in _VIEW_DEG)
+    # By the triangle inequality: how far the first and the last line's camera is moved and turned, at most.
+    moved = np.einsum("n,tnc->tc", 0.5 ** np.arange(1, ROW_MOTION_ORDER + 1), np.abs(track.row_motion))
+    # Name, one or more values a frame, their range and unit.
+    bounds = (
+        ("a focal length", K[:, [0, 1], [0, 1]], shortest, longest, "px"),
+        ("a skew", K[:, :1, 1], -longest, longest, "px"),
+        ("a principal point", K[:, :2, 2], -_MAX_SHIFT * side, _MAX_SHIFT * side, "px"),
+        ("a translation", track.cam_from_world[:, :3, 3], -_MAX_LENGTH, _MAX_LENGTH, "units"),
+        ("a read-out time", track.readout_s[:, None], -_MAX_READOUT_S, _MAX_READOUT_S, "s"),
+        ("a translation between lines", moved[:, :3], 0.0, _MAX_LENGTH, "units"),
+        ("a turn between lines", moved[:, 3:], 0.0, _MAX_TURN_RAD, "rad"),
+    )
+    for name, values, low, high, unit in bounds:
+        wrong = np.argwhere((values < low) | (values > high))
+        if len(wrong):
+            frame, which = wrong[0]
+            return f"frame {frame}: expected {name} of {low:.4g} to {high:.4g} {unit}, got {values[frame, which]:.4g}"
     return None

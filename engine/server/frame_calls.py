@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from vs3r.engine.media import VideoReader
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _PROGRESS_EVERY = 8
 _MAX_FRAME_ERRORS = 1000
 """So many frames of an upload may be refused: their errors are held until it ends."""
+_UPLOADED_AT_ONCE = 2
+"""Frames of an upload in memory beside those held: one that is taken while gRPC reads the next."""
 _BROKEN_S = 0.25
 """How long after the last request of an older client a broken connection is heard of, at most."""
 
@@ -146,27 +148,29 @@ class FrameCalls:
         requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed],
         context: grpc.ServicerContext,
     ) -> Iterator[pb.AnalyzeResponse]:
-        layout, intake, recorder = self._frames_of(session, config.frames, context)
-        if session.track is not None:
-            yield _reused(session)
-            return
-        analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
-        yield pb.AnalyzeResponse(credit=pb.Credit(frames=CREDITS))
-        for sent in clip_frames(requests, explicit_end=config.explicit_end):
-            self._check_open()
-            try:
-                arrival = intake.take(sent)
-            except Vs3rError as error:
-                yield pb.AnalyzeResponse(frame_error=frame_error(sent.frame.sequence, error))
-                yield pb.AnalyzeResponse(credit=pb.Credit(frames=1))
-                continue
-            analysis.push(arrival.sequence, arrival.frame)
-            yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
-            if analysis.frames % _PROGRESS_EVERY == 0:
-                yield _progress(analysis.frames, 0)
-        if not config.explicit_end:
-            _check_whole(context)
-        yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
+        reused = session.track is not None
+        at_once = 0 if reused else CREDITS
+        with self._frames_of(session, config.frames, context, at_once=at_once) as (layout, intake, recorder):
+            if reused:
+                yield _reused(session)
+                return
+            analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
+            yield pb.AnalyzeResponse(credit=pb.Credit(frames=CREDITS))
+            for sent in clip_frames(requests, explicit_end=config.explicit_end):
+                self._check_open()
+                try:
+                    arrival = intake.take(sent)
+                except Vs3rError as error:
+                    yield pb.AnalyzeResponse(frame_error=frame_error(sent.frame.sequence, error))
+                    yield pb.AnalyzeResponse(credit=pb.Credit(frames=1))
+                    continue
+                analysis.push(arrival.sequence, arrival.frame)
+                yield pb.AnalyzeResponse(credit=pb.Credit(frames=1, acknowledged_sequence=arrival.sequence))
+                if analysis.frames % _PROGRESS_EVERY == 0:
+                    yield _progress(analysis.frames, 0)
+            if not config.explicit_end:
+                _check_whole(context)
+            yield pb.AnalyzeResponse(analysis=analysis.finish(self._state.store))
 
     def set_smoothing(self, request: pb.SetSmoothingRequest, _context: grpc.ServicerContext) -> pb.SetSmoothingResponse:
         session = self._sessions.get(request.session)
@@ -182,8 +186,11 @@ class FrameCalls:
         config: pb.UploadConfig = first_config(requests)
         session = self._sessions.get(config.session)
         result = pb.UploadFramesResponse()
-        with self._state.slot(), self._sessions.call(session, context.cancel):
-            _, intake, _ = self._frames_of(session, config.frames, context)
+        with (
+            self._state.slot(),
+            self._sessions.call(session, context.cancel),
+            self._frames_of(session, config.frames, context, at_once=_UPLOADED_AT_ONCE) as (layout, intake, _),
+        ):
             for sent in clip_frames(requests, explicit_end=False):
                 self._check_open()
                 try:
@@ -193,7 +200,8 @@ class FrameCalls:
                         raise
                     result.frame_errors.append(frame_error(sent.frame.sequence, error))
                 else:
-                    self._memory.hold(session, arrival.sequence, arrival.frame)
+                    if not self._memory.hold(session, arrival.sequence, arrival.frame):
+                        raise self._memory.exhausted(frame_bytes(layout.format))
                     result.frames += 1
         return result
 
@@ -231,16 +239,19 @@ class FrameCalls:
         with self._state.drawing, self._sessions.call(session, lambda: None):
             return access.draw(session, self._memory, self._state.models, index)
 
+    @contextmanager
     def _frames_of(
-        self, session: Session, source: pb.FrameSource, context: grpc.ServicerContext
-    ) -> tuple[Layout, Intake, TrackRecorder]:
+        self, session: Session, source: pb.FrameSource, context: grpc.ServicerContext, *, at_once: int
+    ) -> Iterator[tuple[Layout, Intake, TrackRecorder]]:
+        """What takes the frames of a call, with memory for `at_once` of them that are not held yet."""
         layout = self._state.layout(source.format, field="config.frames.format")
         time_base = time_base_of(source.time_base, field="config.frames.time_base")
         if session.track is not None:
             check_source(session.track, layout.format)
-        self._state.use_layout(session, layout)
-        recorder = TrackRecorder(session, self._memory, layout.format, time_base)
-        return layout, Intake(layout, time_base, self._state.regions(session, context), keeps=True), recorder
+        with self._memory.reserve(at_once * frame_bytes(layout.format)):
+            self._state.use_layout(session, layout)
+            recorder = TrackRecorder(session, self._memory, layout.format, time_base)
+            yield layout, Intake(layout, time_base, self._state.regions(session, context), keeps=True), recorder
 
     def _check_open(self) -> None:
         if self._state.draining:

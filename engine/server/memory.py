@@ -1,4 +1,4 @@
-"""The server's memory for frames: what streams may need is reserved, what is left holds frames for random access."""
+"""The server's memory for frames: what calls may need is reserved, what is left holds frames for random access."""
 
 from __future__ import annotations
 
@@ -34,15 +34,7 @@ class FrameMemory:
         """
         with self._lock:
             if self.reserved + size > self._max:
-                never = size > self._max
-                raise Problem(
-                    "RESOURCE_EXHAUSTED",
-                    "MEMORY",
-                    f"this call may need {_mb(size)} MB for frames; the server has {_mb(self._max)} MB and "
-                    f"{_mb(self.reserved)} MB in use; try "
-                    + ("smaller frames, less of lookahead_frames or fill_window_frames" if never else "again later"),
-                    retry_s=None if never else _RETRY_S,
-                )
+                raise self.exhausted(size)
             self.reserved += size
             self._shrink()
         try:
@@ -51,13 +43,26 @@ class FrameMemory:
             with self._lock:
                 self.reserved -= size
 
-    def hold(self, owner: object, index: int, frame: Frame) -> None:
-        """Keep a frame as long as there is room."""
+    def exhausted(self, size: int) -> Problem:
+        """For a call that needs more bytes than are left."""
+        never = size > self._max
+        return Problem(
+            "RESOURCE_EXHAUSTED",
+            "MEMORY",
+            f"this call may need {_mb(size)} MB for frames; the server has {_mb(self._max)} MB (--memory-mb) and "
+            f"{_mb(self.reserved)} MB in use; try "
+            + ("smaller frames, less of lookahead_frames or fill_window_frames" if never else "again later"),
+            retry_s=None if never else _RETRY_S,
+        )
+
+    def hold(self, owner: object, index: int, frame: Frame) -> bool:
+        """Keep a frame as long as there is room; False where what is reserved leaves none even for this one."""
         with self._lock:
             self._drop((owner, index))
             self._frames[owner, index] = frame
             self.held += _size(frame)
             self._shrink()
+            return (owner, index) in self._frames
 
     def find(self, owner: object, index: int) -> Frame | None:
         """A frame that is held, None otherwise."""
@@ -93,4 +98,4 @@ def _size(frame: Frame) -> int:
 
 
 def _mb(size: int) -> int:
-    return size >> 20
+    return -(-size >> 20)

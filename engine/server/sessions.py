@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class Session:
     media_key: str
     """The client's name for the clip."""
     config: Config
-    """Its settings; `smooth` may change."""
+    """Its settings; `smooth` may change. It is found by those that it has now."""
     peer: str
     """Host of the client that made it."""
     create_time_s: float
@@ -117,7 +118,9 @@ class Sessions:
         return len(self._sessions)
 
     def create(self, media_key: str, config: Config, peer: str) -> Session:
-        """The session of this key and these settings, a new one where there is none.
+        """The session of this key that has these settings now, a new one where there is none.
+
+        Of several, which SetSmoothing made equal, the one used last.
 
         Raises:
             FieldError: the key is empty or too long.
@@ -125,23 +128,23 @@ class Sessions:
         """
         if not 1 <= len(media_key.encode()) <= _MAX_KEY:
             raise field_error("media_key", f"expected 1 to {_MAX_KEY} bytes, got {len(media_key.encode())}")
-        name = "sessions/" + _digest(media_key, repr(config))
         with self._lock:
-            session = self._sessions.get(name)
-            if session is not None:
+            equal = [s for s in self._sessions.values() if s.media_key == media_key and s.config == config]
+            if equal:
+                session = max(equal, key=lambda s: s.used_s)
                 session.used_s = time.monotonic()
                 return session
             self._check_room(peer)
             session = Session(
-                name=name,
+                name=f"sessions/{secrets.token_hex(16)}",
                 media_key=media_key,
                 config=config,
                 peer=peer,
                 create_time_s=time.time(),
                 used_s=time.monotonic(),
             )
-            self._sessions[name] = session
-        log.info("%s created", name)
+            self._sessions[session.name] = session
+        log.info("%s created", session.name)
         track = self._store.load(session.track_id)
         if track is not None:
             session.set_track(track, set())

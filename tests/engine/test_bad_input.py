@@ -21,6 +21,7 @@ from tests.engine.clips import Clip, flat_planes, make_frames, moving_planes, ra
 from vs3r.config import EncodeConfig
 from vs3r.engine import cli
 from vs3r.engine.media import VideoReader, VideoWriter, probe
+from vs3r.engine.track_file import load_track, save_track
 from vs3r.types import Frame, Plane
 
 FAST = ("--lookahead-frames", "4", "--fill-window-frames", "4")
@@ -302,7 +303,11 @@ def test_broken_tracks(vs3r: Shell, out: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.vs3r"
     cut.write_bytes(track.read_bytes()[:500])
     other = write_clip(tmp_path / "other.mp4", Clip(width=80))
+    absurd, made = tmp_path / "absurd.vs3r", load_track(track)
+    made.K[1, 0, 0] = 1e9
+    save_track(made, absurd)
     for clip, path, complaint in (
+        (source, absurd, "frame 1: expected a focal length of "),
         (source, cut, "cut short or not a track"),
         (source, source, "not a track"),
         (source, tmp_path / "missing.vs3r", "cannot read the track"),

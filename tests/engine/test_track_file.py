@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import struct
 from dataclasses import fields, replace
@@ -195,6 +196,43 @@ TRACK = make_track()
 def test_wrong_arrays(tmp_path: Path, arrays: dict[str, Any], complaint: str) -> None:
     with pytest.raises(TrackError, match=complaint):
         load_track(altered(tmp_path, **arrays))
+
+
+@pytest.mark.parametrize(
+    ("array", "index", "value", "complaint"),
+    [
+        ("K", (2, 0, 0), 1e9, "frame 2: expected a focal length of 0.5586 to 3.667e+04 px, got 1e+09"),
+        ("K", (3, 1, 1), 1e-3, "frame 3: expected a focal length of 0.5586 to 3.667e+04 px, got 0.001"),
+        ("K", (1, 0, 2), -1e9, "frame 1: expected a principal point of -640 to 640 px, got -1e+09"),
+        ("K", (1, 0, 1), 1e9, "frame 1: expected a skew of -3.667e+04 to 3.667e+04 px, got 1e+09"),
+        ("cam_from_world", (4, 2, 3), 1e30, "frame 4: expected a translation of -1e+09 to 1e+09 units, got 1e+30"),
+        ("cam_from_world", (4, 2, 3), -1e300, "frame 4: expected a translation of -1e+09 to 1e+09 units, got -1e+300"),
+        ("cam_from_world", (0, slice(0, 3), slice(0, 3)), 1e200, "a pose is not a rigid motion"),
+        ("readout_s", 2, -1e9, "frame 2: expected a read-out time of -60 to 60 s, got -1e+09"),
+        ("row_motion", (3, 5, 1), 1e30, "frame 3: expected a translation between lines of 0 to 1e+09 units, got 1.56"),
+        ("row_motion", (3, 0, 4), -9, "frame 3: expected a turn between lines of 0 to 3.142 rad, got 4."),
+    ],
+)
+def test_what_no_camera_does(tmp_path: Path, array: str, index: Any, value: float, complaint: str) -> None:
+    with pytest.raises(TrackError, match=re.escape(f"the track is damaged: {complaint}")):
+        load_track(altered(tmp_path, **{array: with_value(getattr(TRACK, array), index, value)}))
+
+
+@pytest.mark.parametrize(
+    ("array", "index", "value"),
+    [
+        ("K", (slice(None), [0, 1], [0, 1]), 3e4),
+        ("K", (slice(None), [0, 1], [0, 1]), 0.6),
+        ("K", (1, 0, 2), -300),
+        ("cam_from_world", (4, 2, 3), 1e8),
+        ("readout_s", 2, -20),
+        ("row_motion", (3, 0, 4), 3),
+    ],
+)
+def test_what_a_camera_may_do(tmp_path: Path, array: str, index: Any, value: float) -> None:
+    """A telescope, a lens of 177 degrees, a part of a picture, a long way, a slow shutter, a wild turn."""
+    loaded = load_track(altered(tmp_path, **{array: with_value(getattr(TRACK, array), index, value)}))
+    assert np.all(getattr(loaded, array)[index] == value)
 
 
 def test_unwritable(tmp_path: Path) -> None:

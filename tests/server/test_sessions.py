@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,47 @@ def test_smoothing_again(analysed: tuple[Client, str, CameraTrack]) -> None:
     assert [v.field for v in refusal(client, "SetSmoothing", wrong).violations] == ["smooth"]
 
 
+def test_a_session_is_found_by_the_settings_it_has_now(analysed: tuple[Client, str, CameraTrack]) -> None:
+    """Not by those that it was made with: these make a new one, with the track of the cache."""
+    client, session, track = analysed
+    client.set_smoothing(session, pb.SmoothConfig(smoothness=0.9))
+    smooth = SmoothConfig(smoothness=0.9, lookahead_frames=2)
+    again = client.create_session("clip", replace(CONFIG, smooth=smooth))
+    assert (again.name, again.held_frames) == (session, len(FRAMES))
+    assert pixels(client.get_frame(session, 8).frame) == pixels(along(track, smooth)[8])
+    old = client.create_session("clip", CONFIG)
+    assert old.name != session
+    assert (old.frame_count, old.held_frames, old.config.smooth.smoothness) == (len(FRAMES), 0, 0.5)
+    client.upload_frames(old.name, enumerate(FRAMES))
+    assert pixels(client.get_frame(old.name, 8).frame) == pixels(along(track)[8])
+    assert client.status().sessions == 2
+
+
+def test_of_sessions_that_became_equal_the_one_used_last_is_found(serve: Serve) -> None:
+    """None is lost: each has its name, and is found when the other is deleted or has expired."""
+    server = serve(session_idle_s=1000)
+    with connected(server) as client:
+        other = replace(CONFIG, smooth=SmoothConfig(smoothness=0.9, lookahead_frames=2))
+        first, second = (client.create_session("clip", config).name for config in (CONFIG, other))
+        client.upload_frames(first, enumerate(FRAMES))
+        client.set_smoothing(first, pb.SmoothConfig(smoothness=0.9))
+        assert client.create_session("clip", other).name == first
+        assert {s.name: s.held_frames for s in client.list_sessions()} == {first: len(FRAMES), second: 0}
+        client.get_session(second)
+        assert client.create_session("clip", other).name == second
+        client.delete_session(second)
+        assert client.create_session("clip", other).name == first
+        third = client.create_session("clip", CONFIG).name
+        client.set_smoothing(third, pb.SmoothConfig(smoothness=0.9))
+        server.state.sessions.get(third).used_s -= 2000
+        server.state.sweep()
+        assert [s.name for s in client.list_sessions()] == [first]
+        assert client.create_session("clip", other).name == first
+        server.state.sessions.get(first).used_s -= 2000
+        server.state.sweep()
+        assert client.create_session("clip", other).held_frames == 0
+
+
 def test_a_track_from_elsewhere_needs_no_analysis(analysed: tuple[Client, str, CameraTrack], serve: Serve) -> None:
     client, session, _ = analysed
     data, want = client.download_track(session), pixels(client.get_frame(session, 8).frame)
@@ -203,11 +245,12 @@ def test_frames_of_another_format_are_not_mixed(client: Client) -> None:
         go_on.wait(60)
         yield from FRAMES[20:]
 
-    old = client.stabilize(shallow(), session=session)
-    next(old)
-    list(client.stabilize(deep, session=session))
-    go_on.set()
-    list(old)
+    with ThreadPoolExecutor() as beside:
+        old = beside.submit(lambda: list(client.stabilize(shallow(), session=session)))
+        wait_until(lambda: client.get_session(session).held_frames == 20)
+        list(client.stabilize(deep, session=session))
+        go_on.set()
+        old.result()
     error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=20))
     (missing,) = error.missing
     # A few of the first 20 may have been on their way when the second stream began.
@@ -244,9 +287,10 @@ def test_a_deleted_session_leaves_no_frames(serve: Serve, tmp_path: Path) -> Non
             list(responses)
         wait_until(lambda: client.status().streams == 0)
         wait_until(lambda: client.status().held_frame_bytes == 0)
-        # One of the same name has nothing of it.
-        assert client.create_session("clip", CONFIG).name == session
-        assert client.get_session(session).held_frames == 0
+        # The next one of that clip has nothing of it.
+        again = client.create_session("clip", CONFIG)
+        assert again.name != session
+        assert (again.held_frames, again.frame_count) == (0, 0)
 
 
 def test_tracks_that_cannot_be_used_are_refused_in_a_line(
@@ -255,11 +299,15 @@ def test_tracks_that_cannot_be_used_are_refused_in_a_line(
     client, session, track = analysed
     data, before = client.download_track(session), client.get_frame(session, 8)
     save_track(replace(track, width=32), tmp_path / "narrow.vs3r")
+    far = track.cam_from_world.copy()
+    far[3, 0, 3] = 1e12
+    save_track(replace(track, cam_from_world=far), tmp_path / "far.vs3r")
     for wrong, words in (
         (b"", "not a track"),
         (data[:-10], "cut short"),
         (b"\x00" * 4096, "not a track"),
         (data.replace(b"vs3r-track", b"vs3r-trick"), "another safetensors file"),
+        ((tmp_path / "far.vs3r").read_bytes(), r"frame 3: expected a translation of .* units, got 1e\+12"),
         ((tmp_path / "narrow.vs3r").read_bytes(), "does not belong to this clip: the track has 32x48 pixels"),
     ):
         with pytest.raises(ServerError, match=words) as caught:
@@ -287,12 +335,12 @@ def test_a_stream_makes_the_track_too(client: Client) -> None:
 
 def test_tracks_survive_the_server_and_missing_frames_are_named(serve: Serve) -> None:
     with connected(serve()) as client:
-        session = client.create_session("clip", CONFIG)
-        client.analyze_frames(session.name, FRAMES)
-        want = client.get_frame(session.name, 10)
+        session = client.create_session("clip", CONFIG).name
+        analysis = client.analyze_frames(session, FRAMES)
+        want = client.get_frame(session, 10)
     with connected(serve()) as client:
         again = client.create_session("clip", CONFIG)
-        assert (again.name, again.frame_count) == (session.name, len(FRAMES))
+        assert (again.track, again.frame_count) == (analysis.track, len(FRAMES))
         assert client.analyze_frames(again.name, FRAMES[:1]).reused
         error = refusal(client, "GetFrame", pb.GetFrameRequest(session=again.name, index=10))
         assert (error.code, error.missing) == ("FAILED_PRECONDITION", (range(7, 14),))
@@ -315,9 +363,10 @@ def test_damaged_tracks_are_made_again(serve: Serve, tmp_path: Path, damage: str
     data = file.read_bytes()
     file.write_bytes({"cut": data[: len(data) // 2], "garbage": b"\xff" * 999, "empty": b""}[damage])
     with connected(serve()) as client:
-        assert client.create_session("clip", CONFIG).frame_count == 0
+        again = client.create_session("clip", CONFIG)
+        assert again.frame_count == 0
         assert not file.exists()
-        assert client.analyze_frames(session, FRAMES).stored
+        assert client.analyze_frames(again.name, FRAMES).stored
     assert file.read_bytes() == data
 
 
