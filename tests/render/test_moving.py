@@ -104,3 +104,14 @@ def test_what_stands_still_is_placed(found: list[Layer]) -> None:
     result = WarpRenderer(FMT, RenderConfig()).render(10, BELOW, frames)
     assert result.own_share < 0.9 and result.valid_share > 0.99
     assert found == []
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 40), (24, 90)])
+def test_pictures_too_small_for_flow(size: tuple[int, int], found: list[Layer]) -> None:
+    fmt = make_format("yuv420p", *size)
+    frames = {index: source(fmt, OWN, index) for index in RISES}
+    for index, one in frames.items():
+        frames[index] = replace(one, geometry=replace(one.geometry, dynamic=np.ones((12, 16), np.float32)))
+    camera = VirtualCamera(K=intrinsics(fmt), cam_from_world=BELOW.cam_from_world)
+    assert WarpRenderer(fmt, RenderConfig()).render(10, camera, frames).own_share < 1
+    assert found == []

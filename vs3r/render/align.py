@@ -10,6 +10,9 @@ import numpy as np
 from vs3r.render.pullpush import f32
 from vs3r.types import FloatArray, Plane
 
+MIN_SIDE = 48
+"""Small pictures below this are not aligned: the flow needs room for its patches."""
+
 
 def find_flow(a: Plane, b: Plane, *, finest_scale: int) -> FloatArray:
     """Optical flow (h, w, 2) of two small 8-bit pictures: a(x) is b(x + flow).

@@ -12,7 +12,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from vs3r.render.align import find_flow, flow_trust
+from vs3r.render.align import MIN_SIDE, find_flow, flow_trust
 from vs3r.render.layers import Canvas, Layer, PlaneView, sample
 from vs3r.render.nodes import CellRect, NodeGrid
 from vs3r.render.pullpush import f32, pull_push
@@ -31,10 +31,8 @@ OFFSET_SMOOTH = 0.025
 """Width of the Gaussian over which changes are averaged, of the longer side."""
 REACH = 0.08
 """How far around the part to be filled shifts are measured, of the longer side."""
-MIN_SIDE = 48
-"""Small pictures below this are not aligned: the flow needs room for its patches."""
 MIN_STRIP = 16
-"""Nor are parts of them below this, on which OpenCV's flow reads beyond its pictures: a patch at the finest scale."""
+"""Nor are parts of small pictures below this, on which OpenCV's flow reads beyond them: a patch at the finest scale."""
 
 
 class Fusion:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from vs3r.render.align import find_flow, flow_trust
+from vs3r.render.align import MIN_SIDE, find_flow, flow_trust
 from vs3r.render.layers import FILL_MARGIN_PX, Layer, inside_px, smoothstep
 from vs3r.render.pullpush import f32, pull_push
 from vs3r.render.select import FADE_FRAMES, GRID_FRAMES, candidates
@@ -57,7 +57,7 @@ def moving_layers(
     wanted = front & ~inside & (goes_on > MOVES)
     least = LEAST * wanted.size
     near = [n for n in candidates(index, sources, min(window, REACH_FRAMES)) if n % GRID_FRAMES == 0]
-    if wanted.sum() < least or not near:
+    if wanted.sum() < least or not near or min(base.source.small[0].shape) < MIN_SIDE:
         return []
     neighbours = [sources[number] for number in near]
     depths = np.stack([source.inv_depth for source in neighbours])
