@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -36,7 +37,8 @@ def crop(source: SourceFrame, margin: int) -> SourceFrame:
     width, height = fmt.width - 2 * margin, fmt.height - 2 * margin
     for number, plane in enumerate(source.frame.planes):
         across, down = (margin >> shift for shift in fmt.plane_shift(number))
-        planes.append(np.ascontiguousarray(plane[down : plane.shape[0] - down, across : plane.shape[1] - across]))
+        inner = plane[down : plane.shape[0] - down, across : plane.shape[1] - across]
+        planes.append(cast("Plane", np.ascontiguousarray(inner)))
     geometry, K = source.geometry, source.geometry.K.copy()
     K[:2, 2] -= margin
     # The motion between lines is a polynomial of the line's place in the picture.
