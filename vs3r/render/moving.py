@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from vs3r.render.align import MIN_SIDE, find_flow, flow_trust
 from vs3r.render.layers import FILL_MARGIN_PX, Layer, inside_px, smoothstep
@@ -29,10 +30,14 @@ LEAST = 2e-3
 """Share of the picture that a layer must newly show."""
 SAME = 0.15
 """Colours of cells that are off by less than this, over all planes, are of the same thing; by twice this, not."""
+MAX_LEVEL = 0.1
+"""Exposure changes by no more than this, of the full range."""
 BETTER = 1.5
 """Placed in the scene, a source must be off by so many times as much as carried, and"""
 NOISE = 0.03
 """by this: else nothing moves there."""
+DOUBT = 0.03
+"""Weight of saying no, where the colours of what moves have at least 0.1."""
 FAINT, FULL = 0.1, 0.4
 """Probability to move, at which a layer begins to show, and shows fully."""
 
@@ -63,7 +68,10 @@ def moving_layers(
     depths = np.stack([source.inv_depth for source in neighbours])
     geometries = [source.geometry for source in neighbours]
     placed = backward_maps(target.rays, target.cam_from_world, geometries, depths, size)
-    found = [_carried(base, source, placed[k], moves=moves, goes_on=goes_on) for k, source in enumerate(neighbours)]
+    found = [
+        _carried(base, source, placed[k], moves=moves, goes_on=goes_on, inside=inside)
+        for k, source in enumerate(neighbours)
+    ]
     shows = np.stack([(a.opacity > 0.5) & (inside_px(a.map.x, a.map.y, size) > a.margin_px) for a in found])
     preference = np.exp(-np.abs(np.array(near) - index) / FADE_FRAMES)
     layers: list[Layer] = []
@@ -78,7 +86,15 @@ def moving_layers(
     return layers
 
 
-def _carried(base: Layer, source: SourceFrame, placed: BackwardMap, *, moves: FloatArray, goes_on: FloatArray) -> Layer:
+def _carried(
+    base: Layer,
+    source: SourceFrame,
+    placed: BackwardMap,
+    *,
+    moves: FloatArray,
+    goes_on: FloatArray,
+    inside: npt.NDArray[np.bool_],
+) -> Layer:
     """A source along the flow of what moves; it shows where that agrees at the border nearby and placing does not."""
     fmt = source.frame.format
     size = fmt.width, fmt.height
@@ -91,14 +107,14 @@ def _carried(base: Layer, source: SourceFrame, placed: BackwardMap, *, moves: Fl
     right, down = pull_push(f32(shift), weight * moves)
     x = base.map.x + right * np.float32(size[0] / ours.shape[1])
     y = base.map.y + down * np.float32(size[1] / ours.shape[0])
-    known = moves * (inside_px(x, y, size) > 0)
-    off_by = _difference(base, source, x, y, known)
-    compared = known * (inside_px(placed.x, placed.y, size) > 0)
-    placed_off_by = _difference(base, source, placed.x, placed.y, compared)
+    both = (inside_px(x, y, size) > 0) & (inside_px(placed.x, placed.y, size) > 0)
+    off_by = _difference(base, source, x, y, moves * both)
+    placed_off_by = _difference(base, source, placed.x, placed.y, moves * both)
     same = np.clip(2.0 - off_by / np.float32(SAME), 0.0, 1.0)
-    same *= (placed_off_by > BETTER * off_by + NOISE) | (compared == 0)
-    # Where the two hardly differ, neither says much.
-    belief = pull_push(f32(same), f32(known * (0.1 + np.minimum(off_by + placed_off_by, 0.9))))
+    same *= placed_off_by > BETTER * off_by + NOISE
+    # Where the two hardly differ, neither says much; what the frame itself shows and nothing is told of, says no.
+    told = moves * both * (0.1 + np.minimum(off_by + placed_off_by, 0.9))
+    belief = pull_push(f32(same * (told > 0)), f32(np.maximum(told, DOUBT * inside)))
     moving = (sample_cells(source.geometry.dynamic, x, y, size) + goes_on) * (0.5 * belief)
     opacity = smoothstep(f32((moving - FAINT) / (FULL - FAINT))) * base.opacity
     return Layer(source=source, map=replace(base.map, x=x, y=y), opacity=opacity, margin_px=FILL_MARGIN_PX)
@@ -108,12 +124,13 @@ def _difference(base: Layer, source: SourceFrame, x: FloatArray, y: FloatArray, 
     """How far colours of cells are off, over all planes, where a source is looked at at x, y; without exposure."""
     fmt = source.frame.format
     size = fmt.width, fmt.height
-    total = np.zeros(x.shape, np.float32)
+    total, peak = np.zeros(x.shape, np.float32), (1 << fmt.bit_depth) - 1
     for ours, theirs in zip(base.source.cells, source.cells, strict=True):
         off_by = sample_cells(f32(theirs), x, y, size) - sample_cells(f32(ours), base.map.x, base.map.y, size)
         known = off_by[weight > 0.5]
-        total += np.abs(off_by - np.float32(np.median(known)) if known.size else off_by)
-    return f32(total / ((1 << fmt.bit_depth) - 1))
+        level = np.clip(np.median(known), -MAX_LEVEL * peak, MAX_LEVEL * peak) if known.size else 0.0
+        total += np.abs(off_by - np.float32(level))
+    return f32(total / peak)
 
 
 def _small(source: SourceFrame) -> Plane:
