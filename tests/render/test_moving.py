@@ -87,15 +87,24 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Layer]:
     return layers
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_only_the_same_thing_goes_on(same: bool, found: list[Layer]) -> None:
-    frames = {index: frame(index, below=rise) for index, rise in RISES.items()}
-    if not same:
-        for index in (8, 12, 16):
-            planes = tuple(plane[:, ::-1].copy() for plane in frames[index].frame.planes)
-            frames[index] = replace(frames[index], frame=replace(frames[index].frame, planes=planes))
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [("none", True), ("exposure", True), ("brightness", False), ("another thing", False), ("turned away", False)],
+)
+def test_only_the_same_thing_goes_on(change: str, goes_on: bool, found: list[Layer]) -> None:
+    """Neighbours that look elsewhere tell nothing of what moves: a whipped pan."""
+    frames = {}
+    for index, rise in RISES.items():
+        one = frame(index, below=rise)
+        brighter = {"exposure": 15, "brightness": 90}.get(change, 0) if index != 10 else 0
+        planes = tuple((plane * 0.6 + brighter).astype(np.uint8) for plane in one.frame.planes)
+        if change == "another thing" and index != 10:
+            planes = tuple(plane[:, ::-1].copy() for plane in planes)
+        away = change == "turned away" and index != 10
+        geometry = replace(one.geometry, cam_from_world=pose(80.0)) if away else one.geometry
+        frames[index] = SourceFrame(frame=replace(one.frame, planes=planes), geometry=geometry)
     WarpRenderer(FMT, RenderConfig()).render(10, BELOW, frames)
-    assert bool(found) is same
+    assert bool(found) is goes_on
 
 
 def test_what_stands_still_is_placed(found: list[Layer]) -> None:
