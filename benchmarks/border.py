@@ -24,6 +24,7 @@ from vs3r.engine.files import analyze_file
 from vs3r.engine.media import VideoReader
 from vs3r.refine import make_refiner
 from vs3r.render import SourceFrame, WarpRenderer
+from vs3r.render.warp import sample_cells
 from vs3r.smooth import unsmoothed
 from vs3r.types import CameraTrack, FloatArray, PictureFormat, Plane, read_axis
 
@@ -58,11 +59,10 @@ def crop(source: SourceFrame, margin: int) -> SourceFrame:
 
 def _crop_cells(cells: FloatArray, fmt: PictureFormat, margin: int) -> FloatArray:
     rows, cols = cells.shape
-    x = (margin + (np.arange(cols) + 0.5) * (fmt.width - 2 * margin) / cols) * cols / fmt.width - 0.5
-    y = (margin + (np.arange(rows) + 0.5) * (fmt.height - 2 * margin) / rows) * rows / fmt.height - 0.5
+    x = margin + (np.arange(cols) + 0.5) * (fmt.width - 2 * margin) / cols
+    y = margin + (np.arange(rows) + 0.5) * (fmt.height - 2 * margin) / rows
     grid_x, grid_y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
-    source = np.ascontiguousarray(cells, np.float32)
-    return np.asarray(cv2.remap(source, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    return sample_cells(np.ascontiguousarray(cells, np.float32), grid_x, grid_y, (fmt.width, fmt.height))
 
 
 def fill_errors(

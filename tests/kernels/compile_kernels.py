@@ -59,7 +59,8 @@ def cases(i: int) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     yield discs.shade_kernel, types, {**given, **block, "CHANNELS": i}
     yield splat.largest_kernel, {"values": types["attributes"], "largest": "*i32"}, {"BLOCK": 4 * splat.BLOCK}
     yield splat.mean_kernel, {"largest": "*fp32"}, {"HAS_SOURCE": more, "CHANNELS": i, "BLOCK": splat.BLOCK}
-    types = {**dict.fromkeys((*(f"p{i}" for i in range(MAX_LAYERS)), "out"), pixels), "x": "*fp32", "y": "*fp32"}
+    pictures = [f"p{number}" for number in range(MAX_LAYERS)]
+    types = {**dict.fromkeys((*pictures, "out"), pixels), "x": "*fp32", "y": "*fp32"}
     given = {"HAS_OFFSETS": more, "INTEGER": pixels != "*fp16"}
     yield compose.compose_kernel, types, {**given, "ROWS": compose.ROWS, "COLUMNS": compose.COLUMNS}
 

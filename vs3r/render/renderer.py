@@ -152,19 +152,11 @@ class WarpRenderer:
         if not len(aim.points):
             return []  # all that is missing lies beyond what the output camera sees
         points = aim.points[~aim.border]
-        window = self._config.fill_window_frames
-        moving = moving_layers(index, target, base, sources, window=window)
-        chooser = Chooser(
-            index,
-            aim,
-            target.cam_from_world,
-            sources,
-            window=window,
-            worth=WORTH / float((own_share < 1.0).mean()),
-        )
+        window, worth = self._config.fill_window_frames, WORTH / float((own_share < 1.0).mean())
+        chooser = Chooser(index, aim, target.cam_from_world, sources, window=window, worth=worth)
         fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
         layers = [base]
-        for layer in moving:
+        for layer in moving_layers(index, target, base, sources, window=window):
             fusion.add(layers[-1])
             layers.append(fusion.level(layer))
             chooser.filled(self._covers(layer, points))

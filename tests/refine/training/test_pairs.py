@@ -34,7 +34,7 @@ def settings(folder: Path, **changes: Any) -> PairsConfig:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips") / "stable.mkv", Clip(frames=21))
+    return write_clip(tmp_path_factory.mktemp("clips") / "stable.mp4", Clip(frames=21))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_clean_latents_are_those_of_the_clip(made: Path, video: Path) -> None:
                 expected = codec.encode(model_video(pictures[first : first + 9], 9, A14B))
             torch.testing.assert_close(load_pair(path).clean, expected, rtol=6e-4, atol=1e-6)
             as_it_is += 1
-    assert as_it_is
+    assert as_it_is >= 2
 
 
 def test_packing_keeps_half_precision() -> None:
