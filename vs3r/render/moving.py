@@ -7,7 +7,7 @@ carried: looked at where the optical flow from the frame itself leads on what mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import cv2
@@ -68,8 +68,9 @@ def moving_layers(
     depths = np.stack([source.inv_depth for source in neighbours])
     geometries = [source.geometry for source in neighbours]
     placed = backward_maps(target.rays, target.cam_from_world, geometries, depths, size)
+    colours = [sample_cells(f32(cells), base.map.x, base.map.y, size) for cells in base.source.cells]
     found = [
-        _carried(base, source, placed[k], moves=moves, goes_on=goes_on, inside=inside)
+        _carried(base, source, placed[k], colours=colours, moves=moves, goes_on=goes_on, inside=inside)
         for k, source in enumerate(neighbours)
     ]
     shows = np.stack([(a.opacity > 0.5) & (inside_px(a.map.x, a.map.y, size) > a.margin_px) for a in found])
@@ -91,6 +92,7 @@ def _carried(
     source: SourceFrame,
     placed: BackwardMap,
     *,
+    colours: Sequence[FloatArray],
     moves: FloatArray,
     goes_on: FloatArray,
     inside: npt.NDArray[np.bool_],
@@ -108,8 +110,8 @@ def _carried(
     x = base.map.x + right * np.float32(size[0] / ours.shape[1])
     y = base.map.y + down * np.float32(size[1] / ours.shape[0])
     both = (inside_px(x, y, size) > 0) & (inside_px(placed.x, placed.y, size) > 0)
-    off_by = _difference(base, source, x, y, moves * both)
-    placed_off_by = _difference(base, source, placed.x, placed.y, moves * both)
+    off_by = _difference(colours, source, x, y, moves * both)
+    placed_off_by = _difference(colours, source, placed.x, placed.y, moves * both)
     same = np.clip(2.0 - off_by / np.float32(SAME), 0.0, 1.0)
     same *= placed_off_by > BETTER * off_by + NOISE
     # Where the two hardly differ, neither says much; what the frame itself shows and nothing is told of, says no.
@@ -120,13 +122,15 @@ def _carried(
     return Layer(source=source, map=replace(base.map, x=x, y=y), opacity=opacity, margin_px=FILL_MARGIN_PX)
 
 
-def _difference(base: Layer, source: SourceFrame, x: FloatArray, y: FloatArray, weight: FloatArray) -> FloatArray:
-    """How far colours of cells are off, over all planes, where a source is looked at at x, y; without exposure."""
+def _difference(
+    colours: Sequence[FloatArray], source: SourceFrame, x: FloatArray, y: FloatArray, weight: FloatArray
+) -> FloatArray:
+    """How far the colours of a source at x, y are off those given, over all planes, without exposure."""
     fmt = source.frame.format
     size = fmt.width, fmt.height
     total, peak = np.zeros(x.shape, np.float32), (1 << fmt.bit_depth) - 1
-    for ours, theirs in zip(base.source.cells, source.cells, strict=True):
-        off_by = sample_cells(f32(theirs), x, y, size) - sample_cells(f32(ours), base.map.x, base.map.y, size)
+    for ours, theirs in zip(colours, source.cells, strict=True):
+        off_by = sample_cells(f32(theirs), x, y, size) - ours
         known = off_by[weight > 0.5]
         level = np.clip(np.median(known), -MAX_LEVEL * peak, MAX_LEVEL * peak) if known.size else 0.0
         total += np.abs(off_by - np.float32(level))
