@@ -22,6 +22,7 @@ from vs3r.geometry import rigid_inverse
 from vs3r.lens import FISHEYE, RECTILINEAR, bent, straightened
 from vs3r.networks import chosen_device
 from vs3r.reconstruct.bundle import adjust, reprojection_error
+from vs3r.reconstruct.leap import shared_shift, turn
 from vs3r.reconstruct.observe import Grid, sample
 from vs3r.reconstruct.problem import Edges, Problem, State
 from vs3r.reconstruct.readout import ReadoutBelief
@@ -36,6 +37,8 @@ DEFAULT_HFOV_DEG = 62.0
 # An action camera's.
 FISHEYE_HFOV_DEG = 110.0
 INLIER_PX = 1.0
+# Of the loss with which the turn between neighbours is found first.
+STEP_WIDTHS_PX = (16.0, 4.0, 1.5)
 # Where a moving camera leaves this share of the flow unexplained, a zoom is tried, and taken if so much less is left;
 # right after a zoom it is always tried, and taken unless so much more is left.
 ZOOM_ABOVE = 0.05
@@ -259,7 +262,8 @@ class BlockSolver:
             return state
         edges = straight_edges(edges.select((edges.src - edges.dst).abs() == 1), state)
         steps = self._problem(edges, len(old), rotation_only=True)
-        for width in (16.0, 4.0, 1.5):
+        state = replace(state, cam_from_world=_leapt(state, edges, len(old)))
+        for width in STEP_WIDTHS_PX:
             state = self._adjust(state, steps, width_px=width, iterations=4)
         return state
 
@@ -427,6 +431,25 @@ class BlockSolver:
             cells = at.numpy().astype(np.float32).reshape(self._grid.rows, self._grid.cols, 2)
             depth[k] = torch.from_numpy(sample(field, cells)).reshape(-1)
         return depth
+
+
+def _leapt(state: State, steps: Edges, known: int) -> Tensor:
+    """(n, 4, 4) cameras of which the first `known` stand where they do, and each further one where the one before it
+    does, or turned from there if the picture leapt."""
+    T, focal = state.cam_from_world.clone(), math.exp(float(state.log_focal[max(known - 1, 0)]))
+    ahead = {int(dst): e for e, dst in enumerate(steps.dst) if steps.src[e] < dst}
+    shift = torch.zeros(2).double()
+    if known > 1:
+        axis = T[known - 1, :3, :3] @ T[known - 2, 2, :3]
+        shift = focal * axis[:2] / axis[2]
+    for k in range(max(1, known), len(T)):
+        T[k] = T[k - 1]
+        if k in ahead:
+            e = ahead[k]
+            shift = shared_shift(steps.source[e, :2], steps.target[e], steps.weight[e], shift)
+            if shift.norm() > STEP_WIDTHS_PX[0]:
+                T[k, :3] = turn(shift, focal) @ T[k, :3]
+    return T
 
 
 def _was_moving(old: list[Solved]) -> bool:

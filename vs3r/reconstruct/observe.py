@@ -15,7 +15,9 @@ from vs3r.types import DoubleArray, FloatArray
 GAPS = (1, 2, 4, 8)
 CELL_PX = 12
 # Flow between neighbours that agrees with the flow back on less than this share of the picture is looked for again.
-LOST = 0.3
+LOST = 0.5
+# A pixel's flow is found where the flow back agrees so well.
+FOUND = 0.5
 # What then agrees on less than this share says nothing: the alignment of the whole pictures is taken, with this trust.
 NOTHING = 0.1
 ALIGNED_TRUST = 0.1
@@ -93,11 +95,19 @@ def agreement(found: list[Observation]) -> float:
     return float(np.mean([o.fine_weight.mean() for o in found]))
 
 
-def align(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> DoubleArray | None:
-    """(3, 3) similarity b_from_a in pixels on which SIFT features of two pictures agree; None where too few do."""
+def align(
+    a: npt.NDArray[np.uint8],
+    b: npt.NDArray[np.uint8],
+    where: tuple[npt.NDArray[np.bool_] | None, npt.NDArray[np.bool_] | None] = (None, None),
+) -> DoubleArray | None:
+    """(3, 3) similarity b_from_a in pixels on which SIFT features of two pictures agree, of those `where` (H, W) says
+    in each of them; None where too few do."""
     # Blurred pictures have little contrast.
     sift = cv2.SIFT.create(nfeatures=800, contrastThreshold=0.01)
-    (points_a, seen_a), (points_b, seen_b) = (sift.detectAndCompute(picture, None) for picture in (a, b))
+    (points_a, seen_a), (points_b, seen_b) = (
+        sift.detectAndCompute(picture, None if mask is None else mask.astype(np.uint8))
+        for picture, mask in zip((a, b), where, strict=True)
+    )
     if min(len(points_a), len(points_b)) < ALIGNED_FEATURES:
         return None
     pairs = cv2.BFMatcher().knnMatch(seen_a, seen_b, k=2)
@@ -166,22 +176,31 @@ class FlowWindow:
     def _again(
         self, a: int, b: int, flows: tuple[FloatArray, FloatArray], found: list[Observation]
     ) -> tuple[tuple[FloatArray, FloatArray], list[Observation]]:
-        """Flow that was lost: a whipped camera or a zoom moves further than the flow's coarsest patches reach."""
-        b_from_a = align(self._pictures[a], self._pictures[b])
+        """Flow that was lost: a whipped camera or a zoom moves further than the flow's coarsest patches reach. Whoever
+        is followed by the camera is not lost: features of what is tell how that moves."""
+        pictures = self._pictures[a], self._pictures[b]
+        agree = self._agree(flows)
+        b_from_a = align(*pictures, where=(agree[0] < FOUND, agree[1] < FOUND))
+        if b_from_a is None:
+            b_from_a = align(*pictures)
         if b_from_a is None:
             return flows, found
         a_from_b = np.asarray(np.linalg.inv(b_from_a), dtype=np.float64)
         guesses = self._displacement(b_from_a), self._displacement(a_from_b)
-        again = self._flow(self._pictures[a], self._pictures[b], guesses)
-        other = self._both(a, b, again)
-        if agreement(other) > agreement(found):
-            flows, found = again, other
-        trust = np.float32(1.0)
+        again = self._flow(*pictures, guesses)
+        better = [(new > old)[..., None] for new, old in zip(self._agree(again), agree, strict=True)]
+        flows = np.where(better[0], again[0], flows[0]), np.where(better[1], again[1], flows[1])
+        found, trust = self._both(a, b, flows), np.float32(1.0)
         if agreement(found) < NOTHING:
             flows, found, trust = guesses, self._both(a, b, guesses), np.float32(ALIGNED_TRUST)
         return flows, [
             replace(o, weight=o.weight * trust, fine_weight=o.fine_weight * trust, aligned=True) for o in found
         ]
+
+    def _agree(self, flows: tuple[FloatArray, FloatArray]) -> tuple[FloatArray, FloatArray]:
+        """(H, W) of flow and of flow back: how well the other agrees, in [0, 1]."""
+        forward, backward = flows
+        return self._consistency(self._pixels, forward, backward), self._consistency(self._pixels, backward, forward)
 
     def _displacement(self, b_from_a: DoubleArray) -> FloatArray:
         moved = self._pixels @ b_from_a[:2, :2].T + b_from_a[:2, 2]
