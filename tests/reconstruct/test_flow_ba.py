@@ -20,6 +20,8 @@ from vs3r.config import Config, ReconstructConfig, RenderConfig
 from vs3r.geometry import so3_log
 from vs3r.lens import FISHEYE
 from vs3r.reconstruct import Reconstructor, make_reconstructor
+from vs3r.reconstruct.flow_ba import FlowBundleAdjustment
+from vs3r.reconstruct.observe import Observation
 from vs3r.render import SourceFrame, WarpRenderer
 from vs3r.types import DoubleArray, Frame, FrameGeometry, PictureFormat, VirtualCamera
 
@@ -287,6 +289,26 @@ def test_a_walking_camera_moves() -> None:
     poses = np.stack([g.cam_from_world for g in solved("walking", HFOV_DEG)])
     centres = -np.einsum("tji,tj->ti", poses[:, :3, :3], poses[:, :3, 3])
     assert np.linalg.norm(centres[-1] - centres[0]) > 0.01
+
+
+def test_depth_that_nothing_tells_is_that_around_it() -> None:
+    """One wrong cell each where flow is trusted and where it is not; the rest slopes."""
+    ba = FlowBundleAdjustment(Config(), make_frames([np.zeros((270, 480), np.uint8)])[0].format)
+    rows, cols = 22, 40
+    slope = np.tile(np.linspace(1, 2, cols, dtype=np.float32), (rows, 1))
+    wrong, trust = slope.copy(), np.ones((rows, cols), np.float32)
+    trust[:, :20] = 0.002
+    wrong[10, [8, 30]] += 1
+    none = np.zeros((rows, cols, 2), np.float32)
+    ba._observed = [
+        Observation(src=src, dst=1 - src, flow=none, weight=weight, fine_flow=none, fine_weight=weight)
+        for src, weight in ((0, trust), (1, 1 - trust))
+    ]
+    evened = ba._evened(0, wrong)
+    assert evened.dtype == np.float32
+    assert abs(evened[10, 8] - slope[10, 8]) < 0.1 and evened[10, 30] - slope[10, 30] > 0.9
+    np.testing.assert_allclose(evened[:, 20:38], wrong[:, 20:38], atol=0.06)
+    np.testing.assert_allclose(ba._evened(2, slope), slope, atol=0.06)
 
 
 def test_the_same_again() -> None:

@@ -31,6 +31,11 @@ BLOCK = 8
 OVERLAP = 4
 # Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
 CONNECTED = 0.25
+# What surrounds a cell is told by those this far around it, by untrusted ones a little as well; it counts as much as
+# flow that is trusted so much.
+EVEN_CELLS = 3.0
+LEAST_TRUST = 0.01
+EVEN_TRUST = 0.05
 # A picture is shown again where it differs by less than this on average, and the flow between them is less than that.
 REPEAT_GREY = 0.5
 REPEAT_PX = 0.05
@@ -219,13 +224,23 @@ class FlowBundleAdjustment:
             segment=self._segment,
             K=K,
             cam_from_world=state.cam_from_world[k].numpy(),
-            inv_depth=inv_depth,
+            inv_depth=self._evened(seen.index, inv_depth),
             dynamic=self._dynamic(seen.index, inv_depth, state, base),
             distortion=state.distortion,
             readout_s=readout_s,
             # Rounded, and no negative zeros: the last bits of MKL's small products depend on where in memory they lie.
             row_motion=(motion.round(decimals=12) + 0.0).numpy(),
         )
+
+    def _evened(self, index: int, inv_depth: FloatArray) -> FloatArray:
+        """Inverse depths (rows, cols), drawn to those around them where little flow is trusted to tell them: what is
+        wrong with a plain wall would bend the door in it."""
+        trust = np.mean([o.weight for o in self._observed if o.src == index] or [np.ones_like(inv_depth)], 0)
+        told, weight = (
+            cv2.GaussianBlur(field, (0, 0), EVEN_CELLS, borderType=cv2.BORDER_REPLICATE)
+            for field in ((trust + LEAST_TRUST) * inv_depth, trust + LEAST_TRUST)
+        )
+        return np.asarray((trust * inv_depth + EVEN_TRUST * told / weight) / (trust + EVEN_TRUST), np.float32)
 
     def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int) -> FloatArray:
         """(2 rows, 2 cols) see FrameGeometry.dynamic."""

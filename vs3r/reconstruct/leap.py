@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vs3r.geometry import so3_exp
 
-# Flow agrees on a shift if it lies about this near to it: in pixels, and of the shift, for perspective and roll make far
-# ones differ over the picture.
+# Flow agrees on a shift if it lies about this near to it: in pixels, and of the shift, for perspective and roll make
+# far ones differ over the picture.
 ALIKE_PX = 8.0
 ALIKE_SHARE = 0.25
 # A shift this much other than the one before it is half as likely.
