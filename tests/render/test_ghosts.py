@@ -11,7 +11,7 @@ import pytest
 from tests.render.plane_world import F64, depth_at, intrinsics, make_format, picture, pose, psnr, source
 from vs3r.config import RenderConfig
 from vs3r.render import SourceFrame, WarpRenderer, ghosts
-from vs3r.render.ghosts import find_ghosts, find_seams, ghost_share, nearness
+from vs3r.render.ghosts import find_ghosts, find_seams, find_strays, ghost_share, nearness
 from vs3r.types import PictureFormat, Plane, VirtualCamera
 
 
@@ -58,7 +58,8 @@ def test_beside_what_a_source_does_not_show_it_shows_nothing(exposure: float) ->
     shows = np.ones((3, 120), np.bool_)
     shows[0] = border
     shows[1, 30:50] = False  # what a source does not see it cannot deny
-    seams = find_seams(colours.astype(np.float32), shows, border=border, near=nearness(points, border))
+    still, near = np.zeros(120, np.bool_), nearness(points, border)
+    seams = find_seams(colours.astype(np.float32), shows, moves=still, border=border, near=near)
     assert not seams[:2].any()
     assert not seams[:, border].any()
     assert seams[2, 60 + 21 : 60 + 39].all()
@@ -66,11 +67,45 @@ def test_beside_what_a_source_does_not_show_it_shows_nothing(exposure: float) ->
     assert not seams[2, 60 + 41 :].any()
 
 
+@pytest.mark.parametrize("exposure", [0.0, 0.2])
+def test_what_stands_still_does_not_end_what_moves(exposure: float) -> None:
+    """A white shirt over most of the border, before a road that is nearly as bright."""
+    x = np.arange(60.0)
+    points = np.concatenate([np.stack([x, np.zeros(60)], 1), np.stack([x, np.full(60, 3.0)], 1)])
+    border = np.arange(120) < 60
+    colours = np.tile(np.random.default_rng(0).uniform(0.6, 0.62, (120, 3)), (2, 1, 1))
+    moves = (points[:, 0] >= 15) & border
+    colours[0, moves] += [0.15, 0.03, 0.03]
+    colours[1] += exposure
+    shows = np.array([border, np.ones(120, np.bool_)])
+    near = nearness(points, border)
+    seams = find_seams(colours.astype(np.float32), shows, moves=moves, border=border, near=near)
+    assert seams[1, 60 + 16 :].all() and not seams[1, : 60 + 14].any()
+    # The same colours where nothing is known to move: parallax, or a wet road.
+    still = np.zeros(120, np.bool_)
+    assert not find_seams(colours.astype(np.float32), shows, moves=still, border=border, near=near)[1, :75].any()
+
+
+def test_what_moves_may_not_appear_beside_what_stands_still() -> None:
+    """A face in one source, half of it beside the frame's own shoulder."""
+    x = np.arange(60.0)
+    points = np.concatenate([np.stack([x, np.zeros(60)], 1), np.stack([x, np.full(60, 3.0)], 1)])
+    border = np.arange(120) < 60
+    moves = np.zeros((3, 120), np.bool_)
+    moves[0, :30] = True
+    moves[2, 60 + 20 : 60 + 45] = True
+    strays = find_strays(moves, border=border, near=nearness(points, border))
+    assert strays[2, 60 + 32 : 60 + 45].all()
+    assert not strays[:2].any() and not strays[2, : 60 + 28].any() and not strays[2, 60 + 45 :].any()
+
+
 def test_without_a_border_there_are_no_seams() -> None:
     """The frame itself shows nothing at all."""
     border = np.zeros(5, np.bool_)
     colours, shows = np.zeros((3, 5, 3), np.float32), np.ones((3, 5), np.bool_)
-    assert not find_seams(colours, shows, border=border, near=nearness(np.zeros((5, 2)), border)).any()
+    near = nearness(np.zeros((5, 2)), border)
+    assert not find_seams(colours, shows, moves=border, border=border, near=near).any()
+    assert find_strays(shows, border=border, near=near).all(), "nothing of it goes on from the frame itself"
 
 
 def test_share_around_nodes() -> None:

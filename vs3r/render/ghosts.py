@@ -31,6 +31,8 @@ GOES_ON = 0.1
 larger by this than the share where either shows something else that moves."""
 SEAM = 0.3
 """Off by more than this at the border, over all planes, a source shows something else than the frame itself."""
+MOVING_SEAM = 0.1
+"""The same where it surely moves: whoever stands before the camera hides what others show there."""
 LEVEL_STEP = 4
 """Exposure is told from every so many-th point."""
 SPREAD_NODES = 1.5
@@ -67,23 +69,43 @@ def find_ghosts(
     return np.asarray(ghost.T)
 
 
-def find_seams(colours: FloatArray, shows: BoolArray, *, border: BoolArray, near: FloatArray) -> BoolArray:
+def find_seams(
+    colours: FloatArray, shows: BoolArray, *, moves: BoolArray, border: BoolArray, near: FloatArray
+) -> BoolArray:
     """Where sources do not go on from the frame itself: at the border nearby they mostly show something else.
 
     Args:
         colours, shows, border, near: see find_ghosts.
+        moves: (N,) where the frame itself surely shows something that moves.
     Returns:
         (S, N) none at the border itself.
     """
     seams = np.zeros_like(shows)
     if not border.any():
         return seams
-    known = shows[:, border]
-    off_by = (colours[:, border] - colours[:1, border]).transpose(0, 2, 1)
-    level = _median(np.ascontiguousarray(off_by), known[:, None])  # of exposure
-    other = known & (np.abs(off_by - level[..., None]).sum(axis=1) > SEAM)
+    known, moves = shows[:, border], moves[border]
+    off_by = np.ascontiguousarray((colours[:, border] - colours[:1, border]).transpose(0, 2, 1))
+    # Of exposure: what stands still tells it, if any of it is seen.
+    still = known & ~moves
+    still |= known & ~still.any(axis=1, keepdims=True)
+    off_by -= _median(off_by, still[:, None])[..., None]
+    other = known & (np.abs(off_by).sum(axis=1) > np.where(moves, MOVING_SEAM, SEAM))
     seams[:, ~border] = f32(other - np.float32(0.5) * known) @ near.T > 0
     return seams
+
+
+def find_strays(moves: BoolArray, *, border: BoolArray, near: FloatArray) -> BoolArray:
+    """Where sources show what moves, and the frame itself at the border nearby mostly does not.
+
+    Args:
+        moves: (S, N) where each source shows something that moves. The first is the frame itself.
+        border, near: see find_ghosts.
+    Returns:
+        (S, N) none at the border itself.
+    """
+    strays = np.zeros_like(moves)
+    strays[:, ~border] = moves[:, ~border] & (near @ f32(moves[0, border]) < 0.5)
+    return strays
 
 
 def nearness(points: DoubleArray, border: BoolArray) -> FloatArray:

@@ -17,15 +17,13 @@ import numpy.typing as npt
 from vs3r.render.align import MIN_SIDE, find_flow, flow_trust
 from vs3r.render.layers import FILL_MARGIN_PX, Layer, inside_px, smoothstep
 from vs3r.render.pullpush import f32, pull_push
-from vs3r.render.select import FADE_FRAMES, GRID_FRAMES, candidates
+from vs3r.render.select import FADE_FRAMES, GRID_FRAMES, MOVES, candidates
 from vs3r.render.warp import BackwardMap, SourceFrame, Target, backward_maps, sample_cells
 from vs3r.types import FloatArray, Plane
 
 REACH_FRAMES = 12
 """From farther away, what moves looks different."""
 MAX_LAYERS = 2
-MOVES = 0.5
-"""Parts of the hole are looked at beside which the frame itself moves with more than this probability."""
 LEAST = 2e-3
 """Share of the picture that a layer must newly show."""
 SAME = 0.15

@@ -14,7 +14,7 @@ from vs3r.config import RenderConfig
 from vs3r.render.fuse import Fusion
 from vs3r.render.ghosts import ghost_share
 from vs3r.render.layers import FILL_MARGIN_PX, OWN_MARGIN_PX, Layer, feather_px, inside_px, smoothstep
-from vs3r.render.moving import moving_layers
+from vs3r.render.moving import MAX_LAYERS, moving_layers
 from vs3r.render.nodes import make_grid
 from vs3r.render.planes import PlaneDrawer, empty_planes, make_drawer
 from vs3r.render.pullpush import f32
@@ -153,16 +153,19 @@ class WarpRenderer:
             return []  # all that is missing lies beyond what the output camera sees
         points = aim.points[~aim.border]
         window, worth = self._config.fill_window_frames, WORTH / float((own_share < 1.0).mean())
-        chooser = Chooser(index, aim, target.cam_from_world, sources, window=window, worth=worth)
+        moving = moving_layers(index, target, base, sources, window=window)
+        spare = MAX_LAYERS - len(moving)
+        chooser = Chooser(index, aim, target.cam_from_world, sources, window=window, worth=worth, spare=spare)
         fusion = Fusion(self._grid, self._format, keep=keep, feather_px=self._feather_px)
         layers = [base]
-        for layer in moving_layers(index, target, base, sources, window=window):
+        for layer in moving:
             fusion.add(layers[-1])
             layers.append(fusion.level(layer))
             chooser.filled(self._covers(layer, points))
-        while (number := chooser.best()) is not None:
+        while (found := chooser.best()) is not None:
+            number, wrong = found
             fusion.add(layers[-1])
-            ghost = ghost_share(points, chooser.ghosts(number), self._grid.cell_px, base.opacity.shape)
+            ghost = ghost_share(points, wrong, self._grid.cell_px, base.opacity.shape)
             layer = fusion.fit(self._fill_layer(target, sources[number], abs(number - index), ghost))
             layers.append(layer)
             chooser.filled(self._covers(layer, points))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vs3r.render.ghosts import find_ghosts, find_seams, nearness
+from vs3r.render.ghosts import find_ghosts, find_seams, find_strays, nearness
 from vs3r.render.layers import FILL_MARGIN_PX, inside_px
 from vs3r.render.pullpush import f32
 from vs3r.render.warp import BackwardMap, SourceFrame, backward_maps, sample_each_cells
@@ -26,6 +26,8 @@ WORTH = 3e-4
 """A source must show at least this share of the picture that no chosen one shows; twice as much may stay unseen."""
 DYNAMIC_REACH_FRAMES = 4
 """Moving things may fill only from frames this near; from farther away they would be ghosts."""
+MOVES, SURELY = 0.5, 0.8
+"""What is this likely to move is taken to; and where much hangs on it."""
 MAX_POINTS = 700
 """Of the hole."""
 MAX_BORDER_POINTS = 200
@@ -93,7 +95,9 @@ class Aim:
 class Chooser:
     """Greedy cover of the hole: each time the source that shows most new of it, nearer ones preferred.
 
-    What a chosen source really covers is told afterwards (`filled`), because fitting moves it a little.
+    What moves there, and not in the frame itself nearby, is left out in a first round and comes in a last one, where no
+    source shows what stands still. What a chosen source really covers is told afterwards (`filled`), because fitting
+    moves it a little.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Chooser:
         *,
         window: int,
         worth: float,
+        spare: int,
     ) -> None:
         """
         Args:
@@ -114,6 +119,7 @@ class Chooser:
             sources: by frame number.
             window: how many frames away a source may be.
             worth: share of the hole that a source must newly show.
+            spare: sources in the last round, beside those that the first one leaves.
         """
         fmt = sources[index].frame.format
         size = fmt.width, fmt.height
@@ -121,7 +127,7 @@ class Chooser:
         distances = [abs(number - index) for number in self._numbers]
         hole = ~aim.border
         count = int(hole.sum())
-        self._shows, self._ghosts = np.zeros((2, len(self._numbers), count), np.bool_)
+        self._shows, ghosts, strays = np.zeros((3, len(self._numbers), count), np.bool_)
         if self._numbers:
             seen = [sources[number] for number in [index, *self._numbers]]
             depths = np.stack([source.inv_depth for source in seen])
@@ -132,30 +138,34 @@ class Chooser:
             duration = f32([0, *(1 if number % GRID_FRAMES else GRID_FRAMES for number in self._numbers)])
             colours, near = _colours(seen, at), nearness(aim.points, aim.border)
             wrong = find_ghosts(colours, shows, duration=duration, border=aim.border, near=near)
-            wrong |= find_seams(colours, shows, border=aim.border, near=near)
-            self._ghosts = wrong[1:, hole]
-            self._shows = shows[1:, hole] & ~self._ghosts
+            dynamic = sample_each_cells(f32([source.geometry.dynamic for source in seen]), at.x, at.y, size)
+            sure = dynamic[0, 0] > SURELY
+            wrong |= find_seams(colours, shows, moves=sure, border=aim.border, near=near)
+            strays = find_strays(dynamic[:, 0] > MOVES, border=aim.border, near=near)[1:, hole]
+            self._shows, ghosts = shows[1:, hole], wrong[1:, hole]
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
         self._missing = np.ones(count, np.bool_)
         self._least = max(1.0, worth * count)
-        self._left = MAX_SOURCES
+        self._left, self._wrong, self._last = MAX_SOURCES, ghosts | strays, (spare, ghosts)
+        self._used = np.zeros((len(self._numbers), 1), np.bool_)
 
-    def best(self) -> int | None:
-        """The next source; None when no other is worth it. Each is returned once."""
-        if not self._numbers or self._left == 0 or self._missing.sum() < 2 * self._least:
+    def best(self) -> tuple[int, npt.NDArray[np.bool_]] | None:
+        """The next source, and at which of the rays (N,) it must not show; None when no other is worth it."""
+        if not self._numbers or self._missing.sum() < 2 * self._least:
             return None
-        gain = (self._shows & self._missing).sum(axis=1)
+        gain = (self._shows & ~self._wrong & ~self._used & self._missing).sum(axis=1)
         gain[gain < self._least] = 0
         row = int(np.argmax(gain * self._preference))
-        if gain[row] == 0:
+        if gain[row] > 0 and self._left > 0:
+            self._used[row] = True
+            self._left -= 1
+            return self._numbers[row], self._wrong[row]
+        spare, ghosts = self._last
+        if not spare:
             return None
-        self._shows[row] = False
-        self._left -= 1
-        return self._numbers[row]
-
-    def ghosts(self, number: int) -> npt.NDArray[np.bool_]:
-        """(N,) which of the rays a source shows what most others do not at."""
-        return np.asarray(self._ghosts[self._numbers.index(number)])
+        self._left, self._wrong, self._last = self._left + spare, ghosts, (0, ghosts)
+        self._used[:] = False
+        return self.best()
 
     def filled(self, covered: npt.NDArray[np.bool_]) -> None:
         """(N,) which of the rays the source chosen last shows after all."""
