@@ -119,7 +119,7 @@ class Chooser:
             sources: by frame number.
             window: how many frames away a source may be.
             worth: share of the hole that a source must newly show.
-            spare: sources in the last round, beside those that the first one leaves.
+            spare: sources in the last round, beside those that the first one leaves; without any there is none.
         """
         fmt = sources[index].frame.format
         size = fmt.width, fmt.height
@@ -146,26 +146,25 @@ class Chooser:
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
         self._missing = np.ones(count, np.bool_)
         self._least = max(1.0, worth * count)
-        self._left, self._wrong, self._last = MAX_SOURCES, ghosts | strays, (spare, ghosts)
+        self._rounds = [ghosts | strays, ghosts][: 2 if spare else 1]
+        self._left, self._spare = MAX_SOURCES, spare
         self._used = np.zeros((len(self._numbers), 1), np.bool_)
 
     def best(self) -> tuple[int, npt.NDArray[np.bool_]] | None:
         """The next source, and at which of the rays (N,) it must not show; None when no other is worth it."""
-        if not self._numbers or self._missing.sum() < 2 * self._least:
-            return None
-        gain = (self._shows & ~self._wrong & ~self._used & self._missing).sum(axis=1)
-        gain[gain < self._least] = 0
-        row = int(np.argmax(gain * self._preference))
-        if gain[row] > 0 and self._left > 0:
-            self._used[row] = True
-            self._left -= 1
-            return self._numbers[row], self._wrong[row]
-        spare, ghosts = self._last
-        if not spare:
-            return None
-        self._left, self._wrong, self._last = self._left + spare, ghosts, (0, ghosts)
-        self._used[:] = False
-        return self.best()
+        while self._numbers and self._rounds and self._missing.sum() >= 2 * self._least:
+            wrong = self._rounds[0]
+            gain = (self._shows & ~wrong & ~self._used & self._missing).sum(axis=1)
+            gain[gain < self._least] = 0
+            row = int(np.argmax(gain * self._preference))
+            if gain[row] > 0 and self._left > 0:
+                self._used[row] = True
+                self._left -= 1
+                return self._numbers[row], wrong[row]
+            self._rounds.pop(0)
+            self._left += self._spare
+            self._used[:] = False
+        return None
 
     def filled(self, covered: npt.NDArray[np.bool_]) -> None:
         """(N,) which of the rays the source chosen last shows after all."""
