@@ -32,20 +32,20 @@ def shared_shift(source: Tensor, target: Tensor, weight: Tensor, before: Tensor)
     Returns:
         (2,) float64; that from the frame before where no flow is trusted.
     """
-    flow, at, weight = (target - source).double(), source.double(), weight.double()
+    flow = target - source
     trusted = (weight > TRUSTED).nonzero().flatten()
     if not len(trusted):
         return before
-    tried = flow[:, trusted[:: max(1, len(trusted) // TRIED)]]
-    alike = (ALIKE_SHARE * tried.norm(dim=0)).clamp_min(ALIKE_PX)
-    off = (flow[:, None] - tried[:, :, None]).square().sum(0)
-    support = weight / (1 + off / alike[:, None].square()) ** 2
+    tried = flow[:, trusted[:: max(1, len(trusted) // TRIED)]].T
+    alike = (ALIKE_SHARE * tried.norm(dim=1)).clamp_min(ALIKE_PX)
+    off = (torch.cdist(tried, flow.T) / alike[:, None]).square_()
+    support = weight / off.add_(1).square_()
     total = support.sum(1)
-    share = support / total[:, None]
-    spread = (share @ at.square().T - (share @ at.T).square()).clamp_min(0).prod(1).sqrt()
-    change = (tried - before[:, None]).square().sum(0)
+    at, at2 = ((support @ power.T) / total[:, None] for power in (source, source.square()))
+    spread = (at2 - at.square()).clamp_min(0).prod(1).sqrt()
+    change = (tried - before).square().sum(1)
     best = (total * spread / (1 + change / CHANGE_PX**2)).argmax()
-    return tried[:, best]
+    return tried[best].double()
 
 
 def turn(shift: Tensor, focal: float) -> Tensor:
