@@ -26,8 +26,10 @@ WORTH = 3e-4
 """A source must show at least this share of the picture that no chosen one shows; twice as much may stay unseen."""
 DYNAMIC_REACH_FRAMES = 4
 """Moving things may fill only from frames this near; from farther away they would be ghosts."""
-MOVES, SURELY = 0.5, 0.8
-"""What is this likely to move is taken to; and where much hangs on it."""
+MOVES = 0.5
+"""What is more likely than this to move is taken to move, and"""
+SURELY = 0.8
+"""only then does it keep others from filling beside it."""
 MAX_POINTS = 700
 """Of the hole."""
 MAX_BORDER_POINTS = 200
