@@ -14,6 +14,11 @@ from vs3r.render import SourceFrame, WarpRenderer, ghosts
 from vs3r.render.ghosts import find_ghosts, find_seams, find_strays, ghost_share, nearness
 from vs3r.types import PictureFormat, Plane, VirtualCamera
 
+COLUMNS = np.tile(np.arange(60.0), 2)
+BORDER = np.arange(120) < 60
+NEAR = nearness(np.stack([COLUMNS, np.where(BORDER, 0.0, 3.0)], 1), BORDER)
+"""60 points of the border above as many of the hole."""
+
 
 @pytest.mark.parametrize(
     ("sources", "passing", "found"),
@@ -48,20 +53,17 @@ def test_what_is_seldom_shown_is_a_ghost(
 
 @pytest.mark.parametrize("exposure", [0.0, 0.2])
 def test_beside_what_a_source_does_not_show_it_shows_nothing(exposure: float) -> None:
-    """Border points above points of the hole; in the middle the frame has a runner where one source has grass."""
-    x = np.arange(60.0)
-    points = np.concatenate([np.stack([x, np.zeros(60)], 1), np.stack([x, np.full(60, 3.0)], 1)])
-    border = np.arange(120) < 60
+    """In the middle the frame has a runner where one source has grass."""
     colours = np.tile(np.random.default_rng(0).uniform(0.3, 0.5, (120, 3)), (3, 1, 1))
     colours[2, 20:40] += [0.2, -0.1, 0.1]
     colours[1:] += exposure
     shows = np.ones((3, 120), np.bool_)
-    shows[0] = border
+    shows[0] = BORDER
     shows[1, 30:50] = False  # what a source does not see it cannot deny
-    still, near = np.zeros(120, np.bool_), nearness(points, border)
-    seams = find_seams(colours.astype(np.float32), shows, moves=still, border=border, near=near)
+    still = np.zeros(120, np.bool_)
+    seams = find_seams(colours.astype(np.float32), shows, moves=still, border=BORDER, near=NEAR)
     assert not seams[:2].any()
-    assert not seams[:, border].any()
+    assert not seams[:, BORDER].any()
     assert seams[2, 60 + 21 : 60 + 39].all()
     assert not seams[2, 60 : 60 + 19].any()
     assert not seams[2, 60 + 41 :].any()
@@ -70,31 +72,24 @@ def test_beside_what_a_source_does_not_show_it_shows_nothing(exposure: float) ->
 @pytest.mark.parametrize("exposure", [0.0, 0.2])
 def test_what_stands_still_does_not_end_what_moves(exposure: float) -> None:
     """A white shirt over most of the border, before a road that is nearly as bright."""
-    x = np.arange(60.0)
-    points = np.concatenate([np.stack([x, np.zeros(60)], 1), np.stack([x, np.full(60, 3.0)], 1)])
-    border = np.arange(120) < 60
     colours = np.tile(np.random.default_rng(0).uniform(0.6, 0.62, (120, 3)), (2, 1, 1))
-    moves = (points[:, 0] >= 15) & border
+    moves = (COLUMNS >= 15) & BORDER
     colours[0, moves] += [0.15, 0.03, 0.03]
     colours[1] += exposure
-    shows = np.array([border, np.ones(120, np.bool_)])
-    near = nearness(points, border)
-    seams = find_seams(colours.astype(np.float32), shows, moves=moves, border=border, near=near)
+    shows = np.array([BORDER, np.ones(120, np.bool_)])
+    seams = find_seams(colours.astype(np.float32), shows, moves=moves, border=BORDER, near=NEAR)
     assert seams[1, 60 + 16 :].all() and not seams[1, : 60 + 14].any()
     # The same colours where nothing is known to move: parallax, or a wet road.
     still = np.zeros(120, np.bool_)
-    assert not find_seams(colours.astype(np.float32), shows, moves=still, border=border, near=near)[1, :75].any()
+    assert not find_seams(colours.astype(np.float32), shows, moves=still, border=BORDER, near=NEAR)[1, :75].any()
 
 
 def test_what_moves_may_not_appear_beside_what_stands_still() -> None:
     """A face in one source, half of it beside the frame's own shoulder."""
-    x = np.arange(60.0)
-    points = np.concatenate([np.stack([x, np.zeros(60)], 1), np.stack([x, np.full(60, 3.0)], 1)])
-    border = np.arange(120) < 60
     moves = np.zeros((3, 120), np.bool_)
     moves[0, :30] = True
     moves[2, 60 + 20 : 60 + 45] = True
-    strays = find_strays(moves, border=border, near=nearness(points, border))
+    strays = find_strays(moves, border=BORDER, near=NEAR)
     assert strays[2, 60 + 32 : 60 + 45].all()
     assert not strays[:2].any() and not strays[2, : 60 + 28].any() and not strays[2, 60 + 45 :].any()
 

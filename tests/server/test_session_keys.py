@@ -6,12 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.server.conftest import (
-    CONFIG,
-    Serve,
-    connected,
-    refusal,
-)
+from tests.server.conftest import CONFIG, Serve, connected, refusal
 from vs3r.config import ReconstructConfig, SmoothConfig, VggtConfig
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb

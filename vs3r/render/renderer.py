@@ -18,7 +18,7 @@ from vs3r.render.moving import MAX_LAYERS, moving_layers
 from vs3r.render.nodes import make_grid
 from vs3r.render.planes import PlaneDrawer, empty_planes, make_drawer
 from vs3r.render.pullpush import f32
-from vs3r.render.select import MAX_BORDER_POINTS, MAX_POINTS, WORTH, Aim, Chooser, fill_opacity
+from vs3r.render.select import MAX_BORDER_POINTS, MAX_POINTS, WORTH, Aim, Chooser, fill_opacity, likely_moving
 from vs3r.render.warp import SourceFrame, Target, backward_map, backward_maps, check_sources, sample_cells
 from vs3r.types import DoubleArray, FloatArray, PictureFormat, Plane, RenderedFrame, VirtualCamera
 
@@ -184,5 +184,6 @@ class WarpRenderer:
 
     def _fill_layer(self, target: Target, source: SourceFrame, distance: int, ghost: FloatArray) -> Layer:
         maps = backward_maps(target.rays, target.cam_from_world, [source.geometry], source.inv_depth[None], self._size)
-        opacity = target.visible * fill_opacity([source], maps, [distance])[0] * (1.0 - smoothstep(2.0 * ghost))
+        shows = fill_opacity(maps, likely_moving([source], maps), [distance])[0]
+        opacity = target.visible * shows * (1.0 - smoothstep(2.0 * ghost))
         return Layer(source=source, map=maps[0], opacity=f32(opacity), margin_px=FILL_MARGIN_PX)

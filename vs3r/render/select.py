@@ -50,22 +50,24 @@ def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> l
     return sorted(near, key=lambda number: (abs(number - index), number))
 
 
-def fill_opacity(sources: Sequence[SourceFrame], at: BackwardMap, distances: Sequence[int]) -> FloatArray:
+def likely_moving(sources: Sequence[SourceFrame], at: BackwardMap) -> FloatArray:
+    """(S, rows, cols) how likely S sources show something that moves where their maps lead, in [0, 1]."""
+    fmt = sources[0].frame.format
+    dynamic = f32([source.geometry.dynamic for source in sources])
+    return sample_each_cells(dynamic, at.x, at.y, (fmt.width, fmt.height))
+
+
+def fill_opacity(at: BackwardMap, moving: FloatArray, distances: Sequence[int]) -> FloatArray:
     """Where neighbours so many frames away may show: in front, settled, and no moving things unless it is near.
 
     Args:
-        sources: S of them.
-        at: their maps, (S, rows, cols).
+        at: maps of S of them, (S, rows, cols).
+        moving: see likely_moving.
         distances: S of them.
     """
     opacity = at.front * at.settled
     far = np.array(distances) > DYNAMIC_REACH_FRAMES
-    dynamic = f32([source.geometry.dynamic for source in sources])
-    if dynamic[far].any():
-        fmt = sources[0].frame.format
-        moving = sample_each_cells(dynamic, at.x, at.y, (fmt.width, fmt.height))
-        moving[~far] = 0
-        opacity *= np.clip((0.6 - moving) * 5.0, 0.0, 1.0)
+    opacity[far] *= np.clip((0.6 - moving[far]) * 5.0, 0.0, 1.0)
     return opacity
 
 
@@ -135,15 +137,14 @@ class Chooser:
             depths = np.stack([source.inv_depth for source in seen])
             at = backward_maps(aim.rays[None], cam_from_world, [source.geometry for source in seen], depths, size)
             inside = inside_px(at.x, at.y, size) > FILL_MARGIN_PX
-            shows = (inside & (fill_opacity(seen, at, [0, *distances]) > 0.5))[:, 0]
+            moving = likely_moving(seen, at)
+            shows = (inside & (fill_opacity(at, moving, [0, *distances]) > 0.5))[:, 0]
             shows[0] &= aim.border
             duration = f32([0, *(1 if number % GRID_FRAMES else GRID_FRAMES for number in self._numbers)])
             colours, near = _colours(seen, at), nearness(aim.points, aim.border)
             wrong = find_ghosts(colours, shows, duration=duration, border=aim.border, near=near)
-            dynamic = sample_each_cells(f32([source.geometry.dynamic for source in seen]), at.x, at.y, size)
-            sure = dynamic[0, 0] > SURELY
-            wrong |= find_seams(colours, shows, moves=sure, border=aim.border, near=near)
-            strays = find_strays(dynamic[:, 0] > MOVES, border=aim.border, near=near)[1:, hole]
+            wrong |= find_seams(colours, shows, moves=moving[0, 0] > SURELY, border=aim.border, near=near)
+            strays = find_strays(moving[:, 0] > MOVES, border=aim.border, near=near)[1:, hole]
             self._shows, ghosts = shows[1:, hole], wrong[1:, hole]
         self._preference = np.exp(-np.array(distances) / FADE_FRAMES)
         self._missing = np.ones(count, np.bool_)
