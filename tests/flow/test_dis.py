@@ -14,7 +14,7 @@ from vs3r.flow import DisFlow, analysis_picture, analysis_size
 from vs3r.types import DoubleArray, FloatArray, Frame, PictureFormat
 
 SIZE = (480, 270)
-# Median and 95th percentile of the error in pixels. Worst seen 0.052 and 0.115.
+# Median and 95th percentile of the error in pixels. Worst seen 0.046 and 0.103.
 MEDIAN_PX = 0.08
 P95_PX = 0.25
 
@@ -56,17 +56,27 @@ def errors(found: FloatArray, true: FloatArray) -> DoubleArray:
     return np.asarray(np.linalg.norm(found - true, axis=-1)[inside], dtype=np.float64)
 
 
-@pytest.mark.parametrize(
-    "motion",
-    [(0.0, 1.0, 0.37, -0.61), (0.6, 1.0, 3.3, 1.7), (-1.5, 1.02, -6.4, 4.2), (0.3, 0.99, 9.6, -5.3, 1e-5)],
-    ids=["sub-pixel", "small", "turn and zoom", "tilt"],
-)
-def test_known_homography(motion: tuple[float, ...]) -> None:
-    src, dst, true = pair(turned(*motion))
+MOTIONS: dict[str, tuple[float, ...]] = {
+    "sub-pixel": (0.0, 1.0, 0.37, -0.61),
+    "small": (0.6, 1.0, 3.3, 1.7),
+    "turn and zoom": (-1.5, 1.02, -6.4, 4.2),
+    "tilt": (0.3, 0.99, 9.6, -5.3, 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", MOTIONS)
+def test_known_homography(name: str) -> None:
+    src, dst, true = pair(turned(*MOTIONS[name]))
     error = errors(DisFlow()(src, dst)[0], true)
     assert np.median(error) < MEDIAN_PX and np.percentile(error, 95) < P95_PX
     # No motion would be as wrong as the motion is large.
     assert np.median(errors(np.zeros_like(true), true)) > 5 * MEDIAN_PX
+
+
+def test_more_than_the_patches_can_follow_is_smoothed_away() -> None:
+    """Of pictures as they are the flow would be off by 0.043 px; 0.034 seen."""
+    pairs = [pair(turned(*motion)) for motion in MOTIONS.values()]
+    assert np.mean([np.median(errors(DisFlow()(src, dst)[0], true)) for src, dst, true in pairs]) < 0.038
 
 
 def test_direction() -> None:
