@@ -26,8 +26,8 @@ FIRST = 1001.0
 # Mean difference out of 255, of the same frames from a file without loss. Worst seen: 0.60,
 # where another neighbour fills a few rows (a ghost in 16 bits, none in 8), else 0.34; another frame: above 8.
 NEAR = 0.7
-# Of blurred pictures. Worst seen: 0.79; another frame: 2.4.
-SCALED = 1.1
+# Of blurred pictures, median of five frames. Seen: 0.65; another frame: 2.17.
+SCALED = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,15 +209,22 @@ def test_alpha_moves_along(host: OfxHost, footage: Footage, state: str) -> None:
 def test_a_proxy_is_the_same_picture_smaller(host: OfxHost, footage: Footage, state: str) -> None:
     small = np.stack([cv2.resize(p, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA) for p in footage.pictures])
     instance = on_frames(host, small, track=state)
-    found = host.render(instance, FIRST + 7, small[7], OfxImageEffectPropRenderScale=[0.5, 0.5])
-    # The texture is as fine as the proxy's pixels: what both can show is compared.
-    soft = [
-        cv2.GaussianBlur(
-            cv2.resize(p, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA).astype(np.float64), (0, 0), 2
+
+    def soft(picture: Array) -> Array:
+        """The texture is as fine as the proxy's pixels: what both can show is compared."""
+        half = cv2.resize(picture[..., :3], (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.GaussianBlur(half.astype(np.float64), (0, 0), 2))
+
+    off_by = []
+    for index in (3, 7, 11, 15, 19):
+        found = soft(host.render(instance, FIRST + index, small[index], OfxImageEffectPropRenderScale=[0.5, 0.5]))
+        off_by.append(
+            [difference(found, soft(picture)) for picture in (footage.steady[index], footage.steady[index - 1])]
         )
-        for p in (found[..., :3], footage.steady[7], footage.steady[6])
-    ]
-    assert difference(soft[0], soft[1]) < SCALED < difference(soft[0], soft[2]) / 2
+    # Not each for itself: another neighbour may fill an edge of so small a picture.
+    assert all(right < other for right, other in off_by)
+    right, other = np.median(off_by, axis=0)
+    assert right < SCALED < other / 2
 
 
 def test_a_copied_effect_does_not_take_another_clip_for_its_own(host: OfxHost, footage: Footage, state: str) -> None:
