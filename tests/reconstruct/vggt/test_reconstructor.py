@@ -156,9 +156,10 @@ def test_the_cameras_of_the_second_pass_have_the_scale_of_the_first() -> None:
 def test_refined_by_the_flow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the truth to begin with, the adjustment ends nearer to it than from the flow alone."""
     found, plain = errors(name, reconstructed(name, monkeypatch)), errors(name, solved(name, None))
+    # Degrees, crowd: 0.0045 after 0.046; walking: 0.0028 after 0.0029.
     assert found.rotation_deg < min(0.012, 1.05 * plain.rotation_deg)
-    # The flow of a walk alone tells it within 0.0009.
-    assert found.focal < max(0.002, 0.9 * plain.focal)
+    # Crowd: 0.0016 after 0.053; of a walk both are 0.0009 off.
+    assert found.focal < max(0.0015, 0.9 * plain.focal)
     assert found.depth is not None and found.depth < 0.03
     if name == "crowd":
         assert found.rotation_deg < 0.4 * plain.rotation_deg
