@@ -120,7 +120,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@config_options("smooth", "render", "refine", "wan", "flow", "reconstruct", "vggt", "network", "encode")
+@config_options("smooth", "render", "refine", "wan", "flow", "reconstruct", "vggt", "network", "source", "encode")
 @click.option("--server", metavar="HOST:PORT", help="let a server (vs3r serve) do the work")
 @click.option("--server-token-file", metavar="FILE", help="file with the server's token")
 @click.option("--server-ca", metavar="FILE", help="certificate (PEM) that the server's is signed with; turns on TLS")
@@ -164,7 +164,7 @@ def stabilize(
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.option("--output", "-o", "target", required=True, metavar="OUT.vs3r", help="the track file to write")
-@config_options("flow", "reconstruct", "vggt", "network")
+@config_options("flow", "reconstruct", "vggt", "network", "source")
 @overwrite_option
 @talk_options
 def analyze(source: str, target: str, overwrite: bool, as_json: bool, quiet: bool, **values: Any) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from vs3r.config import Config
-from vs3r.engine.media import VideoReader, VideoWriter
+from vs3r.config import Config, SourceConfig
+from vs3r.engine.media import Inset, VideoReader, VideoWriter, find_inset
 from vs3r.engine.progress import Meter, ProgressCallback
 from vs3r.engine.threads import Cancellation, Channel, Stages, crew_of_cores
 from vs3r.engine.track_file import TrackBuilder, check_source
@@ -96,23 +96,25 @@ def stabilize_file(
     pictures: Channel[StabilizedFrame] = Channel(_FRAME_QUEUE)
     with VideoReader(in_path) as reader:
         tally.meter.total = reader.info.frames_estimate
+        inset = find_inset(reader.info, config.source)
         with (
             crew_of_cores() as crew,
             _stages([frames, observed, items, pictures], cancel) as stages,
             VideoWriter(out_path, like=reader, config=config.encode) as writer,
         ):
-            stages.start("read", lambda: _read(reader, frames))
+            stages.start("read", lambda: _read(reader, inset, frames))
             from vs3r.engine.pipeline import SourceWindow, make_analysis, make_rendering
 
-            fmt = reader.info.format
-            analysis = make_analysis(config, fmt)
-            rendering = make_rendering(config, fmt, SourceWindow.of_stream(config), crew=crew, check=pictures.check)
+            analysis = make_analysis(config, inset.format)
+            rendering = make_rendering(
+                config, inset.format, SourceWindow.of_stream(config), crew=crew, check=pictures.check
+            )
             with _thread_pools():
                 stages.start("observe", lambda: _each(analysis.observe, frames, observed))
                 stages.start("analyse", lambda: _work(analysis, observed, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
-                _write(pictures, writer, tally)
-        return tally.report(out_path, rendering.newest, reader.notes + writer.notes)
+                _write(pictures, inset, writer, tally)
+        return tally.report(out_path, rendering.newest, reader.notes + inset.notes + writer.notes)
 
 
 def analyze_file(
@@ -128,11 +130,12 @@ def analyze_file(
     observed: Channel[Any] = Channel(_burst(config))
     with VideoReader(in_path) as reader, _stages([frames, observed], cancel) as stages:
         meter.total = reader.info.frames_estimate
-        stages.start("read", lambda: _read(reader, frames))
+        inset = find_inset(reader.info, config.source)
+        stages.start("read", lambda: _read(reader, inset, frames))
         from vs3r.engine.networks import make_reconstructor
 
-        builder = TrackBuilder(reader.info.format, reader.info.time_base)
-        reconstructor = make_reconstructor(config, reader.info.format)
+        builder = TrackBuilder(inset.format, reader.info.time_base)
+        reconstructor = make_reconstructor(config, inset.format)
 
         def observe(frame: Frame) -> Any:
             builder.add_frame(frame)
@@ -166,24 +169,24 @@ def render_file(
     items: Channel[AnalysisItem] = Channel(_ITEM_QUEUE)
     pictures: Channel[StabilizedFrame] = Channel(_FRAME_QUEUE)
     with VideoReader(in_path) as reader:
-        check_source(track, reader.info.format)
+        inset = _inset_of(track, reader)
         tally.meter.total = len(track)
         with (
             crew_of_cores() as crew,
             _stages([frames, items, pictures], cancel) as stages,
             VideoWriter(out_path, like=reader, config=config.encode) as writer,
         ):
-            stages.start("read", lambda: _read(reader, frames))
+            stages.start("read", lambda: _read(reader, inset, frames))
             from vs3r.engine.pipeline import SourceWindow, TrackAnalysis, make_rendering
 
             with _thread_pools():
                 analysis = TrackAnalysis(track, config.smooth)
                 window = SourceWindow.of_track(config.render)
-                rendering = make_rendering(config, reader.info.format, window, crew=crew, check=pictures.check)
+                rendering = make_rendering(config, inset.format, window, crew=crew, check=pictures.check)
                 stages.start("analyse", lambda: _work(analysis, frames, items))
                 stages.start("render", lambda: _work(rendering, items, pictures))
-                _write(pictures, writer, tally)
-        return tally.report(out_path, rendering.newest, reader.notes + writer.notes)
+                _write(pictures, inset, writer, tally)
+        return tally.report(out_path, rendering.newest, reader.notes + inset.notes + writer.notes)
 
 
 _In = TypeVar("_In")
@@ -219,15 +222,28 @@ def _each(work: Callable[[_In], _Out], source: Channel[_In], target: Channel[_Ou
     target.end()
 
 
-def _read(reader: VideoReader, target: Channel[Frame]) -> None:
+def _inset_of(track: CameraTrack, reader: VideoReader) -> Inset:
+    """The part of the pictures that a track was made of: all, or what lies between black bars.
+
+    Raises:
+        TrackError: it was made of another clip.
+    """
+    info = reader.info
+    whole = (track.width, track.height) == (info.format.width, info.format.height)
+    inset = find_inset(info, SourceConfig(bars="off" if whole else "auto"))
+    check_source(track, inset.format)
+    return inset
+
+
+def _read(reader: VideoReader, inset: Inset, target: Channel[Frame]) -> None:
     for frame in reader:
-        target.put(frame)
+        target.put(inset.take(frame))
     target.end()
 
 
-def _write(pictures: Channel[StabilizedFrame], writer: VideoWriter, tally: _Tally) -> None:
+def _write(pictures: Channel[StabilizedFrame], inset: Inset, writer: VideoWriter, tally: _Tally) -> None:
     for picture in pictures:
-        writer.write(picture.frame)
+        writer.write(inset.put(picture.frame))
         tally.add(picture)
 
 

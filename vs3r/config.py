@@ -41,6 +41,21 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """The file that is read."""
+
+    bars: str = option(
+        "auto",
+        "black bars around the picture: auto finds them, leaves them where they are and stabilizes what lies between "
+        "them; off takes them for a part of the picture",
+        choices=("auto", "off"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlowConfig:
     """Optical flow at analysis size."""
 
@@ -360,6 +375,7 @@ class EncodeConfig:
 class Config:
     """All settings of a run."""
 
+    source: SourceConfig = SourceConfig()
     flow: FlowConfig = FlowConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
     vggt: VggtConfig = VggtConfig()

@@ -9,7 +9,7 @@ from vs3r.engine.client.connection import Access
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused
 from vs3r.engine.files import PathLike, RunReport
-from vs3r.engine.media import VideoReader, VideoWriter
+from vs3r.engine.media import VideoReader, VideoWriter, find_inset
 from vs3r.engine.progress import Meter, ProgressCallback
 from vs3r.errors import InputError
 
@@ -35,11 +35,12 @@ def stabilize_file_at(
         meter.total = reader.info.frames_estimate
         # A server that cannot be reached is told before an output file is begun.
         client.capabilities()
+        inset = find_inset(reader.info, config.source)
         with VideoWriter(out_path, like=reader, config=config.encode) as writer:
-            for result in client.stabilize(reader, config):
+            for result in client.stabilize(map(inset.take, reader), config):
                 if isinstance(result, Refused):
                     raise InputError(f"the server refused frame {result.sequence}: {result.message}")
-                writer.write(result.frame)
+                writer.write(inset.put(result.frame))
                 own.append(result.own_share)
                 valid.append(result.valid_share)
                 meter.tick()
@@ -54,5 +55,5 @@ def stabilize_file_at(
             worst_valid_share=min(valid, default=1.0),
             readout_s=None,
             distortion=None,
-            notes=reader.notes + writer.notes,
+            notes=reader.notes + inset.notes + writer.notes,
         )

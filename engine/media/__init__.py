@@ -6,8 +6,9 @@ with VideoReader("shaky.mp4") as reader, VideoWriter("steady.mp4", like=reader, 
         writer.write(frame)
 """
 
+from vs3r.engine.media.bars import Inset, find_inset
 from vs3r.engine.media.info import ColorTags, HdrMetadata, MediaInfo
 from vs3r.engine.media.reader import VideoReader, probe
 from vs3r.engine.media.writer import VideoWriter
 
-__all__ = ["ColorTags", "HdrMetadata", "MediaInfo", "VideoReader", "VideoWriter", "probe"]
+__all__ = ["ColorTags", "HdrMetadata", "Inset", "MediaInfo", "VideoReader", "VideoWriter", "find_inset", "probe"]

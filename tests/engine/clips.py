@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from vs3r.engine.media.bars import Bars
 from vs3r.engine.media.formats import encoder_pix_fmt, frame_of, picture_format
 from vs3r.types import Frame, PictureFormat, Plane
 
@@ -123,10 +124,23 @@ def make_frames(clip: Clip, *, noise: bool = False) -> list[Frame]:
     return frames
 
 
-def write_clip(path: Path, clip: Clip | None = None, *, noise: bool = False) -> Path:
-    """Make the file; its ending names the container."""
+def barred(frame: Frame, bars: Bars) -> Frame:
+    """The picture with black over its borders."""
+    fmt, planes = frame.format, []
+    black = (0 if fmt.full_range or fmt.is_rgb else 16) << (fmt.bit_depth - 8)
+    for number, plane in enumerate(frame.planes):
+        (rows, columns), (sx, sy) = plane.shape, fmt.plane_shift(number)
+        bare = np.full_like(plane, 1 << (fmt.bit_depth - 1) if number in (1, 2) and not fmt.is_rgb else black)
+        inside = slice(bars.top >> sy, rows - (bars.bottom >> sy)), slice(bars.left >> sx, columns - (bars.right >> sx))
+        bare[inside] = plane[inside]
+        planes.append(bare)
+    return replace(frame, planes=tuple(planes))
+
+
+def write_clip(path: Path, clip: Clip | None = None, *, noise: bool = False, frames: list[Frame] | None = None) -> Path:
+    """Make the file; its ending names the container. Pictures are those of make_frames, or the given ones."""
     clip = clip or Clip()
-    frames = make_frames(clip, noise=noise)
+    frames = make_frames(clip, noise=noise) if frames is None else frames
     with av.open(str(path), "w") as out:
         out.metadata.update(clip.metadata)
         video = _add_video(out, clip)

@@ -96,7 +96,7 @@ def test_other_commands_offer_their_sections() -> None:
         return {flag_of(section, spec.name) for section, spec in settings() if section in sections}
 
     own = {"--overwrite", "--json", "--quiet"}
-    assert set(flags("analyze")) == of("flow", "reconstruct", "vggt", "network") | own | {"--output"}
+    assert set(flags("analyze")) == of("flow", "reconstruct", "vggt", "network", "source") | own | {"--output"}
     assert set(flags("render")) == of("smooth", "render", "refine", "wan", "encode") | own | {"--track"}
 
 

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.engine.clips import Clip, make_frames, write_clip
+from tests.engine.clips import Clip, barred, make_frames, write_clip
 from tests.server.conftest import (
     CONFIG,
     FRAMES,
@@ -35,6 +35,7 @@ from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused, Steady
 from vs3r.engine.files import stabilize_file
+from vs3r.engine.media.bars import Bars
 from vs3r.engine.pipeline import Analysis, Rendering, SourceWindow, StabilizedFrame, Stabilizer
 from vs3r.engine.proto import wire
 from vs3r.engine.proto.convert import config_message
@@ -97,6 +98,17 @@ def test_the_command_line_writes_the_same_file(serve: Serve, tmp_path: Path) -> 
     server = serve(Models())
     assert run(["stabilize", str(source), str(tmp_path / "a.mkv"), "--server", server.address, *options]) == 0
     stabilize_file(source, tmp_path / "b.mkv", replace(CONFIG, encode=EncodeConfig(codec="ffv1")))
+    assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
+
+
+def test_black_bars_stay_at_the_client(serve: Serve, tmp_path: Path) -> None:
+    clip = Clip(frames=20, width=128, height=96, codec="ffv1")
+    frames = [barred(frame, Bars(top=16, bottom=16)) for frame in make_frames(clip)]
+    source = write_clip(tmp_path / "in.mkv", clip, frames=frames)
+    options = ["--lookahead-frames", "2", "--fill-window-frames", "3", "--codec", "ffv1", "--quiet"]
+    assert run(["stabilize", str(source), str(tmp_path / "a.mkv"), "--server", serve(Models()).address, *options]) == 0
+    report = stabilize_file(source, tmp_path / "b.mkv", replace(CONFIG, encode=EncodeConfig(codec="ffv1")))
+    assert any("black bars" in note for note in report.notes)
     assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
 
 
