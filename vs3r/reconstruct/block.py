@@ -23,6 +23,7 @@ from vs3r.lens import FISHEYE, RECTILINEAR, bent, straightened
 from vs3r.networks import chosen_device
 from vs3r.reconstruct.bundle import adjust, reprojection_error
 from vs3r.reconstruct.leap import shared_shift, turn
+from vs3r.reconstruct.mounted import MountedBelief
 from vs3r.reconstruct.observe import Grid, sample
 from vs3r.reconstruct.problem import Edges, Problem, State
 from vs3r.reconstruct.readout import ReadoutBelief
@@ -157,6 +158,8 @@ class BlockSolver:
         ms = config.readout_ms
         self._global_shutter = ms == 0
         self._readout = ReadoutBelief(None if ms is None else ms / 1000)
+        self.mounted = MountedBelief(grid.rows, grid.cols)
+        """What is fixed to the camera, as the blocks so far tell."""
         centre = np.array(size, dtype=np.float32) / 2
         self._points = torch.from_numpy((grid.centres(fine=False) - centre).reshape(-1, 2))
         self.reset()
@@ -164,12 +167,14 @@ class BlockSolver:
     def reset(self) -> None:
         """Forget everything."""
         self._readout.reset()
+        self.mounted.reset()
         self._distortion = min(self._log_focals, key=abs)
         self._zooms = False
 
     def cut(self) -> None:
         """What follows is another shot."""
         self._readout.cut()
+        self.mounted.reset()
         self._zooms = False
 
     def solve(self, old: list[Solved], edges: Edges | None, shutter: Shutter, *, first: int) -> tuple[State, bool]:
@@ -187,6 +192,9 @@ class BlockSolver:
         if edges is None:
             state, flat = self._predict(old, edges), True
         else:
+            self.mounted.learn(edges)
+            log.debug("fixed to the camera: %.3f", self.mounted.mounted.mean())
+            edges = replace(edges, weight=edges.weight * self.mounted.world)
             lens_known = bool(old) or len(self._log_focals) == 1
             begun = self._begun(old, edges) if lens_known else self._begun_through_best_lens(edges)
             moving = self._moving(begun, old)

@@ -225,7 +225,7 @@ class FlowBundleAdjustment:
             K=K,
             cam_from_world=state.cam_from_world[k].numpy(),
             inv_depth=self._evened(seen.index, inv_depth),
-            dynamic=self._dynamic(seen.index, inv_depth, state, base),
+            dynamic=np.maximum(self._dynamic(seen.index, inv_depth, state, base), self._mounted()),
             distortion=state.distortion,
             readout_s=readout_s,
             # Rounded, and no negative zeros: the last bits of MKL's small products depend on where in memory they lie.
@@ -241,6 +241,11 @@ class FlowBundleAdjustment:
             for field in ((trust + LEAST_TRUST) * inv_depth, trust + LEAST_TRUST)
         )
         return np.asarray((trust * inv_depth + EVEN_TRUST * told / weight) / (trust + EVEN_TRUST), np.float32)
+
+    def _mounted(self) -> FloatArray:
+        """(2 rows, 2 cols) what is fixed to the camera moves in the world, also while that does not show."""
+        fine = 2 * self._grid.cols, 2 * self._grid.rows
+        return np.asarray(cv2.resize(self._solver.mounted.mounted, fine, interpolation=cv2.INTER_LINEAR), np.float32)
 
     def _dynamic(self, index: int, inv_depth: FloatArray, state: State, base: int) -> FloatArray:
         """(2 rows, 2 cols) see FrameGeometry.dynamic."""
