@@ -30,6 +30,8 @@ MEMORY = 0.9
 ENOUGH = 10.0
 MOSTLY = 0.8
 NEAR_CELLS = 1.5
+# Less of the picture would not mislead the adjustment, and may be a mistake.
+LEAST = 0.03
 
 
 class MountedBelief:
@@ -47,7 +49,8 @@ class MountedBelief:
     def mounted(self) -> FloatArray:
         """(rows, cols) 1 where a cell is fixed to the camera, else 0."""
         stays, goes = (cv2.GaussianBlur(sums, (0, 0), NEAR_CELLS) for sums in (self._stays, self._goes))
-        return np.asarray((stays > ENOUGH) & (stays > MOSTLY * (stays + goes)), np.float32)
+        found = np.asarray((stays > ENOUGH) & (stays > MOSTLY * (stays + goes)), np.float32)
+        return found if found.mean() > LEAST else np.zeros_like(found)
 
     @property
     def world(self) -> Tensor:
