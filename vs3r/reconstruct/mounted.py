@@ -15,11 +15,11 @@ from torch import Tensor
 from vs3r.reconstruct.problem import Edges
 from vs3r.types import FloatArray
 
-# A camera shakes where flow changes by so many pixels from one interval to the next, over much of the picture alike.
+# A camera shakes where flow changes by so many pixels from one interval to the next, alike over much of the picture.
 SHAKES_PX = 3.0
-# A cell goes with the world where its flow changes as that of most of it, less this share, and
+# A cell goes with the world where its flow changes by that, off by less than this share of it, and
 GOES = 0.5
-# stays with the camera where it changes by no more than this share of that.
+# stays with the camera where its flow changes by less than this share of it.
 STAYS = 0.25
 # Of the cells whose flow is trusted so much, this share must go with the world, and more than stay.
 TRUSTED = 0.1
