@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 
 from tests.engine.clips import Clip, barred, make_frames, write_clip
-from vs3r.config import Config, EncodeConfig, RenderConfig, SmoothConfig, SourceConfig
+from tests.engine.test_pipeline_files import CONFIG
+from vs3r.config import SourceConfig
 from vs3r.engine.files import analyze_file, render_file, stabilize_file
 from vs3r.engine.media import VideoReader
 from vs3r.engine.media.bars import EDGE_PX, Bars, find_bars
 from vs3r.types import Frame, Plane
 
-CONFIG = Config(
-    smooth=SmoothConfig(lookahead_frames=4),
-    render=RenderConfig(fill_window_frames=4),
-    encode=EncodeConfig(codec="ffv1"),
-)
 CLIP = Clip(frames=40, width=160, height=120, codec="ffv1")
 
 

@@ -44,13 +44,8 @@ class MountedBelief:
     def reset(self) -> None:
         """Forget what was found."""
         self._stays, self._goes = np.zeros((2, *self._shape), np.float32)
-
-    @property
-    def mounted(self) -> FloatArray:
+        self.mounted: FloatArray = np.zeros(self._shape, np.float32)
         """(rows, cols) 1 where a cell is fixed to the camera, else 0."""
-        stays, goes = (cv2.GaussianBlur(sums, (0, 0), NEAR_CELLS) for sums in (self._stays, self._goes))
-        found = np.asarray((stays > ENOUGH) & (stays > MOSTLY * (stays + goes)), np.float32)
-        return found if found.mean() > LEAST else np.zeros_like(found)
 
     @property
     def world(self) -> Tensor:
@@ -82,3 +77,9 @@ class MountedBelief:
             if size > SHAKES_PX and goes.sum() > max(WORLD * known.sum(), stays.sum()):
                 self._goes += (trust * goes).reshape(self._shape)
                 self._stays += (trust * stays).reshape(self._shape)
+        self.mounted = self._found()
+
+    def _found(self) -> FloatArray:
+        stays, goes = (cv2.GaussianBlur(sums, (0, 0), NEAR_CELLS) for sums in (self._stays, self._goes))
+        found = np.asarray((stays > ENOUGH) & (stays > MOSTLY * (stays + goes)), np.float32)
+        return found if found.mean() > LEAST else np.zeros_like(found)
