@@ -61,6 +61,14 @@ class PictureFormat:
         sx, sy = self.plane_shift(plane)
         return -(-self.height >> sy), -(-self.width >> sx)
 
+    def black(self, plane: int) -> int:
+        """What plane number `plane` holds where the picture is black. Alpha is opaque."""
+        if self.num_planes in (2, 4) and plane == self.num_planes - 1:
+            return (1 << self.bit_depth) - 1
+        if plane in (1, 2) and not self.is_rgb:
+            return 1 << (self.bit_depth - 1)
+        return 0 if self.full_range or self.is_rgb else 16 << (self.bit_depth - 8)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:

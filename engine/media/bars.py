@@ -161,8 +161,7 @@ class _Profile:
 
     @classmethod
     def of(cls, planes: tuple[Plane, ...], fmt: PictureFormat) -> _Profile:
-        black = 0.0 if fmt.full_range or fmt.is_rgb else 16 / 255
-        limit = (black + BLACK) * ((1 << fmt.bit_depth) - 1)
+        limit = fmt.black(0) + BLACK * ((1 << fmt.bit_depth) - 1)
         lit: npt.NDArray[np.bool_] = np.logical_or.reduce([p > limit for p in planes[: 3 if fmt.is_rgb else 1]])
         return cls(rows=lit.mean(axis=1), columns=lit.mean(axis=0))
 

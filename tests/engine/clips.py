@@ -127,10 +127,9 @@ def make_frames(clip: Clip, *, noise: bool = False) -> list[Frame]:
 def barred(frame: Frame, bars: Bars) -> Frame:
     """The picture with black over its borders."""
     fmt, planes = frame.format, []
-    black = (0 if fmt.full_range or fmt.is_rgb else 16) << (fmt.bit_depth - 8)
     for number, plane in enumerate(frame.planes):
         (rows, columns), (sx, sy) = plane.shape, fmt.plane_shift(number)
-        bare = np.full_like(plane, 1 << (fmt.bit_depth - 1) if number in (1, 2) and not fmt.is_rgb else black)
+        bare = np.full_like(plane, fmt.black(number))
         inside = slice(bars.top >> sy, rows - (bars.bottom >> sy)), slice(bars.left >> sx, columns - (bars.right >> sx))
         bare[inside] = plane[inside]
         planes.append(bare)

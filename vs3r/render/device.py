@@ -16,7 +16,6 @@ from vs3r.kernels.dispatch import Backend
 from vs3r.networks import queue_of_its_own
 from vs3r.render.layers import Layer, feather_px, plane_views
 from vs3r.render.nodes import make_grid
-from vs3r.render.planes import empty_value
 from vs3r.render.warp import SourceFrame
 from vs3r.types import FloatArray, PictureFormat, Plane
 
@@ -47,7 +46,7 @@ class DeviceDrawer:
                 step_x=view.step_x,
                 scale_y=int(view.scale_y),
                 scale_x=int(view.scale_x),
-                empty=empty_value(fmt, view.number),
+                empty=fmt.black(view.number),
             )
             for view in plane_views(fmt, make_grid(fmt))
         ]

@@ -113,7 +113,7 @@ class CpuDrawer:
         for plane in out:
             if peak < np.iinfo(plane.dtype).max:
                 np.minimum(plane, plane.dtype.type(peak), out=plane)
-        empty = [empty_value(self._format, v.number) for v in views]
+        empty = [self._format.black(v.number) for v in views]
         for rect in rects:
             canvas = Canvas(views, rect, keep=keep, feather_px=self._feather_px)
             part = rect.pixels(view.step_y, view.step_x, view.shape)
@@ -127,12 +127,3 @@ class CpuDrawer:
 def empty_planes(fmt: PictureFormat) -> tuple[Plane, ...]:
     """Planes of a format, of any content."""
     return tuple(cast("Plane", np.empty(fmt.plane_shape(n), fmt.sample_type)) for n in range(fmt.num_planes))
-
-
-def empty_value(fmt: PictureFormat, plane: int) -> int:
-    """Black: what a plane holds where no source shows anything. Alpha is opaque."""
-    if fmt.num_planes in (2, 4) and plane == fmt.num_planes - 1:
-        return (1 << fmt.bit_depth) - 1
-    if plane in (1, 2) and not fmt.is_rgb:
-        return 1 << (fmt.bit_depth - 1)
-    return 0 if fmt.full_range or fmt.is_rgb else 16 << (fmt.bit_depth - 8)

@@ -19,7 +19,7 @@ from vs3r.kernels.dispatch import Backend
 from vs3r.kernels.splat import DepthPoints, splat_points
 from vs3r.render.layers import plane_views
 from vs3r.render.nodes import make_grid
-from vs3r.render.planes import choose_device, empty_planes, empty_value
+from vs3r.render.planes import choose_device, empty_planes
 from vs3r.render.select import candidates
 from vs3r.render.warp import SourceFrame, check_sources
 from vs3r.types import DoubleArray, FrameGeometry, PictureFormat, Plane, RenderedFrame, VirtualCamera, read_axis
@@ -118,7 +118,7 @@ class SplatRenderer:
         for view, colour, plane in zip(self._views, colours, out, strict=True):
             cell = int(view.scale_y), int(view.scale_x)
             total, weight = (F.avg_pool2d(x, cell, ceil_mode=True)[0] for x in (colour[None] * valid, valid))
-            mean = torch.where(weight > 0, total / weight, empty_value(self._format, view.number))
+            mean = torch.where(weight > 0, total / weight, self._format.black(view.number))
             plane[:] = mean.round().clamp(0, peak).cpu().numpy()
 
     def _full(self, cells: npt.NDArray[np.generic], size: tuple[int, int]) -> Tensor:
