@@ -1,4 +1,4 @@
-"""One block of frames: from flow to cameras and depth by bundle adjustment (DESIGN section 4).
+"""One block of frames: from flow to cameras and depth by bundle adjustment.
 
 First the camera that only turns, then the one that moves as well, where it explains clearly more, and at the beginning
 of a segment through which lens; then whether the lens zooms; then how the camera turns within its frames.

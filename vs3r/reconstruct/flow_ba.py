@@ -1,4 +1,4 @@
-"""Reconstruction without weights: dense bundle adjustment on optical flow (DESIGN section 4).
+"""Reconstruction without weights: dense bundle adjustment on optical flow.
 
 Frames are adjusted in blocks of 8, each with the 8 frames before it, which stay as they are, and the 4 after it, which
 are adjusted again with the next block. The blocks begin at the frame numbers of the segment, so the result does not

@@ -1,4 +1,4 @@
-"""Reconstruction with VGGT4D on sliding windows, refined by bundle adjustment on the flow (DESIGN sections 1 and 4).
+"""Reconstruction with VGGT4D on sliding windows, refined by bundle adjustment on the flow.
 
 Windows begin at fixed frame numbers of a segment, so the result does not depend on how the frames arrived. What the
 network believes of a frame, in the world that the windows are joined to, is where the bundle adjustment begins, as long
