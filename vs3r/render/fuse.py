@@ -2,7 +2,8 @@
 
 Depth and pose of frames far apart disagree by a pixel or a few. Where neighbour and picture overlap, the shift between
 them and the difference in brightness are measured; into the part that only the neighbour shows, both are extended
-smoothly.
+smoothly. Exposure changes what is bright by more than what is dark; a lens that darkens its corners, or a shadow,
+changes one place more than another.
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ SHIFT_SMOOTH = 0.02
 """Width of the Gaussian over which shifts are averaged, of the longer side."""
 MAX_OFFSET = 0.15
 """Largest change of a sample, of the full range."""
-LOCAL_OFFSET = 0.3
-"""By how much of that a part of the picture may differ from the whole."""
-OFFSET_SMOOTH = 0.025
-"""Width of the Gaussian over which changes are averaged, of the longer side."""
+MAX_GAIN = 0.5
+"""Largest change of the contrast with which exposure is explained; the less a picture's cells differ in brightness, the
+less of it is believed:"""
+GAIN_STD = 0.14
+"""where they do by less than this, of MAX_OFFSET, hardly any."""
+EXPOSURE_WIDTHS = (1.0, 1.0, 0.3, 0.3)
+"""Of the loss with which exposure is found, of MAX_OFFSET."""
+LOCAL_COLOUR = 0.3
+"""By how much of MAX_OFFSET chroma may change in a part of the picture beside what exposure does."""
+SAME_HUE = 0.2
+"""What differs in chroma by more than this, of MAX_OFFSET, is something else, and tells nothing of brightness."""
+OFFSET_SMOOTH = 0.012
+"""Width of the Gaussian over which changes are averaged, of the longer side; at least a cell."""
 REACH = 0.08
 """How far around the part to be filled shifts are measured, of the longer side."""
 MIN_STRIP = 16
@@ -158,33 +168,75 @@ class Fusion:
         alpha = self._cell.alpha(layer, x, y, self._rect, self._feather_px)
         both = np.minimum(self._offset_canvas.weight, alpha) > 0.0
         overlap = f32(cv2.erode(f32(both), np.ones((3, 3), np.uint8)))
-        ours = self._offset_canvas.pictures([0.0] * self._format.num_planes)
-        return tuple(
-            self._offset(mine, f32(sample(plane, x, y)), overlap)
-            for mine, plane in zip(ours, layer.source.cells, strict=True)
-        )
-
-    def _offset(self, ours: FloatArray, theirs: FloatArray, overlap: FloatArray) -> FloatArray:
-        """What to add to a plane, at the nodes, from its cells in both pictures."""
-        limit = np.float32(MAX_OFFSET * ((1 << self._format.bit_depth) - 1))
-        difference = ours - theirs
-        # Cells on edges differ by what is left of the shift, moving things by what they are: both count little.
-        slope = np.abs(cv2.Sobel(theirs, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(theirs, cv2.CV_32F, 0, 1))
-        weight = overlap / (1.0 + slope / (0.2 * limit))
-        known = difference[weight > 0.0]
-        if known.size == 0:
+        planes = self._format.num_planes
+        if not overlap.any():
             rows, cols = self._grid.shape
-            return np.zeros((rows + 2, cols + 2), np.float32)
-        middle = np.float32(np.median(known))
-        # Exposure differs by about the same everywhere; what differs by more here is something else.
-        local = np.clip(difference - middle, -LOCAL_OFFSET * limit, LOCAL_OFFSET * limit)
-        weight = weight / np.square(1.0 + np.square((difference - middle) / (LOCAL_OFFSET * limit)))
-        sigma = max(1.0, OFFSET_SMOOTH * max(weight.shape))
-        total = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-        mean = cv2.GaussianBlur(local * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-        mean /= total + np.float32(0.02)
-        field = np.clip(middle + pull_push(f32(mean), f32(np.clip(total * 4.0, 0.0, 1.0))), -limit, limit)
-        return f32(cv2.copyMakeBorder(field, 1, 1, 1, 1, cv2.BORDER_REPLICATE))
+            return (np.zeros((rows + 2, cols + 2), np.float32),) * planes
+        ours = self._offset_canvas.pictures([0.0] * planes)
+        theirs = [f32(sample(plane, x, y)) for plane in layer.source.cells]
+        limit = MAX_OFFSET * ((1 << self._format.bit_depth) - 1)
+        weights = [overlap * _evenness(plane, limit) for plane in theirs]
+        exposed, rest = [], []
+        for mine, plane, weight in zip(ours, theirs, weights, strict=True):
+            exposed.append(_exposure(plane, mine - plane, weight, limit))
+            rest.append(mine - plane - exposed[-1])
+        same_hue = _cauchy(self._hue(rest), SAME_HUE * limit)
+        offsets = []
+        for number, weight in enumerate(weights):
+            local = LOCAL_COLOUR * limit if self._is_chroma(number) else limit
+            around = _mean_around(rest[number], weight * same_hue, local)
+            field = f32(np.clip(exposed[number] + around, -limit, limit))
+            offsets.append(f32(cv2.copyMakeBorder(field, 1, 1, 1, 1, cv2.BORDER_REPLICATE)))
+        return tuple(offsets)
+
+    def _is_chroma(self, plane: int) -> bool:
+        return plane in (1, 2) and self._format.num_planes >= 3 and not self._format.is_rgb
+
+    def _hue(self, rest: list[FloatArray]) -> FloatArray:
+        """(rows, cols) how far colours are apart beside their brightness."""
+        if self._format.num_planes < 3:
+            return np.zeros_like(rest[0])
+        colours = np.stack(rest[:3]) - np.mean(rest[:3], axis=0) if self._format.is_rgb else np.stack(rest[1:3])
+        return f32(np.abs(colours).max(axis=0))
+
+
+def _cauchy(off_by: FloatArray, width: float) -> FloatArray:
+    """Weights of what is off by so much, in [0, 1]."""
+    return f32(1.0 / np.square(1.0 + np.square(off_by * np.float32(1.0 / width))))
+
+
+def _evenness(plane: FloatArray, limit: float) -> FloatArray:
+    """How little cells change to their neighbours, in [0, 1]: on edges they differ by what is left of the shift."""
+    slope = np.abs(cv2.Sobel(plane, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(plane, cv2.CV_32F, 0, 1))
+    return f32(1.0 / (1.0 + slope * np.float32(1.0 / (0.2 * limit))))
+
+
+def _exposure(theirs: FloatArray, difference: FloatArray, weight: FloatArray, limit: float) -> FloatArray:
+    """The part of a difference that a change of exposure explains: a line over the neighbour's values, fitted robustly
+    by reweighted least squares; beyond the values that were seen together it goes on level."""
+    at = weight > 0.0
+    value, off, weight = theirs[at], difference[at], weight[at]
+    low, middle, high = np.quantile(value, (0.02, 0.5, 0.98)).astype(np.float32)
+    value = value.clip(low, high) - middle
+    level, gain = np.median(off), np.float32(0.0)
+    for width in EXPOSURE_WIDTHS:
+        believed = weight * _cauchy(off - level - gain * value, width * limit)
+        believed /= believed.sum()
+        mean_value, mean_off = believed @ value, believed @ off
+        apart = believed * (value - mean_value)
+        gain = (apart @ off / (apart @ value + np.float32(GAIN_STD * limit) ** 2)).clip(-MAX_GAIN, MAX_GAIN)
+        level = mean_off - gain * mean_value
+    return f32(level + gain * (theirs.clip(low, high) - middle))
+
+
+def _mean_around(rest: FloatArray, weight: FloatArray, local: float) -> FloatArray:
+    """What differs around each cell, at most `local`; where more does, something moved there, which counts little."""
+    weight = weight * _cauchy(rest, local)
+    sigma = max(1.0, OFFSET_SMOOTH * max(weight.shape))
+    total = f32(cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
+    mean = f32(cv2.GaussianBlur(rest.clip(-local, local) * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
+    mean /= total + np.float32(0.02)
+    return f32(pull_push(mean, f32(np.clip(total * 4.0, 0.0, 1.0))))
 
 
 def _level(difference: FloatArray, both: Plane) -> FloatArray:
