@@ -30,6 +30,8 @@ class _Track:
     source: Stream
     out: Stream
     timeline: Timeline
+    begun: bool = False
+    """A packet that is not hidden by an edit list has been met."""
 
 
 class Remuxer:
@@ -107,10 +109,24 @@ class Remuxer:
             when = packet.dts if packet.dts is not None else packet.pts
             if time_s is not None and when is not None and when * time_base > time_s:
                 return
-            # An MP4 edit list cuts packets off without removing them. Matroska cannot hide them again.
-            if not (packet.is_discard and self._container_format == "matroska"):
+            if self._is_wanted(packet, track):
                 self._mux(packet, track, when, out)
             self._advance()
+
+    def _is_wanted(self, packet: Packet[Stream], track: _Track) -> bool:
+        """Whether a packet is copied: an MP4 edit list cuts some off without removing them."""
+        track.begun |= not packet.is_discard
+        if not packet.is_discard:
+            return True
+        if self._container_format == "matroska":
+            return False  # cannot hide it again
+        if track.source.type == "video":
+            return True  # other pictures are decoded from it
+        # MP4 hides what lies before zero, so sound that starts there keeps what its decoder warms up on.
+        # What is cut off anywhere else would be heard.
+        at_zero = (track.source.start_time or 0) <= 0
+        before_zero = packet.pts is not None and packet.pts + (packet.duration or 0) <= 0
+        return track.source.type == "audio" and at_zero and before_zero and not track.begun
 
     def _mux(self, packet: Packet[Stream], track: _Track, when: int | None, out: OutputContainer) -> None:
         shift = round(self._info.origin_s / packet.time_base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -175,6 +176,50 @@ def write_clip(path: Path, clip: Clip | None = None, *, noise: bool = False, fra
                 packets.append(packet)
         out.mux(packets)
     return path
+
+
+def cut_by_edits(path: Path, target: Path, segments: tuple[tuple[float, float], ...]) -> Path:
+    """An MP4 file played in parts, as editors cut it without encoding: its edit lists are replaced, all else stays.
+
+    Args:
+        path: made by write_clip with AAC sound, whose first packet is run-in.
+        segments: duration and start in the file in seconds; a start of -1 shows nothing.
+    """
+    data = bytearray(path.read_bytes())
+
+    def inside(start: int, end: int, name: bytes) -> list[tuple[int, int]]:
+        found = []
+        while start < end:
+            size, kind = struct.unpack_from(">I4s", data, start)
+            if kind == name:
+                found.append((start, start + size))
+            start += size
+        return found
+
+    def box(parent: tuple[int, int], *names: bytes) -> tuple[int, int]:
+        for name in names:
+            (parent,) = inside(parent[0] + 8, parent[1], name)
+        return parent
+
+    (movie,) = inside(0, len(data), b"moov")
+    assert movie[1] == len(data), "no offsets of data must change"
+    (scale,) = struct.unpack_from(">I", data, box(movie, b"mvhd")[0] + 20)
+    for track in reversed(inside(movie[0] + 8, movie[1], b"trak")):
+        (media_scale,) = struct.unpack_from(">I", data, box(track, b"mdia", b"mdhd")[0] + 20)
+        handler, edits = box(track, b"mdia", b"hdlr")[0], box(track, b"edts")
+        run_in = 1024 if data[handler + 16 : handler + 20] == b"soun" else 0
+        entries = struct.pack(">II", 0, len(segments))
+        for length, start in segments:
+            media = -1 if start < 0 else round(start * media_scale) + run_in
+            entries += struct.pack(">IiI", round(length * scale), media, 1 << 16)
+        new = struct.pack(">I4sI4s", 16 + len(entries), b"edts", 8 + len(entries), b"elst") + entries
+        grown = len(new) - (edits[1] - edits[0])
+        data[edits[0] : edits[1]] = new
+        for start, end in (track, movie):
+            struct.pack_into(">I", data, start, end - start + grown)
+        movie = movie[0], movie[1] + grown
+    target.write_bytes(data)
+    return target
 
 
 def _add_video(out: OutputContainer, clip: Clip) -> VideoStream:

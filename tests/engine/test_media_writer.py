@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from tests.engine.clips import Clip, make_frames, write_clip
+from tests.engine.clips import Clip, cut_by_edits, make_frames, write_clip
 from vs3r.config import EncodeConfig
 from vs3r.engine.media import HdrMetadata, VideoReader, VideoWriter, probe
 from vs3r.errors import InputError, MediaError, ShapeError
@@ -35,11 +35,12 @@ def read(path: Path) -> list[Frame]:
         return list(reader)
 
 
-def packets(path: Path, kind: str) -> list[tuple[Fraction, bytes]]:
-    """Time in seconds and payload of each packet of the first stream of a kind."""
+def packets(path: Path, kind: str, *, hidden: bool = True) -> list[tuple[Fraction, bytes]]:
+    """Time in seconds and payload of each packet of the first stream of a kind, with those that an edit list hides."""
     with av.open(str(path)) as container:
         stream = next(s for s in container.streams if s.type == kind)
-        return [(p.pts * p.time_base, bytes(p)) for p in container.demux(stream) if p.size and p.pts is not None]
+        found = [p for p in container.demux(stream) if p.size and (hidden or not p.is_discard)]
+        return [(p.pts * p.time_base, bytes(p)) for p in found if p.pts is not None]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,27 @@ def test_sound_chapters_and_tags_are_copied(tmp_path: Path, ending: str, source_
             if c["time_base"]
         ]
     assert chapters == [(0, Fraction(1, 2), "start"), (Fraction(1, 2), Fraction(6, 5), "end")]
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize(
+    "segments",
+    [((1.0, 0.5),), ((0.5, 0.0), (0.5, 1.5)), ((0.5, 1.0), (0.5, 0.0)), ((0.5, -1), (1.0, 0.5))],
+    ids=["beginning", "middle", "swapped", "late"],
+)
+def test_sound_that_an_edit_list_cuts_off_stays_off(
+    tmp_path: Path, ending: str, segments: tuple[tuple[float, float], ...]
+) -> None:
+    whole = write_clip(tmp_path / "whole.mp4", Clip(frames=50, audio="aac", options={"g": "5"}))
+    source = cut_by_edits(whole, tmp_path / "a.mp4", segments)
+    target = tmp_path / f"b{ending}"
+    copy(source, target)
+    before, after = packets(source, "audio", hidden=False), packets(target, "audio", hidden=False)
+    assert [data for _, data in after] == [data for _, data in before]
+    # Matroska has no time below zero: where the first packet begins there, everything is moved.
+    moved = read(target)[0].pts_s - read(source)[0].pts_s
+    assert moved == 0 or (ending == ".mkv" and moved < 0.022)
+    assert all(abs(b - a - moved) < 2e-3 for (a, _), (b, _) in zip(before, after, strict=True))
 
 
 def test_subtitles_and_attachments_are_copied(tmp_path: Path) -> None:
