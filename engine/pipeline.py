@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Protocol, TypeAlias
 
 from vs3r.config import Config, RenderConfig, SmoothConfig
@@ -139,6 +140,7 @@ class TrackAnalysis:
         self._track = track
         self._cameras = smooth_track(track, config)
         self._index = 0
+        self._first_s = Fraction(0)
 
     def push(self, frame: Frame) -> list[AnalysisItem]:
         """Take the next frame of the clip that the track was made of.
@@ -146,7 +148,9 @@ class TrackAnalysis:
         Raises:
             TrackError: the track was made of another clip.
         """
-        check_frame(self._track, self._index, frame)
+        if self._index == 0:
+            self._first_s = frame.pts * frame.time_base
+        check_frame(self._track, self._index, frame, first_s=self._first_s)
         geometry, camera = self._track.frame(self._index), self._cameras[self._index]
         self._index += 1
         return [SourceFrame(frame=frame, geometry=geometry), SmoothedFrame(geometry=geometry, camera=camera)]

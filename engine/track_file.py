@@ -182,13 +182,20 @@ def check_source(track: CameraTrack, fmt: PictureFormat) -> None:
         raise _foreign(f"a pixel aspect of {track.sample_aspect}", str(fmt.sample_aspect))
 
 
-def check_frame(track: CameraTrack, index: int, frame: Frame) -> None:
-    """Raise TrackError when frame number `index` of the clip is not that of the track."""
+def check_frame(track: CameraTrack, index: int, frame: Frame, *, first_s: Fraction | None = None) -> None:
+    """Raise TrackError when frame number `index` of the clip is not that of the track.
+
+    Args:
+        first_s: time of the clip's first frame in seconds, from which times are counted: in another container the same
+            clip may begin at another time. None where the clip's clock is the track's.
+    """
     if index >= len(track):
         raise _foreign(f"{len(track)} frames", "more")
     expected, came = int(track.pts[index]) * track.time_base, frame.pts * frame.time_base
-    # The same clip in another container: Matroska rounds times to milliseconds.
-    if 2 * abs(expected - came) > max(track.time_base, frame.time_base):
+    if first_s is not None:
+        expected, came = expected - int(track.pts[0]) * track.time_base, came - first_s
+    # Matroska rounds times to milliseconds, this frame's and the first one's.
+    if abs(expected - came) > max(track.time_base, frame.time_base):
         raise _foreign(f"frame {index} at {float(expected):.4f} s", f"{float(came):.4f} s")
 
 

@@ -104,9 +104,14 @@ def test_track_serves_the_clip_in_another_container(tmp_path: Path) -> None:
     rounded = replace(made, pts=(0, 33, 67, 100), time_base=Fraction(1, 1000))
     track = analyze_file(write_clip(tmp_path / "a.mp4", made), CONFIG)
     assert render_file(write_clip(tmp_path / "a.mkv", rounded), tmp_path / "b.mkv", track, CONFIG).frames == 4
-    late = write_clip(tmp_path / "late.mkv", replace(rounded, pts=(0, 33, 68, 100)))
+    # Matroska moves a clip whose sound begins below zero, and rounds its first time, too: 21.3, 54.7, 88, 121.3 ms.
+    moved = write_clip(tmp_path / "moved.mkv", replace(rounded, pts=(21, 55, 88, 121)))
+    assert render_file(moved, tmp_path / "c.mkv", track, CONFIG).frames == 4
+    back = analyze_file(moved, CONFIG)
+    assert render_file(tmp_path / "a.mp4", tmp_path / "d.mkv", back, CONFIG).frames == 4
+    late = write_clip(tmp_path / "late.mkv", replace(rounded, pts=(21, 55, 89, 121)))
     with pytest.raises(TrackError, match=r"frame 2 at 0\.0667 s, the clip 0\.0680 s"):
-        render_file(late, tmp_path / "c.mkv", track, CONFIG)
+        render_file(late, tmp_path / "e.mkv", track, CONFIG)
 
 
 class Failing:
