@@ -7,17 +7,35 @@ from fractions import Fraction
 
 import av
 from av.filter.graph import Graph
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
+
+# AVFieldOrder to bwdif's parity. Two numbers each, as FFmpeg's decoders of uncompressed video take them.
+_PARITY = {2: "tff", 4: "tff", 3: "bff", 5: "bff"}
+
+
+def stated_parity(context: VideoCodecContext) -> str | None:
+    """Which field of all pictures comes first ("tff" or "bff") by what the container says; None where it says nothing.
+
+    Codecs that reorder pictures (MPEG, H.264) flag each one as what it is, which counts for more.
+    """
+    return None if context.codec.reorder else _PARITY.get(context.field_order)
 
 
 class Deinterlacer:
     """FFmpeg's bwdif: a picture goes in, a progressive one of the same time comes out one picture later.
 
-    Pictures that are not flagged as interlaced pass unchanged.
+    Pictures that are not flagged as interlaced pass unchanged, unless it is known of all which field comes first.
     """
 
-    def __init__(self, first: VideoFrame, time_base: Fraction, threads: int) -> None:
-        """`first` gives size, format and colour; every picture pushed must agree with it."""
+    def __init__(self, first: VideoFrame, time_base: Fraction, threads: int, *, parity: str | None = None) -> None:
+        """
+        Args:
+            first: gives size, format and colour; every picture pushed must agree with it.
+            time_base: of the pictures' times.
+            threads: of the filter.
+            parity: the field of every picture that comes first, see stated_parity; None: each picture's flags tell.
+        """
         self._time_base = time_base
         self._graph = Graph()
         self._graph.threads = threads
@@ -27,7 +45,8 @@ class Deinterlacer:
             f":time_base={time_base.numerator}/{time_base.denominator}:pixel_aspect=1/1"
             f":colorspace={first.colorspace}:range={first.color_range}",
         )
-        bwdif = self._graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+        which = "parity=auto:deint=interlaced" if parity is None else f"parity={parity}:deint=all"
+        bwdif = self._graph.add("bwdif", f"mode=send_frame:{which}")
         self._graph.link_nodes(source, bwdif, self._graph.add("buffersink")).configure()
 
     def push(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:

@@ -22,7 +22,7 @@ from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vs3r.engine.media.deinterlace import Deinterlacer
+from vs3r.engine.media.deinterlace import Deinterlacer, stated_parity
 from vs3r.engine.media.formats import Converter, picture_format, planar_name, planes_of
 from vs3r.engine.media.info import ColorTags, MediaInfo, display_matrix, hdr_metadata, side_data
 from vs3r.engine.media.timing import Timeline
@@ -30,7 +30,6 @@ from vs3r.errors import MediaError
 from vs3r.types import Frame, PictureFormat
 
 _FULL_RANGE = 2
-_PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
 _BT2020 = 9
 _MAX_READ_ERRORS = 100
 _LOST_METADATA = {"DOVI_RPU_BUFFER": "Dolby Vision", "DYNAMIC_HDR_PLUS": "HDR10+", "DYNAMIC_HDR_VIVID": "HDR Vivid"}
@@ -145,6 +144,8 @@ class VideoReader:
             first = next(self._pictures, None)
             if first is None:
                 raise MediaError(f"expected a video with at least one frame, got none that decodes: {self._path}")
+            # Some decoders flag no picture: then the container's word holds for all.
+            self._parity = None if first.interlaced_frame else stated_parity(self._stream.codec_context)
             self.info = self._describe(first)
             """What the file is."""
         except BaseException:
@@ -262,8 +263,8 @@ class VideoReader:
     def _progressive(self) -> Iterator[VideoFrame]:
         deinterlacer: Deinterlacer | None = None
         for picture in self._planar():
-            if deinterlacer is None and picture.interlaced_frame:
-                deinterlacer = Deinterlacer(picture, self.info.time_base, self._threads)
+            if deinterlacer is None and (picture.interlaced_frame or self._parity is not None):
+                deinterlacer = Deinterlacer(picture, self.info.time_base, self._threads, parity=self._parity)
                 if not self.info.interlaced:
                     self._problems.append(_INTERLACED_NOTE)
             if deinterlacer is None:
@@ -281,7 +282,7 @@ class VideoReader:
         duration_s = _duration_s(stream, container)
         frames = stream.frames or (round(duration_s * rate) if duration_s and rate else None)
         fmt = self._format(first)
-        interlaced = first.interlaced_frame or stream.codec_context.field_order not in _PROGRESSIVE
+        interlaced = first.interlaced_frame or self._parity is not None
         return MediaInfo(
             path=self._path,
             format=fmt,

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from av.container import InputContainer
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from tests.engine.clips import Clip, flat_planes, make_frames, moving_planes, write_clip
 from vs3r.engine.media import VideoReader, probe
+from vs3r.engine.media.deinterlace import stated_parity
 from vs3r.engine.media.formats import frame_of, picture_format
 from vs3r.engine.media.timing import Timeline
 from vs3r.errors import MediaError
@@ -147,6 +149,46 @@ def test_interlaced_is_deinterlaced_one_for_one(tmp_path: Path) -> None:
 
     for frame, before in zip(got, combed, strict=True):
         assert comb(frame.planes[0]) < 0.4 * comb(before)
+
+
+def _stated(path: Path, codec: str, pix_fmt: str, field_order: int) -> list[Plane]:
+    """A file that says that it is interlaced, of pictures that are not flagged as such; the luma of its pictures."""
+    fmt, lumas = picture_format(pix_fmt, 64, 48), []
+    with av.open(str(path), "w") as out:
+        video = out.add_stream(codec, rate=25)
+        assert isinstance(video, VideoStream)
+        context = video.codec_context
+        context.width, context.height, context.pix_fmt, context.field_order = 64, 48, pix_fmt, field_order
+        for i in range(5):
+            planes = moving_planes(fmt, 6 * i)
+            for plane, later in zip(planes, moving_planes(fmt, 6 * i + 3), strict=True):
+                plane[1::2] = later[1::2]
+            lumas.append(planes[0])
+            out.mux(video.encode(frame_of(planes, fmt)))
+        out.mux(video.encode(None))
+    return lumas
+
+
+@pytest.mark.parametrize(("field_order", "kept"), [(2, 0), (4, 0), (3, 1), (5, 1)])
+def test_the_container_alone_says_that_it_is_interlaced(tmp_path: Path, field_order: int, kept: int) -> None:
+    """The lines of the field that comes first stay, those of the other are found anew."""
+    lumas = _stated(tmp_path / "a.mov", "png", "gray", field_order)
+    with VideoReader(tmp_path / "a.mov") as reader:
+        got = [frame.planes[0] for frame in reader]
+        assert reader.info.interlaced
+        assert sum("interlaced" in note for note in reader.notes) == 1
+    for luma, after in zip(lumas, got, strict=True):
+        np.testing.assert_array_equal(after[kept::2], luma[kept::2])
+        changed = np.abs(after[1 - kept :: 2].astype(int) - luma[1 - kept :: 2])
+        assert changed[2:-2].mean() > 10
+
+
+@pytest.mark.parametrize(("codec", "expected"), [("mjpeg", "tff"), ("h264", None), ("mpeg2video", None)])
+def test_pictures_that_say_what_they_are_count_for_more_than_the_container(codec: str, expected: str | None) -> None:
+    context = av.CodecContext.create(codec, "r")
+    assert isinstance(context, VideoCodecContext)
+    context.field_order = 2
+    assert stated_parity(context) == expected
 
 
 def test_closed_captions_are_named(tmp_path: Path) -> None:
