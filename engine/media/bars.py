@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -33,7 +34,7 @@ FIRST_FRAMES = 48
 """Of the clip's beginning every so many-th is looked at,"""
 FRAME_STEP = 8
 PLACES = 12
-"""and one key frame at so many places further on."""
+"""and one picture at so many places further on."""
 SMALLEST = 0.25
 """Share of the width and of the height that is a picture at least."""
 
@@ -68,19 +69,26 @@ class Inset:
         self.format = replace(fmt, width=fmt.width - bars.left - bars.right, height=fmt.height - bars.top - bars.bottom)
         """Of the picture between the bars."""
         self._kept: deque[list[tuple[Plane, ...]]] = deque()
+        self._taken = self._filled = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One-line remarks."""
+        """One-line remarks; complete after the last frame."""
         if not self._bars:
             return ()
         size = f"{self.format.width}x{self.format.height}"
-        return (f"black bars stay where they are: the {size} pixels between them are stabilized (--bars off: all)",)
+        notes = [f"black bars stay where they are: the {size} pixels between them are stabilized (--bars off: all)"]
+        if self._filled:
+            count = f"{self._filled} of {self._taken} pictures"
+            notes.append(f"in {count} the bars are not black: what stands there is not stabilized (--bars off: all is)")
+        return tuple(notes)
 
     def take(self, frame: Frame) -> Frame:
         """The part between the bars; what lies around it is kept until `put`."""
         if not self._bars:
             return frame
+        self._taken += 1
+        self._filled += self._is_filled(frame)
         inner, kept = [], []
         for number, plane in enumerate(frame.planes):
             rows, columns = self._place(number)
@@ -102,6 +110,16 @@ class Inset:
                 part[:] = pixels
             planes.append(cast("Plane", plane))
         return replace(frame, format=self._outer, planes=tuple(planes))
+
+    def _is_filled(self, frame: Frame) -> bool:
+        """The picture reaches to the outer end of a bar, unlike a title or a logo."""
+        ends = (
+            (self._bars.top, np.s_[0]),
+            (self._bars.bottom, np.s_[-1]),
+            (self._bars.left, np.s_[:, 0]),
+            (self._bars.right, np.s_[:, -1]),
+        )
+        return any(_lit([plane[end] for plane in frame.planes], frame.format).mean() > LIT for bar, end in ends if bar)
 
     def _place(self, number: int) -> tuple[slice, slice]:
         sx, sy = self._outer.plane_shift(number)
@@ -161,8 +179,7 @@ class _Profile:
 
     @classmethod
     def of(cls, planes: tuple[Plane, ...], fmt: PictureFormat) -> _Profile:
-        limit = fmt.black(0) + BLACK * ((1 << fmt.bit_depth) - 1)
-        lit: npt.NDArray[np.bool_] = np.logical_or.reduce([p > limit for p in planes[: 3 if fmt.is_rgb else 1]])
+        lit = _lit(planes, fmt)
         return cls(rows=lit.mean(axis=1), columns=lit.mean(axis=0))
 
     @property
@@ -178,23 +195,48 @@ class _Profile:
         return left, right, top, bottom
 
 
+def _lit(planes: Sequence[Plane], fmt: PictureFormat) -> npt.NDArray[np.bool_]:
+    """Which pixels are not black, of all planes or the same part of each."""
+    limit = fmt.black(0) + BLACK * ((1 << fmt.bit_depth) - 1)
+    lit: npt.NDArray[np.bool_] = np.logical_or.reduce([p > limit for p in planes[: 3 if fmt.is_rgb else 1]])
+    return lit
+
+
 def _later(path: Path, fmt: PictureFormat) -> Iterator[_Profile]:
-    """Of key frames spread over the file, as far as it can be searched."""
+    """Of pictures spread over the file, as far as it can be searched."""
     container, converter = open_input(path), Converter()
     try:
         stream = main_video(container, path)
-        length = container.duration or 0
-        start, seen = container.start_time or 0, set()
+        stream.thread_type = "AUTO"
+        start, length = container.start_time or 0, container.duration or 0
+        searching, landings = True, set()
         for place in range(1, PLACES + 1):
-            container.seek(start + length * place // (PLACES + 1))
-            picture = next(iter(container.decode(stream)), None)
-            if isinstance(picture, VideoFrame) and picture.pts not in seen:
-                seen.add(picture.pts)
-                yield _Profile.of(planes_of(converter.convert(picture, fmt), fmt), fmt)
-    except av.FFmpegError:
-        return
+            wanted = start + length * place // (PLACES + 1)
+            with contextlib.suppress(av.FFmpegError):
+                if searching:
+                    container.seek(wanted)
+                landing, picture = _first_from(container.decode(stream), wanted)
+                if picture is not None:
+                    yield _Profile.of(planes_of(converter.convert(picture, fmt), fmt), fmt)
+                # Where key frames are further apart than the places, going on is faster than starting there again.
+                searching &= landing is None or landing not in landings
+                landings.add(landing)
     finally:
         container.close()
+
+
+def _first_from(pictures: Iterable[VideoFrame], wanted: int) -> tuple[int | None, VideoFrame | None]:
+    """The time of the first picture, and the first picture from a time on or else the last one; in microseconds."""
+    landing, last = None, None
+    for picture in pictures:
+        ticks, last = picture.dts if picture.pts is None else picture.pts, picture
+        if ticks is None or picture.time_base is None:
+            break  # nothing tells how far it is
+        time = int(ticks * picture.time_base * av.time_base)
+        landing = time if landing is None else landing
+        if time >= wanted:
+            break
+    return landing, last
 
 
 def _common(profiles: list[_Profile], fmt: PictureFormat) -> Bars:

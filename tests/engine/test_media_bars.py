@@ -14,7 +14,7 @@ from tests.engine.test_pipeline_files import CONFIG
 from vs3r.config import SourceConfig
 from vs3r.engine.files import analyze_file, render_file, stabilize_file
 from vs3r.engine.media import VideoReader
-from vs3r.engine.media.bars import EDGE_PX, Bars, find_bars
+from vs3r.engine.media.bars import EDGE_PX, Bars, Inset, find_bars
 from vs3r.types import Frame, Plane
 
 CLIP = Clip(frames=40, width=160, height=120, codec="ffv1")
@@ -58,6 +58,28 @@ def test_bars_are_what_all_pictures_have(tmp_path: Path) -> None:
     dark = {*range(10), 39}
     frames = [barred(frame, Bars(top=120)) if i in dark else frame for i, frame in enumerate(frames)]
     assert found(tmp_path, frames) == Bars(top=8 + EDGE_PX, bottom=24 + EDGE_PX)
+
+
+def test_pictures_without_bars_between_key_frames(tmp_path: Path) -> None:
+    """One key frame, at the beginning."""
+    clip = replace(CLIP, frames=100, options={"g": "1000"})
+    bars = Bars(top=20, bottom=20)
+    frames = [barred(frame, bars) if i < 60 else frame for i, frame in enumerate(make_frames(clip))]
+    assert found(tmp_path, frames, clip) == Bars()
+    assert found(tmp_path, [barred(frame, bars) for frame in frames], clip) == Bars(top=22, bottom=22)
+
+
+def test_pictures_whose_bars_are_not_black_are_counted() -> None:
+    inset = Inset(CLIP.format, Bars(left=10, right=10, top=22, bottom=22))
+    frames = [barred(frame, Bars(left=8, right=8, top=20, bottom=20)) for frame in make_frames(CLIP)]
+    frames[3] = luma_changed(frames[3], lambda luma: luma[2:20, 30:90].fill(180))
+    for frame in frames:
+        inset.take(frame)
+    assert not any("not black" in note for note in inset.notes)
+    whole = make_frames(CLIP)
+    for frame in (whole[0], barred(whole[1], Bars(left=8)), barred(whole[2], Bars(top=20, bottom=20))):
+        inset.take(frame)
+    assert any("in 3 of 43 pictures the bars are not black" in note for note in inset.notes)
 
 
 def test_noise_and_ringing_in_bars_do_not_hide_them(tmp_path: Path) -> None:
