@@ -16,10 +16,9 @@ from av.stream import AttachmentStream, Discard, Disposition, Stream
 
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import open_input
+from vs3r.engine.media.tags import content_tags, stream_tags
 from vs3r.engine.media.timing import Timeline
 
-# Written by every muxer for itself; the source's would be wrong or doubled.
-_OWN_TAGS = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "rotate"}
 _COVER_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
 
@@ -67,12 +66,12 @@ class Remuxer:
     @property
     def metadata(self) -> dict[str, str]:
         """The source's tags that describe the content."""
-        return _content_tags(self._source.metadata)
+        return content_tags(self._source.metadata)
 
     @property
     def video_metadata(self) -> dict[str, str]:
         """The tags of the source's video stream that describe the content."""
-        return _stream_tags(self._source.streams[self._info.stream_index])
+        return stream_tags(self._source.streams[self._info.stream_index])
 
     @property
     def video_disposition(self) -> Disposition:
@@ -220,7 +219,7 @@ class Remuxer:
 def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
     copy = out.add_stream_from_template(stream, opaque=True)
     copy.metadata.clear()
-    copy.metadata.update(_stream_tags(stream))
+    copy.metadata.update(stream_tags(stream))
     copy.disposition = stream.disposition
     if isinstance(copy, AudioStream) and copy.layout.name.endswith(" channels"):
         # AVI says how many channels there are but not which; MP4 insists on knowing.
@@ -228,23 +227,6 @@ def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
         if usual is not None:
             copy.codec_context.layout = usual
     return copy
-
-
-def _stream_tags(stream: Stream) -> dict[str, str]:
-    tags = _content_tags(stream.metadata)
-    if "name" in tags and "title" not in tags:
-        # FFmpeg reads the title of a track in MP4 and MOV as "name", and writes "title" there.
-        tags["title"] = tags.pop("name")
-    return tags
-
-
-def _content_tags(tags: dict[str, str]) -> dict[str, str]:
-    # Matroska's statistics tags (BPS, NUMBER_OF_FRAMES, DURATION, ...) describe the old encoding.
-    return {
-        key: value
-        for key, value in tags.items()
-        if key.lower() not in _OWN_TAGS and not key.startswith(("_STATISTICS", "BPS", "NUMBER_OF_", "DURATION"))
-    }
 
 
 def _name(stream: Stream) -> str:

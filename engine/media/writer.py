@@ -26,6 +26,7 @@ from vs3r.engine.media.formats import Converter, frame_of, with_chroma
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import VideoReader, probe
 from vs3r.engine.media.remux import Remuxer
+from vs3r.engine.media.tags import muxer_keeps
 from vs3r.errors import MediaError, OutputError, ShapeError
 from vs3r.types import Frame
 
@@ -224,8 +225,8 @@ class VideoWriter:
         # A late start is stored in this unit; FFmpeg's default of 1 ms would round it.
         ticks = self._info.time_base.denominator
         options = {"movie_timescale": str(min(ticks * -(-10_000 // ticks), 1_000_000))}
-        # Tags outside a fixed list (cameras write some) are kept only on request, in another box.
-        if any(key.startswith("com.") for key in self._remuxer.metadata):
+        # Any other tags are kept only on request, all of them in another box, which fewer programs read.
+        if not muxer_keeps(self._remuxer.metadata, self._muxer):
             options["movflags"] = "use_metadata_tags"
         return options
 
