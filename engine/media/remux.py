@@ -13,10 +13,11 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import AttachmentStream, Discard, Disposition, Stream
+from av.video.stream import VideoStream
 
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import open_input
-from vs3r.engine.media.tags import content_tags, stream_tags
+from vs3r.engine.media.tags import content_tags, muxer_keeps_timecode, stream_tags
 from vs3r.engine.media.timing import Timeline
 
 _COVER_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
@@ -77,6 +78,22 @@ class Remuxer:
     def video_disposition(self) -> Disposition:
         """The flags of the source's video stream."""
         return self._source.streams[self._info.stream_index].disposition
+
+    def video_rate(self) -> Fraction:
+        """Frames per second for the output: on average, or those that a time code counts. Notes one that is lost."""
+        stream = self._source.streams[self._info.stream_index]
+        assert isinstance(stream, VideoStream)
+        average = self._info.average_rate or Fraction(25)
+        tags = {key.lower(): value for key, value in (self.video_metadata | self.metadata).items()}
+        timecode = tags.get("timecode")
+        if timecode is None or self._container_format == "matroska":
+            return average
+        # Where pictures are missing, the average is lower than the rate that the time code counts in.
+        nominal = stream.guessed_rate or average
+        if not muxer_keeps_timecode(timecode, nominal, self._container_format):
+            rate = f"{float(nominal):.6g} frames a second"
+            self.notes.append(f"the time code {timecode} is left out: it does not fit {rate}")
+        return nominal
 
     def attach(self, out: OutputContainer) -> None:
         """Add the streams, tags and chapters to an output whose video stream has been added already."""

@@ -47,3 +47,16 @@ def muxer_keeps(tags: dict[str, str], muxer: str) -> bool:
     trial.seek(0)
     with av.open(trial, metadata_errors="surrogateescape") as kept:
         return {key.lower() for key in tags} <= {key.lower() for key in kept.metadata}
+
+
+def muxer_keeps_timecode(timecode: str, rate: Fraction, muxer: str) -> bool:
+    """Whether an MP4 or MOV muxer makes a time code track for `rate` frames per second; asked as in muxer_keeps."""
+    trial = io.BytesIO()
+    with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
+        out.metadata["timecode"] = timecode
+        context = out.add_stream("mpeg4", rate=rate).codec_context
+        context.width, context.height, context.pix_fmt = 16, 16, "yuv420p"
+        out.start_encoding()
+    trial.seek(0)
+    with av.open(trial, metadata_errors="surrogateescape") as kept:
+        return any(stream.type == "data" for stream in kept.streams)

@@ -8,7 +8,6 @@ import secrets
 import stat
 import weakref
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -182,7 +181,7 @@ class VideoWriter:
         plan = plan_encoder(self._config, frame.format, self._info, muxer=self._muxer, threads=self._threads)
         stream = self._out.add_stream(
             self._config.codec,
-            rate=self._info.average_rate or Fraction(25),
+            rate=self._remuxer.video_rate(),
             options=plan.options,
             time_base=self._info.time_base,
         )
