@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import open_input
-from vs3r.engine.media.tags import content_tags, muxer_keeps_timecode, stream_tags
+from vs3r.engine.media.tags import content_tags, has_language, muxer_keeps_timecode, stream_tags
 from vs3r.engine.media.timing import Timeline
 
 _COVER_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
@@ -72,7 +72,7 @@ class Remuxer:
     @property
     def video_metadata(self) -> dict[str, str]:
         """The tags of the source's video stream that describe the content."""
-        return stream_tags(self._source.streams[self._info.stream_index])
+        return stream_tags(self._source.streams[self._info.stream_index], self._container_format)
 
     @property
     def video_disposition(self) -> Disposition:
@@ -99,6 +99,10 @@ class Remuxer:
         """Add the streams, tags and chapters to an output whose video stream has been added already."""
         out.metadata.update(self.metadata)
         self._copy_chapters(out)
+        for stream in (self._source.streams[self._info.stream_index], *self._wanted):
+            if has_language(stream) and "language" not in stream_tags(stream, self._container_format):
+                container = f"the {self._container_format} container"
+                self.notes.append(f"{_name(stream)}: its language is left out: {container} cannot name it")
         for stream in self._wanted:
             if self._is_cover(stream) and self._container_format == "matroska":
                 self._attach_cover(out, stream)
@@ -236,7 +240,7 @@ class Remuxer:
 def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
     copy = out.add_stream_from_template(stream, opaque=True)
     copy.metadata.clear()
-    copy.metadata.update(stream_tags(stream))
+    copy.metadata.update(stream_tags(stream, out.format.name))
     copy.disposition = stream.disposition
     if isinstance(copy, AudioStream) and copy.layout.name.endswith(" channels"):
         # AVI says how many channels there are but not which; MP4 insists on knowing.

@@ -13,6 +13,15 @@ _OWN = {"encoder", "major_brand", "minor_version", "compatible_brands", "duratio
 # MP4 and MOV hold these in the header and in a track of its own.
 _APART = {"creation_time", "timecode"}
 
+# ISO 639-2 has two names for some languages.
+_PAIRS = (
+    ("alb", "sqi"), ("arm", "hye"), ("baq", "eus"), ("bur", "mya"), ("chi", "zho"), ("cze", "ces"), ("dut", "nld"),
+    ("fre", "fra"), ("geo", "kat"), ("ger", "deu"), ("gre", "ell"), ("ice", "isl"), ("mac", "mkd"), ("may", "msa"),
+    ("per", "fas"), ("rum", "ron"), ("slo", "slk"), ("tib", "bod"), ("wel", "cym"),
+)  # fmt: skip
+# FFmpeg has names of its own for some of QuickTime's languages.
+_QUICKTIME = {"fao": "fo ", "gle": "iri", "hrv": "hr ", "pan": "pa ", "srp": "sr ", "swe": "sve"}
+
 
 def content_tags(tags: dict[str, str]) -> dict[str, str]:
     """Those that describe the content."""
@@ -24,13 +33,41 @@ def content_tags(tags: dict[str, str]) -> dict[str, str]:
     }
 
 
-def stream_tags(stream: Stream) -> dict[str, str]:
-    """Those of a stream that describe the content."""
+def stream_tags(stream: Stream, muxer: str) -> dict[str, str]:
+    """Those of a stream that describe the content, with its language as the muxer calls it, if it can."""
     tags = content_tags(stream.metadata)
     if "name" in tags and "title" not in tags:
         # FFmpeg reads the title of a track in MP4 and MOV as "name", and writes "title" there.
         tags["title"] = tags.pop("name")
+    if has_language(stream):
+        tags.pop("language")
+        name = _language(stream.metadata["language"], muxer)
+        if name is not None:
+            tags["language"] = name
     return tags
+
+
+def has_language(stream: Stream) -> bool:
+    """The source says in which language a stream is."""
+    return stream.metadata.get("language", "und") not in ("", "und")
+
+
+def _language(name: str, muxer: str) -> str | None:
+    """A language as the muxer can write it, None where it cannot."""
+    name = next((iso for iso, other in _QUICKTIME.items() if other == name), name)
+    if muxer == "matroska":
+        return name
+    pair = next((pair for pair in _PAIRS if name in pair), ())
+    names = dict.fromkeys((name, *pair, _QUICKTIME.get(name, name)))
+    trial = io.BytesIO()
+    with av.open(trial, "w", format=muxer) as out:
+        for candidate in names:
+            out.add_mux_stream("mov_text", time_base=Fraction(1, 1000)).metadata["language"] = candidate
+        out.start_encoding()
+    trial.seek(0)
+    with av.open(trial) as kept:
+        found = [stream.metadata.get("language") for stream in kept.streams]
+    return next((wanted for wanted, got in zip(names, found, strict=True) if wanted == got), None)
 
 
 def muxer_keeps(tags: dict[str, str], muxer: str) -> bool:

@@ -7,10 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+from av.audio.frame import AudioFrame
 
-from tests.engine.clips import Clip, write_clip
+from tests.engine.clips import Clip, flat_planes, write_clip
 from tests.engine.test_media_writer import copy
+from vs3r.engine.media.formats import frame_of
 from vs3r.engine.media.tags import muxer_keeps
 
 
@@ -75,3 +78,50 @@ def test_a_time_code_that_does_not_fit_is_named(tmp_path: Path) -> None:
     (note,) = copy(source, tmp_path / "b.mov")
     assert note == "the time code 01:00:00;00 is left out: it does not fit 25 frames a second"
     assert copy(source, tmp_path / "b.mkv") == ()
+
+
+def _with_sound_in(path: Path, *languages: str) -> Path:
+    """A clip with one sound track for each language."""
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("mpeg4", rate=25)
+        video.codec_context.width, video.codec_context.height, video.codec_context.pix_fmt = 64, 48, "yuv420p"
+        tracks = [out.add_stream("aac", rate=48_000) for _ in languages]
+        for track, language in zip(tracks, languages, strict=True):
+            track.metadata["language"] = language
+        picture = frame_of(flat_planes(Clip().format, 100), Clip().format)
+        out.mux(video.encode(picture) + video.encode(None))
+        for track in tracks:
+            silence = AudioFrame.from_ndarray(np.zeros((1, 2048), np.int16), format="s16", layout="stereo")
+            silence.sample_rate = 48_000
+            out.mux(track.encode(silence) + track.encode(None))
+    return path
+
+
+def _languages(path: Path) -> list[str | None]:
+    with av.open(str(path)) as container:
+        return [stream.metadata.get("language") for stream in container.streams.audio]
+
+
+ISO = ("fre", "cze", "swe", "deu", "nld", "slk", "rum", "isl", "ell", "zho", "hrv", "srp", "gle", "eng", "jpn", "fas")
+QUICKTIME = (
+    "fra", "ces", "sve", "ger", "dut", "slk", "ron", "ice", "gre", "chi", "hr ", "sr ", "iri", "eng", "jpn", "per",
+)  # fmt: skip
+
+
+def test_languages_are_called_as_the_container_calls_them(tmp_path: Path) -> None:
+    source = _with_sound_in(tmp_path / "a.mkv", *ISO)
+    for ending, expected in ((".mkv", ISO), (".mp4", ISO), (".mov", QUICKTIME)):
+        assert copy(source, tmp_path / f"b{ending}") == ()
+        assert _languages(tmp_path / f"b{ending}") == list(expected)
+    # And back: what has a name of FFmpeg's own gets one of ISO 639-2.
+    for ending in (".mkv", ".mp4"):
+        assert copy(tmp_path / "b.mov", tmp_path / f"c{ending}") == ()
+        for language in ("swe", "hrv", "srp", "gle", "fra", "ger"):
+            assert language in _languages(tmp_path / f"c{ending}")
+
+
+def test_a_language_that_mov_cannot_name_is_told(tmp_path: Path) -> None:
+    source = _with_sound_in(tmp_path / "a.mkv", "eng", "afr", "und")
+    (note,) = copy(source, tmp_path / "b.mov")
+    assert note == "audio stream 2 (aac, afr): its language is left out: the mov container cannot name it"
+    assert _languages(tmp_path / "b.mov")[0] == "eng"
