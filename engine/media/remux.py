@@ -15,6 +15,7 @@ from av.packet import Packet
 from av.stream import AttachmentStream, Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
+from vs3r.engine.media.encoders import MUXERS
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import open_input
 from vs3r.engine.media.tags import content_tags, has_language, muxer_keeps_timecode, stream_tags
@@ -177,20 +178,25 @@ class Remuxer:
         """Whether the container holds this stream; notes it otherwise."""
         if stream.type == "data" and (stream.discard == Discard.all or "timecode" in stream.metadata):
             return False  # a chapter or time code track: both are written from their metadata
-        if self._is_cover(stream) and self._container_format == "matroska":
-            name = stream.codec_context.name if stream.codec_context else ""
-            kept = name in _COVER_NAMES
-        elif self._is_cover(stream) and self._container_format == "mov":
-            kept = False  # its muxer takes the picture and drops it silently
-        else:
-            kept = self._muxer_takes(stream)
-        if not kept:
-            self.notes.append(f"{_name(stream)} is left out: the {self._container_format} container cannot hold it")
-        return kept
+        if self._goes_into(stream, self._container_format):
+            return True
+        others = [ending for ending, muxer in MUXERS.items() if self._goes_into(stream, muxer)]
+        where = f"; {' or '.join(others)} keeps it" if others else ""
+        self.notes.append(
+            f"{_name(stream)} is left out: it cannot be copied into the {self._container_format} container{where}"
+        )
+        return False
 
-    def _muxer_takes(self, stream: Stream) -> bool:
+    def _goes_into(self, stream: Stream, muxer: str) -> bool:
+        if self._is_cover(stream) and muxer == "matroska":
+            return stream.codec_context is not None and stream.codec_context.name in _COVER_NAMES
+        if self._is_cover(stream) and muxer == "mov":
+            return False  # its muxer takes the picture and drops it silently
+        return self._muxer_takes(stream, muxer)
+
+    def _muxer_takes(self, stream: Stream, muxer: str) -> bool:
         """Ask the muxer itself: write a file of this stream alone, with its first packet, to memory."""
-        trial = av.open(io.BytesIO(), "w", format=self._container_format)
+        trial = av.open(io.BytesIO(), "w", format=muxer)
         complete = False
         try:
             copy = _add_copy(trial, stream)

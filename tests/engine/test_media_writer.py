@@ -247,8 +247,9 @@ def test_what_the_container_cannot_hold_is_named(tmp_path: Path) -> None:
     clip = Clip(frames=5, subtitles="subrip", attachment=b"payload", audio="aac")
     notes = copy(write_clip(tmp_path / "a.mkv", clip), tmp_path / "b.mp4")
     assert len(notes) == 2
-    assert any("subtitle" in note and "left out" in note for note in notes)
-    assert any("notes.txt" in note and "left out" in note for note in notes)
+    why = "is left out: it cannot be copied into the mp4 container; .mkv keeps it"
+    assert f"subtitle stream 2 (srt) {why}" in notes
+    assert f"attachment stream 3 (notes.txt) {why}" in notes
     assert len(packets(tmp_path / "b.mp4", "audio")) == len(packets(tmp_path / "a.mkv", "audio"))
 
 
@@ -285,7 +286,26 @@ def test_cover_art_that_mov_cannot_hold_is_named(tmp_path: Path) -> None:
     cover = write_clip(tmp_path / "cover.mkv", Clip(codec="mjpeg", frames=1, color=(2, 2, 2, 2)))
     video = write_clip(tmp_path / "video.mp4", Clip(frames=5))
     (note,) = copy(_with_cover(tmp_path / "a.mp4", video, cover), tmp_path / "b.mov")
-    assert note == "video stream 1 (mjpeg) is left out: the mov container cannot hold it"
+    where = ".mp4 or .mkv keeps it"
+    assert note == f"video stream 1 (mjpeg) is left out: it cannot be copied into the mov container; {where}"
+
+
+@pytest.mark.parametrize(
+    ("audio", "source_ending", "ending", "where"),
+    [
+        ("pcm_mulaw", ".mov", ".mkv", "; .mov keeps it"),
+        ("pcm_mulaw", ".mov", ".mp4", "; .mov keeps it"),
+        ("adpcm_ms", ".avi", ".mkv", ""),
+    ],
+)
+def test_who_loses_sound_is_told_where_it_stays(
+    tmp_path: Path, audio: str, source_ending: str, ending: str, where: str
+) -> None:
+    source = write_clip(tmp_path / f"a{source_ending}", Clip(frames=3, codec="mpeg4", audio=audio))
+    (note,) = copy(source, tmp_path / f"b{ending}")
+    container = "matroska" if ending == ".mkv" else "mp4"
+    assert note.startswith("audio stream 1 (")
+    assert note.endswith(f") is left out: it cannot be copied into the {container} container{where}")
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv"])
