@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,12 @@ def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
     # A name of our own beside the target, so that the rename stays on one disk; short, so that it is never too long.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
     try:
+        # safetensors makes files for their owner only; this one gets the rights of any new file here.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        rights = stat.S_IMODE(os.stat(temporary).st_mode)
         # One entry: safetensors writes several in random order, and a file should depend on the track only.
         save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+        os.chmod(temporary, rights)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

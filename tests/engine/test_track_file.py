@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
+import stat
 import struct
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -240,6 +242,16 @@ def test_unwritable(tmp_path: Path) -> None:
         with pytest.raises(OutputError):
             save_track(make_track(), target)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o022, 0o644), (0o007, 0o660)])
+def test_rights_are_those_of_any_new_file(tmp_path: Path, umask: int, rights: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_track(make_track(), tmp_path / "a.vs3r")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.vs3r").stat().st_mode) == rights
 
 
 def test_long_name(tmp_path: Path) -> None:
