@@ -411,20 +411,21 @@ def check_target(target: str, overwrite: bool, *inputs: str) -> None:
         OutputError: what to do instead.
     """
     path = Path(target)
+    folder = Path(os.path.realpath(target)).parent  # where a link leads to: that is what is written
     try:
         for source in inputs:
             if path == Path(source) or (path.exists() and Path(source).exists() and path.samefile(source)):
                 raise OutputError(f"the output {target} is the input; give another name")
         if path.is_dir():
             raise OutputError(f"expected an output file, got a folder: {target}")
-        if not path.parent.is_dir():
-            raise OutputError(f"the output folder does not exist: {path.parent}; create it first")
+        if not folder.is_dir():
+            raise OutputError(f"the output folder does not exist: {folder}; create it first")
         if path.exists() and not overwrite:
             raise OutputError(f"the output {target} exists; give another name, or --overwrite to replace it")
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise OutputError(f"cannot use the name {error.filename}: {error.strerror}; give another one") from None
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"cannot write into {path.parent}; choose another folder")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write into {folder}; choose another folder")
 
 
 def _counter(callback: ProgressCallback | None, source: str) -> Callable[[int], None]:

@@ -113,10 +113,12 @@ def _padded(row_motion: DoubleArray) -> DoubleArray:
 def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
     """Write a track; the file appears under its name when it is complete, and replaces one of that name.
 
+    A link stays, and what it leads to is written.
+
     Raises:
         OutputError: it cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     header = {
         "format": FORMAT,
         "version": str(VERSION),

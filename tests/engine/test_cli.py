@@ -22,6 +22,7 @@ from vs3r.engine import cli
 from vs3r.engine.media import VideoReader
 from vs3r.engine.options import config_from, flag_of
 from vs3r.engine.progress import Progress
+from vs3r.errors import OutputError
 
 FAST = ("--lookahead-frames", "4", "--fill-window-frames", "4")
 VS3R = (sys.executable, "-m", "vs3r")
@@ -296,6 +297,24 @@ def test_target_that_cannot_be_made_is_told_before_the_work(
     # The tests may run as root, who may write anywhere.
     monkeypatch.setattr("os.access", lambda *_: False)
     assert refusal(tmp_path).startswith(f"vs3r: error: cannot write into {tmp_path}; ")
+
+
+def test_a_link_is_written_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "here" / "out.mp4"
+    link.symlink_to(tmp_path / "there" / "real.mp4")
+
+    def check_where_only(writable: str) -> None:
+        monkeypatch.setattr("os.access", lambda folder, _mode: folder == tmp_path / writable)
+        cli.check_target(str(link), False)
+
+    check_where_only("there")
+    with pytest.raises(OutputError, match=f"cannot write into {tmp_path / 'there'};"):
+        check_where_only("here")
+    (tmp_path / "there").rmdir()
+    with pytest.raises(OutputError, match=f"folder does not exist: {tmp_path / 'there'};"):
+        check_where_only("there")
 
 
 def test_bug_is_one_line_and_debug_tells_more(

@@ -254,6 +254,17 @@ def test_rights_are_those_of_any_new_file(tmp_path: Path, umask: int, rights: in
     assert stat.S_IMODE((tmp_path / "a.vs3r").stat().st_mode) == rights
 
 
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "a.vs3r", tmp_path / "far" / "b.vs3r"
+    link.symlink_to(target)
+    for count in (3, 5):
+        save_track(make_track(count), link)
+        assert link.is_symlink()
+        assert len(load_track(target)) == count
+    assert list((tmp_path / "far").iterdir()) == [target]
+
+
 def test_long_name(tmp_path: Path) -> None:
     save_track(make_track(), tmp_path / f"{80 * '長'}.vs3r")
     assert len(list(tmp_path.iterdir())) == 1
