@@ -42,8 +42,6 @@ def read_pictures(path: str | Path) -> Iterator[TimedPicture]:
         MediaError: the file cannot be opened, or holds no video that decodes.
     """
     with VideoReader(path) as reader:
-        # Clockwise in the file, counter-clockwise in numpy.
-        turns = -round(reader.info.rotation_deg / 90) % 4
         matrix = reader.info.color.matrix
         first_s: Fraction | None = None
         for frame in reader:
@@ -52,13 +50,24 @@ def read_pictures(path: str | Path) -> Iterator[TimedPicture]:
             picture = frame_of(frame.planes, frame.format)
             if not frame.format.is_rgb:
                 picture.color_range, picture.colorspace = _FULL if frame.format.full_range else _LIMITED, matrix
-            upright = np.rot90(picture.to_ndarray(format="bgr24", interpolation=_EXACT), turns)
+            bgr = np.asarray(picture.to_ndarray(format="bgr24", interpolation=_EXACT), np.uint8)
             yield TimedPicture(
-                picture=np.ascontiguousarray(upright, dtype=np.uint8),
+                picture=_upright(bgr, reader.info.display_matrix),
                 pts_s=at_s - first_s,
                 pts=frame.pts,
                 duration=frame.duration,
             )
+
+
+def _upright(picture: Picture, matrix: tuple[int, ...] | None) -> Picture:
+    """A picture turned by quarters and mirrored as FFmpeg's 3x3 display matrix says, None for not at all."""
+    if matrix is None:
+        return picture
+    # Shown columns are a x + c y, shown rows b x + d y of the columns and rows in the file.
+    a, b, _, c, d = matrix[:5]
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def count_pictures(path: str | Path) -> int:

@@ -98,6 +98,35 @@ def test_smaller_output_is_scaled(tmp_path: Path, steady: list[Picture]) -> None
     assert evaluate_files(source, output, quick=True).cropping == pytest.approx(0.8, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), [[0, 80], [160, 240]]),
+        ((-1, 0, 0, 1), [[80, 0], [240, 160]]),
+        ((1, 0, 0, -1), [[160, 240], [0, 80]]),
+        ((-1, 0, 0, -1), [[240, 160], [80, 0]]),
+        ((0, 1, -1, 0), [[160, 0], [240, 80]]),
+        ((0, -1, 1, 0), [[80, 240], [0, 160]]),
+        ((0, 1, 1, 0), [[0, 160], [80, 240]]),
+        ((0, -1, -1, 0), [[240, 80], [160, 0]]),
+    ],
+)
+def test_pictures_are_turned_and_mirrored(
+    tmp_path: Path, matrix: tuple[int, int, int, int], shown: list[list[int]]
+) -> None:
+    quarters = np.array([[0, 80], [160, 240]], np.uint8).repeat(16, 0).repeat(32, 1)
+    a, b, c, d = (value << 16 for value in matrix)
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "gray"
+        stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(quarters, format="gray")) + stream.encode(None))
+    (found,) = read_pictures(tmp_path / "a.mov")
+    height, width = found.picture.shape[:2]
+    assert (height, width) == ((32, 64) if a or d else (64, 32))
+    assert found.picture[height // 4 :: height // 2, width // 4 :: width // 2, 1].tolist() == shown
+
+
 def test_unusable_files(tmp_path: Path, steady: list[Picture]) -> None:
     good = write(tmp_path / "good.mkv", steady[:2])
     text = tmp_path / "text.mp4"
