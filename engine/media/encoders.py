@@ -24,6 +24,8 @@ _PRESETS = (
 MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """FFmpeg's muxer for each file ending that can be written."""
 _MIN_SIZE = {"libx265": (16, 16), "dnxhd": (256, 120)}
+# From this width or height on, players take a picture without a colour matrix for BT.709.
+_HD = (1280, 720)
 _LIMITED, _FULL = 1, 2
 _RGB_MATRIX, _UNSPECIFIED, _BT709 = 0, 2, 1
 
@@ -116,6 +118,9 @@ def plan_encoder(config: EncodeConfig, fmt: PictureFormat, info: MediaInfo, *, m
         notes.append("prores_ks stores limited range only: full range is converted")
     if config.codec == "dnxhd" and matrix not in (_BT709, _UNSPECIFIED):
         notes.append("dnxhd marks its pictures as BT.709: decoders may ignore the right mark beside them")
+    if config.codec == "dnxhd" and matrix == _UNSPECIFIED and fmt.width < _HD[0] and fmt.height < _HD[1]:
+        guess = "unmarked ones of this size are usually taken for BT.601"
+        notes.append(f"dnxhd marks its pictures as BT.709: {guess}, so colours shift")
     if config.codec not in ("libx264", "libx265"):
         unused = [f"{name} {value}" for name in ("crf", "preset") if (value := getattr(config, name)) is not None]
         if unused:

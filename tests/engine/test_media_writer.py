@@ -118,6 +118,19 @@ def test_colour_shape_and_orientation_are_kept(tmp_path: Path, codec: str, endin
     assert replace(after.color, chroma_location=None) == replace(before.color, chroma_location=None)
 
 
+@pytest.mark.parametrize(
+    ("size", "matrix", "note"),
+    [((256, 120), 2, "so colours shift"), ((256, 120), 1, ""), ((256, 120), 6, "the right mark"), ((1280, 120), 2, "")],
+)
+def test_a_colour_matrix_that_dnxhd_makes_up_is_told(
+    tmp_path: Path, size: tuple[int, int], matrix: int, note: str
+) -> None:
+    clip = Clip(codec="ffv1", pix_fmt="yuv422p", width=size[0], height=size[1], frames=1, color=(1, 2, 2, matrix))
+    notes = copy(write_clip(tmp_path / "a.mkv", clip), tmp_path / "b.mov", EncodeConfig(codec="dnxhd"))
+    assert [note in text for text in notes] == ([True] if note else [])
+    assert probe(tmp_path / "b.mov").color.matrix == 1
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "ffv1"])
 @pytest.mark.parametrize("color_range", [1, 2])
 def test_range_is_kept(tmp_path: Path, codec: str, color_range: int) -> None:
