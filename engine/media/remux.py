@@ -56,6 +56,9 @@ class Remuxer:
         self.notes: list[str] = []
         """What is left out, and why."""
         self._source: InputContainer = open_input(info.path)
+        self._left_out: set[str] = set()
+        self.video_rate = self._video_rate()
+        """Frames per second for the output: on average, or those that a time code counts."""
         self._wanted = [s for s in self._source.streams if s.index != info.stream_index and self._keeps(s)]
         self._tracks: dict[int, _Track] = {}
         self._packets: Iterator[Packet[Stream]] = iter(())
@@ -68,33 +71,17 @@ class Remuxer:
     @property
     def metadata(self) -> dict[str, str]:
         """The source's tags that describe the content."""
-        return content_tags(self._source.metadata)
+        return self._kept(content_tags(self._source.metadata))
 
     @property
     def video_metadata(self) -> dict[str, str]:
         """The tags of the source's video stream that describe the content."""
-        return stream_tags(self._source.streams[self._info.stream_index], self._container_format)
+        return self._kept(stream_tags(self._source.streams[self._info.stream_index], self._container_format))
 
     @property
     def video_disposition(self) -> Disposition:
         """The flags of the source's video stream."""
         return self._source.streams[self._info.stream_index].disposition
-
-    def video_rate(self) -> Fraction:
-        """Frames per second for the output: on average, or those that a time code counts. Notes one that is lost."""
-        stream = self._source.streams[self._info.stream_index]
-        assert isinstance(stream, VideoStream)
-        average = self._info.average_rate or Fraction(25)
-        tags = {key.lower(): value for key, value in (self.video_metadata | self.metadata).items()}
-        timecode = tags.get("timecode")
-        if timecode is None or self._container_format == "matroska":
-            return average
-        # Where pictures are missing, the average is lower than the rate that the time code counts in.
-        nominal = stream.guessed_rate or average
-        if not muxer_keeps_timecode(timecode, nominal, self._container_format):
-            rate = f"{float(nominal):.6g} frames a second"
-            self.notes.append(f"the time code {timecode} is left out: it does not fit {rate}")
-        return nominal
 
     def attach(self, out: OutputContainer) -> None:
         """Add the streams, tags and chapters to an output whose video stream has been added already."""
@@ -133,6 +120,26 @@ class Remuxer:
             if self._is_wanted(packet, track):
                 self._mux(packet, track, when, out)
             self._advance()
+
+    def _video_rate(self) -> Fraction:
+        stream = self._source.streams[self._info.stream_index]
+        assert isinstance(stream, VideoStream)
+        average = self._info.average_rate or Fraction(25)
+        tags = {key.lower(): value for key, value in (self.video_metadata | self.metadata).items()}
+        timecode = tags.get("timecode")
+        if timecode is None or self._container_format == "matroska":
+            return average
+        # Where pictures are missing, the average is lower than the rate that the time code counts in.
+        nominal = stream.guessed_rate or average
+        if muxer_keeps_timecode(timecode, nominal, self._container_format):
+            return nominal
+        self._left_out.add("timecode")  # the muxer may refuse it and all else
+        rate = f"{float(nominal):.6g} frames a second"
+        self.notes.append(f"the time code {timecode} is left out: it does not fit {rate}")
+        return average
+
+    def _kept(self, tags: dict[str, str]) -> dict[str, str]:
+        return {key: value for key, value in tags.items() if key.lower() not in self._left_out}
 
     def _is_wanted(self, packet: Packet[Stream], track: _Track) -> bool:
         """Whether a packet is copied: an MP4 edit list cuts some off without removing them."""
@@ -196,7 +203,7 @@ class Remuxer:
 
     def _muxer_takes(self, stream: Stream, muxer: str) -> bool:
         """Ask the muxer itself: write a file of this stream alone, with its first packet, to memory."""
-        trial = av.open(io.BytesIO(), "w", format=muxer)
+        trial = av.open(io.BytesIO(), "w", format=muxer, metadata_errors="surrogateescape")
         complete = False
         try:
             copy = _add_copy(trial, stream)

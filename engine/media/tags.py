@@ -60,12 +60,12 @@ def _language(name: str, muxer: str) -> str | None:
     pair = next((pair for pair in _PAIRS if name in pair), ())
     names = dict.fromkeys((name, *pair, _QUICKTIME.get(name, name)))
     trial = io.BytesIO()
-    with av.open(trial, "w", format=muxer) as out:
+    with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
         for candidate in names:
             out.add_mux_stream("mov_text", time_base=Fraction(1, 1000)).metadata["language"] = candidate
         out.start_encoding()
     trial.seek(0)
-    with av.open(trial) as kept:
+    with av.open(trial, metadata_errors="surrogateescape") as kept:
         found = [stream.metadata.get("language") for stream in kept.streams]
     return next((wanted for wanted, got in zip(names, found, strict=True) if wanted == got), None)
 
@@ -89,11 +89,15 @@ def muxer_keeps(tags: dict[str, str], muxer: str) -> bool:
 def muxer_keeps_timecode(timecode: str, rate: Fraction, muxer: str) -> bool:
     """Whether an MP4 or MOV muxer makes a time code track for `rate` frames per second; asked as in muxer_keeps."""
     trial = io.BytesIO()
-    with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
-        out.metadata["timecode"] = timecode
-        context = out.add_stream("mpeg4", rate=rate).codec_context
-        context.width, context.height, context.pix_fmt = 16, 16, "yuv420p"
-        out.start_encoding()
+    try:
+        with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
+            out.metadata["timecode"] = timecode
+            # An encoder that takes any rate.
+            context = out.add_stream("png", rate=rate).codec_context
+            context.width, context.height, context.pix_fmt = 16, 16, "gray"
+            out.start_encoding()
+    except av.FFmpegError:
+        return False  # more than 255 frames a second
     trial.seek(0)
     with av.open(trial, metadata_errors="surrogateescape") as kept:
         return any(stream.type == "data" for stream in kept.streams)

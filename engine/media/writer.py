@@ -181,7 +181,7 @@ class VideoWriter:
         plan = plan_encoder(self._config, frame.format, self._info, muxer=self._muxer, threads=self._threads)
         stream = self._out.add_stream(
             self._config.codec,
-            rate=self._remuxer.video_rate(),
+            rate=self._remuxer.video_rate,
             options=plan.options,
             time_base=self._info.time_base,
         )

@@ -73,10 +73,12 @@ def test_time_code_of_a_source_with_missing_pictures(tmp_path: Path, ending: str
     assert _timecode(tmp_path / f"b{ending}") == _timecode(source) == (timecode, 30)
 
 
-def test_a_time_code_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "a.mkv", Clip(frames=3, metadata={"timecode": "01:00:00;00"}))
+@pytest.mark.parametrize(("timecode", "rate"), [("01:00:00;00", 25), ("01:00:00:00", 600)])
+def test_a_time_code_that_does_not_fit_is_named(tmp_path: Path, timecode: str, rate: int) -> None:
+    clip = Clip(frames=30, rate=Fraction(rate), time_base=Fraction(1, rate), metadata={"timecode": timecode})
+    source = write_clip(tmp_path / "a.mkv", clip)
     (note,) = copy(source, tmp_path / "b.mov")
-    assert note == "the time code 01:00:00;00 is left out: it does not fit 25 frames a second"
+    assert note == f"the time code {timecode} is left out: it does not fit {rate} frames a second"
     assert copy(source, tmp_path / "b.mkv") == ()
 
 
@@ -98,7 +100,7 @@ def _with_sound_in(path: Path, *languages: str) -> Path:
 
 
 def _languages(path: Path) -> list[str | None]:
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="surrogateescape") as container:
         return [stream.metadata.get("language") for stream in container.streams.audio]
 
 
@@ -125,3 +127,14 @@ def test_a_language_that_mov_cannot_name_is_told(tmp_path: Path) -> None:
     (note,) = copy(source, tmp_path / "b.mov")
     assert note == "audio stream 2 (aac, afr): its language is left out: the mov container cannot name it"
     assert _languages(tmp_path / "b.mov")[0] == "eng"
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv"])
+def test_tags_of_sound_that_are_no_utf8_do_not_cost_it(tmp_path: Path, ending: str) -> None:
+    source = _with_sound_in(tmp_path / "a.mkv", "eng", "xyz")
+    data = source.read_bytes()
+    assert data.count(b"\x83xyz") == 1
+    source.write_bytes(data.replace(b"\x83xyz", b"\x83\xe9\xffz"))
+    notes = copy(source, tmp_path / f"b{ending}")
+    assert len(_languages(tmp_path / f"b{ending}")) == 2
+    assert all("its language is left out" in note for note in notes)
