@@ -12,6 +12,7 @@ from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import Lent, SharedFrames, frame_request, own_session, result_bytes
 from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, stream_opening
+from vs3r.engine.proto.convert import config_from
 from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured, kind_of, pictured
@@ -72,7 +73,10 @@ class Streaming:
     def _call(self, layout: Layout, first: Frame) -> Iterator[Steady | Refused]:
         with ExitStack() as held:
             session, own = self._session, None
-            if session is None and self._shared is not None:
+            if session is not None:
+                # Should the server forget the session, the stream goes on with the settings that it had.
+                self._config = config_from(self._client.get_session(session).config)
+            elif self._shared is not None:
                 # Shared memory belongs to a session.
                 session = own = self._client.call("CreateSession", own_session(self._config)).session.name
                 held.callback(self._forget, own)

@@ -1,0 +1,82 @@
+"""A stream that goes on after its call broke, by the blocking client and the asyncio one alike."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, still_models
+from vs3r.config import Config
+from vs3r.engine.client.aio import AsyncClient
+from vs3r.engine.client.sync import Client
+from vs3r.engine.client.unfinished import Refused, Steady
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.types import Frame, PictureFormat
+
+Result = Steady | Refused
+Stabilize = Callable[..., list[Result]]
+
+
+def blocking(address: str, frames: Iterator[Frame], seen: Callable[[Result], object], **options: Any) -> list[Result]:
+    """What a blocking client gets for frames; each result is shown to `seen` when it comes."""
+    results = []
+    with Client(address) as client:
+        for result in client.stabilize(frames, **options):
+            results.append(result)
+            seen(result)
+    return results
+
+
+def awaited(address: str, frames: Iterator[Frame], seen: Callable[[Result], object], **options: Any) -> list[Result]:
+    """The same by an asyncio client."""
+
+    async def source() -> AsyncIterator[Frame]:
+        while (frame := await asyncio.to_thread(next, frames, None)) is not None:
+            yield frame
+
+    async def run() -> list[Result]:
+        results = []
+        async with AsyncClient(address) as client:
+            async for result in client.stabilize(source(), **options):
+                results.append(result)
+                await asyncio.to_thread(seen, result)
+        return results
+
+    return asyncio.run(run())
+
+
+clients = pytest.mark.parametrize("stabilize", [blocking, awaited])
+
+
+@clients
+def test_a_session_that_is_forgotten_keeps_its_settings(serve: Serve, stabilize: Stabilize) -> None:
+    """A server that was started anew draws on with those that the session had, SetSmoothing included."""
+    wide = replace(CONFIG, render=replace(CONFIG.render, camera="ultra-wide"))
+    first, drawn_with, go_on = serve(still_models()), list[Config](), threading.Event()
+
+    def renderer(config: Config, fmt: PictureFormat) -> Any:
+        drawn_with.append(config)
+        return still_models().renderer(config, fmt)
+
+    def frames() -> Iterator[Frame]:
+        yield from FRAMES[:12]
+        go_on.wait(30)
+        yield from FRAMES[12:]
+
+    def seen(result: Result) -> None:
+        if result.sequence == 4:
+            first.stop()
+            serve(replace(still_models(), renderer=renderer), listen=first.address)
+            go_on.set()
+
+    with connected(first) as client:
+        session = client.create_session("clip", wide).name
+        client.set_smoothing(session, pb.SmoothConfig(smoothness=0.9))
+    results = stabilize(first.address, frames(), seen, session=session)
+    assert [r.sequence for r in results] == list(range(len(FRAMES)))
+    assert drawn_with == [replace(wide, smooth=replace(CONFIG.smooth, smoothness=0.9))]
