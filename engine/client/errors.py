@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import grpc
 
 
+# What gRPC's asyncio makes of a message that cannot be sent as the connection has broken: INTERNAL, with this text.
+_NOT_SENT = "Internal error from Core"
+
+
 class ServerError(Vs3rError):
     """A call that the server, or the way to it, has ended with an error."""
 
@@ -38,8 +42,9 @@ def server_error(error: grpc.RpcError, target: str) -> ServerError:
     """What a failed call says, its details unpacked."""
     call: Any = error
     code, text = call.code().name, call.details() or ""
-    if code == "UNAVAILABLE" and not _details(call):
-        return ServerError(f"cannot reach the server {target}: {text}; check that vs3r serve runs there", code=code)
+    if (code == "UNAVAILABLE" or text == _NOT_SENT) and not _details(call):
+        text = f"cannot reach the server {target}: {text}; check that vs3r serve runs there"
+        return ServerError(text, code="UNAVAILABLE")
     result = ServerError(f"the server {target} refused: {text or code}", code=code)
     _unpack(result, _details(call))
     return result
