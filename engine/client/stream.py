@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import Lent, SharedFrames, frame_request, own_session, result_bytes
-from vs3r.engine.client.unfinished import Refused, Steady, Unfinished, refused, steady, stream_opening
+from vs3r.engine.client.unfinished import Patience, Refused, Steady, Unfinished, refused, steady, stream_opening
 from vs3r.engine.proto.convert import config_from
 from vs3r.engine.proto.layout import Layout, planar_layout
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -40,7 +39,7 @@ class Streaming:
         self._config = config or Config()
         self._session = session
         self._shared = shared_memory
-        self._patience_s = patience_s
+        self._patience = Patience(patience_s)
         self._source = _Source()
         self._started = False
 
@@ -53,11 +52,10 @@ class Streaming:
         layout = planar_layout(first.format)
         with ExitStack() as held:
             held.callback(self._source.stop)
-            last_s = time.monotonic()
             while True:
                 try:
                     for result in self._call(layout, first):
-                        last_s = time.monotonic()
+                        self._patience.result_came()
                         yield result
                     return
                 except ServerError as error:
@@ -66,7 +64,7 @@ class Streaming:
                     # A server that was started anew knows no session; it is given the frames without one.
                     if error.reason == "SESSION_UNKNOWN" and self._started:
                         self._session = None
-                    elif not error.is_passing or time.monotonic() - last_s > self._patience_s:
+                    elif not error.is_passing or self._patience.ends():
                         raise
                     self._source.wait(error.retry_s or _PAUSE_S)
 

@@ -113,7 +113,7 @@ class Client:
             session: name of a session that gets the track.
             shared_memory: for a server on this machine that allows it: frames whose planes are of this memory are used
                 where they lie, others are copied to it, and results lie in shared memory as well.
-            patience_s: how long to try to reach the server again.
+            patience_s: how long to try to go on after a break without a result; 0 raises at once.
         Raises:
             InputError: the shared memory is for frames of another format.
         """

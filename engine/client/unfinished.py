@@ -1,7 +1,8 @@
-"""Which frames of a stream a client must keep, to go on after the connection broke. No input or output here."""
+"""Which frames of a stream a client must keep, to go on after the connection broke, and for how long it tries to."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -85,6 +86,25 @@ class Unfinished:
     def first(self) -> int:
         """Number of the first frame that a new call sends."""
         return next(iter(self._kept), self._next)
+
+
+class Patience:
+    """How long a stream tries to go on: from the first call that failed since the last result came."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._broken_s: float | None = None
+
+    def result_came(self) -> None:
+        """The stream goes on."""
+        self._broken_s = None
+
+    def ends(self) -> bool:
+        """A call has failed, and no other is to be tried."""
+        now = time.monotonic()
+        if self._broken_s is None:
+            self._broken_s = now
+        return now - self._broken_s >= self._limit_s
 
 
 def stream_opening(

@@ -38,6 +38,7 @@ class BreakingRelay:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.reset()
         for thread in self._threads:
             thread.join(10)
 

@@ -13,9 +13,10 @@ import grpc.aio
 import pytest
 
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, still_models
+from tests.server.relay import BreakingRelay
 from vs3r.config import Config
 from vs3r.engine.client.aio import AsyncClient
-from vs3r.engine.client.errors import server_error
+from vs3r.engine.client.errors import ServerError, server_error
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused, Steady
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
@@ -92,3 +93,33 @@ def test_a_message_that_cannot_be_sent_is_a_break() -> None:
     assert server_error(error, "here").is_passing
     bug = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, details="this is a bug in vs3r")
     assert not server_error(bug, "here").is_passing
+
+
+@clients
+def test_patience_is_for_the_time_after_a_break(serve: Serve, stabilize: Stabilize) -> None:
+    """However long no result came before, as from a camera that stood still."""
+    server, patience_s = serve(still_models()), 0.2
+    with BreakingRelay(server.address, []) as relay:
+
+        def frames() -> Iterator[Frame]:
+            yield from FRAMES[:12]
+            threading.Event().wait(2 * patience_s)
+            relay.reset()
+            yield from FRAMES[12:]
+
+        results = stabilize(relay.address, frames(), lambda _: None, config=CONFIG, patience_s=patience_s)
+    assert [r.sequence for r in results] == list(range(len(FRAMES)))
+
+
+@clients
+@pytest.mark.parametrize("patience_s", [0.0, 0.5])
+def test_patience_ends(serve: Serve, stabilize: Stabilize, patience_s: float) -> None:
+    server = serve(still_models())
+
+    def seen(result: Result) -> None:
+        if result.sequence == 4:
+            server.stop()
+
+    with pytest.raises(ServerError) as caught:
+        stabilize(server.address, iter(FRAMES), seen, config=CONFIG, patience_s=patience_s)
+    assert caught.value.code == "UNAVAILABLE"
