@@ -88,9 +88,8 @@ class FrameCalls:
                     recorder.finish(stages.failed, self._state.store)
                 finished = True
             finally:
-                # A client that has vanished takes its shared memory with it.
                 if not finished:
-                    regions.remove("")
+                    intake.lending.break_off()
 
     def analyze(
         self, requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed], context: grpc.ServicerContext
@@ -214,7 +213,8 @@ class FrameCalls:
         if not request.HasField("output_slot"):
             rest = pb.GetFrameResponse(format=shape, time_base=time_base)
             return Pictured(rest=rest, frame=message, pixels=drawn.layout.pack(planes))
-        memory = self._state.regions(session, context).memory(request.output_slot, drawn.layout.byte_size)
+        region = self._state.regions(session, context).find(request.output_slot.region)
+        memory = region.memory(request.output_slot, drawn.layout.byte_size)
         drawn.layout.write(memory, planes)
         message.slot.CopyFrom(request.output_slot)
         return pb.GetFrameResponse(frame=message, format=shape, time_base=time_base)

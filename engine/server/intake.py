@@ -88,7 +88,6 @@ class Intake:
         """Slots that the client has lent."""
         self._layout = layout
         self._time_base = time_base
-        self._regions = regions
         self._keeps = keeps
         self._least_sequence = first_sequence
         self._last_pts: int | None = None
@@ -130,7 +129,7 @@ class Intake:
                 self.lending.give_back(getattr(message, name))
 
     def _output(self, slot: pb.SharedMemorySlot) -> Output:
-        memory = self._regions.memory(slot, self._layout.byte_size)
+        memory = self.lending.memory(slot, self._layout.byte_size)
         return Output(goal=slot, memory=memory, planes=self._layout.planes_in(memory))
 
     def _check_time(self, message: pb.Frame) -> None:

@@ -13,6 +13,7 @@ import re
 import threading
 import weakref
 from collections import deque
+from collections.abc import Container
 
 import numpy as np
 
@@ -24,15 +25,33 @@ _KEY = re.compile(r"vs3r-[A-Za-z0-9-]{16,200}")
 _MAX_REGIONS = 64
 
 
-class Regions:
-    """The regions of one session. Safe to use from several threads.
+class Region:
+    """A segment of a client's, mapped as long as it is registered, or anybody refers to memory in it."""
 
-    A mapping lives as long as the region is registered, or anybody refers to memory in it.
-    """
+    def __init__(self, mapping: Bytes) -> None:
+        self._mapping = mapping
+
+    def memory(self, slot: pb.SharedMemorySlot, size: int) -> Bytes:
+        """The first `size` bytes of a slot where they lie, in an array of their own.
+
+        Raises:
+            Problem: the slot is smaller, or reaches beyond the region.
+        """
+        have = len(self._mapping)
+        if slot.offset + slot.byte_size > have:
+            raise _outside(f"the slot: {slot.byte_size} bytes from {slot.offset} on in a region of {have}")
+        if slot.byte_size < size:
+            raise _outside(f"a frame of {size} bytes, the slot has {slot.byte_size}")
+        # Not a view of the mapping: such a view's views would not keep the view itself.
+        return np.frombuffer(self._mapping[slot.offset : slot.offset + size].data, np.uint8)
+
+
+class Regions:
+    """The regions of one session. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._regions: dict[str, Bytes] = {}
+        self._regions: dict[str, Region] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -49,7 +68,7 @@ class Regions:
             raise Problem("INVALID_ARGUMENT", "REGION_NAME", "expected a region's name of 1 to 200 characters")
         file = _open(request)
         try:
-            memory = _map(file, request.offset, request.byte_size)
+            region = Region(_map(file, request.offset, request.byte_size))
         finally:
             os.close(file)
         with self._lock:
@@ -57,7 +76,7 @@ class Regions:
                 raise Problem("NOT_FOUND", "SESSION_UNKNOWN", "the session has ended")
             if name not in self._regions and len(self._regions) >= _MAX_REGIONS:
                 raise Problem("RESOURCE_EXHAUSTED", "REGIONS", f"expected at most {_MAX_REGIONS} regions a session")
-            self._regions[name] = memory
+            self._regions[name] = region
 
     def remove(self, name: str) -> None:
         """Forget a region, or all where the name is empty.
@@ -71,31 +90,32 @@ class Regions:
             for gone in [name] if name else list(self._regions):
                 del self._regions[gone]
 
+    def discard(self, gone: Container[Region]) -> None:
+        """Forget these, but not what has been registered under the same names since."""
+        with self._lock:
+            for name in [name for name, region in self._regions.items() if region in gone]:
+                del self._regions[name]
+
     def close(self) -> None:
         """Forget all, and take no more."""
         self._closed = True
         self.remove("")
 
-    def memory(self, slot: pb.SharedMemorySlot, size: int) -> Bytes:
-        """The first `size` bytes of a slot where they lie, in an array of their own.
+    def find(self, name: str) -> Region:
+        """A region by its name.
 
         Raises:
-            Problem: the slot is unknown, or smaller.
+            Problem: there is none.
         """
         with self._lock:
-            region = self._regions.get(slot.region)
+            region = self._regions.get(name)
         if region is None:
-            raise _unknown(slot.region)
-        if slot.offset + slot.byte_size > len(region):
-            raise _outside(f"the slot: {slot.byte_size} bytes from {slot.offset} on in a region of {len(region)}")
-        if slot.byte_size < size:
-            raise _outside(f"a frame of {size} bytes, the slot has {slot.byte_size}")
-        # Not a view of the region: such a view's views would not keep the view itself.
-        return np.frombuffer(region[slot.offset : slot.offset + size].data, np.uint8)
+            raise _unknown(name)
+        return region
 
 
 class Lending:
-    """Which slots a call's client has back. Safe to use from several threads.
+    """What a call's client lends, and which slots it has back. Safe to use from several threads.
 
     A slot is lent from when its frame is taken to when nobody refers to the frame's pixels any more, whoever that was
     and whatever became of them.
@@ -107,7 +127,22 @@ class Lending:
             regions: what the call may name slots of.
         """
         self._regions = regions
+        self._used = weakref.WeakSet[Region]()  # they stay mapped no longer for having been used
         self._returned: deque[pb.SharedMemorySlot] = deque()
+
+    def memory(self, slot: pb.SharedMemorySlot, size: int) -> Bytes:
+        """See Region.
+
+        Raises:
+            Problem: the slot is unknown, or smaller than `size` bytes.
+        """
+        region = self._regions.find(slot.region)
+        self._used.add(region)
+        return region.memory(slot, size)
+
+    def break_off(self) -> None:
+        """The client has vanished: forget the regions that this call has used, and no others."""
+        self._regions.discard(self._used)
 
     def borrow(self, slot: pb.SharedMemorySlot, size: int) -> memoryview:
         """The pixels in a slot, read only. The client may change them meanwhile, and so spoil its own picture.
@@ -115,7 +150,7 @@ class Lending:
         Raises:
             Problem: the slot is unknown, or smaller than `size` bytes.
         """
-        memory = self._regions.memory(slot, size)
+        memory = self.memory(slot, size)
         memory.flags.writeable = False
         weakref.finalize(memory, self._returned.append, slot).atexit = False
         return memory.data
