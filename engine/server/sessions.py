@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from vs3r.config import Config, SmoothConfig
@@ -128,26 +128,29 @@ class Sessions:
         """
         if not 1 <= len(media_key.encode()) <= _MAX_KEY:
             raise field_error("media_key", f"expected 1 to {_MAX_KEY} bytes, got {len(media_key.encode())}")
-        with self._lock:
-            equal = [s for s in self._sessions.values() if s.media_key == media_key and s.config == config]
-            if equal:
-                session = max(equal, key=lambda s: s.used_s)
-                session.used_s = time.monotonic()
-                return session
-            self._check_room(peer)
-            session = Session(
-                name=f"sessions/{secrets.token_hex(16)}",
-                media_key=media_key,
-                config=config,
-                peer=peer,
-                create_time_s=time.time(),
-                used_s=time.monotonic(),
-            )
-            self._sessions[session.name] = session
-        log.info("%s created", session.name)
-        track = self._store.load(session.track_id)
-        if track is not None:
-            session.set_track(track, set())
+        with ExitStack() as loading:
+            with self._lock:
+                equal = [s for s in self._sessions.values() if s.media_key == media_key and s.config == config]
+                if equal:
+                    session = max(equal, key=lambda s: s.used_s)
+                    session.used_s = time.monotonic()
+                    return session
+                self._check_room(peer)
+                session = Session(
+                    name=f"sessions/{secrets.token_hex(16)}",
+                    media_key=media_key,
+                    config=config,
+                    peer=peer,
+                    create_time_s=time.time(),
+                    used_s=time.monotonic(),
+                )
+                # Whoever finds it from now on waits in message() for its track.
+                loading.enter_context(session.lock)
+                self._sessions[session.name] = session
+            log.info("%s created", session.name)
+            track = self._store.load(session.track_id)
+            if track is not None:
+                session.set_track(track, set())
         return session
 
     def get(self, name: str) -> Session:

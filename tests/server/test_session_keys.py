@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from tests.server.conftest import CONFIG, Serve, connected, refusal
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, refusal
 from vs3r.config import ReconstructConfig, SmoothConfig, VggtConfig
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.types import CameraTrack
 
 
 def test_a_session_is_found_again(client: Client) -> None:
@@ -21,6 +24,26 @@ def test_a_session_is_found_again(client: Client) -> None:
     client.delete_session(first.name)
     error = refusal(client, "GetSession", pb.GetSessionRequest(name=first.name))
     assert (error.code, error.reason) == ("NOT_FOUND", "SESSION_UNKNOWN")
+
+
+def test_who_comes_while_a_track_is_loaded_gets_it_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected(serve()) as client:
+        track = client.analyze_frames(client.create_session("clip", CONFIG).name, FRAMES).track
+    server, loading, found = serve(), threading.Event(), threading.Event()
+    load = server.state.store.load
+
+    def slow(track_id: str) -> CameraTrack | None:
+        loading.set()
+        found.wait(0.5)  # until the other has its answer, which it must not have yet
+        return load(track_id)
+
+    monkeypatch.setattr(server.state.store, "load", slow)
+    with connected(server) as client, ThreadPoolExecutor() as beside:
+        first = beside.submit(client.create_session, "clip", CONFIG)
+        assert loading.wait(30)
+        second = client.create_session("clip", CONFIG)
+        found.set()
+        assert (second.name, second.track) == (first.result().name, track)
 
 
 def test_tracks_are_told_apart_by_what_made_them(serve: Serve) -> None:
