@@ -23,7 +23,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vs3r.errors import OutputError, TrackError
+from vs3r.errors import InputError, OutputError, TrackError
 from vs3r.types import ROW_MOTION_ORDER, CameraTrack, DoubleArray, Frame, FrameGeometry, PictureFormat
 
 FORMAT = "vs3r-track"
@@ -154,7 +154,8 @@ def load_track(path: str | os.PathLike[str]) -> CameraTrack:
     """Read a track.
 
     Raises:
-        TrackError: the file is missing, cut short, no track, of another version, or its contents make no sense.
+        InputError: the file is missing or cannot be read.
+        TrackError: it is cut short, no track, of another version, or its contents make no sense.
     """
     path = Path(path)
     try:
@@ -163,12 +164,13 @@ def load_track(path: str | os.PathLike[str]) -> CameraTrack:
             raise TrackError(f"{path}: expected a .vs3r track file, got a folder or device")
         if size > _MAX_BYTES:
             raise TrackError(f"{path}: expected a .vs3r track of at most {_MAX_BYTES >> 30} GiB, got {size >> 30} GiB")
-        with safe_open(path, framework="np") as file:
+        # Opened here, too: safetensors calls every file missing that it cannot open.
+        with path.open("rb"), safe_open(path, framework="np") as file:
             header = _checked_header(path, (file.metadata() or {}).get(_HEADER, ""))
             _check_layout(path, file)
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
     except OSError as error:
-        raise TrackError(f"{path}: cannot read the track: {error.strerror or error}; check the path") from None
+        raise InputError(f"{path}: cannot read the track: {error.strerror or error}; check the path") from None
     except SafetensorError:
         raise TrackError(
             f"{path}: expected a .vs3r track file, got one that is cut short or not a track; "

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from vs3r.engine.track_file import load_track, save_track
-from vs3r.errors import OutputError, TrackError
+from vs3r.errors import InputError, OutputError, TrackError
 from vs3r.types import CameraTrack
 
 log = logging.getLogger(__name__)
@@ -41,17 +41,19 @@ class TrackStore:
             _remove(left_over)
 
     def load(self, track_id: str) -> CameraTrack | None:
-        """A track, None where there is none. A damaged file is removed."""
+        """A track, None where there is none, or none that can be read now. A damaged file is removed."""
         path = self.path(track_id)
         try:
             track = load_track(path)
             os.utime(path)
         except TrackError:
-            if path.exists():
-                log.warning("track %s is damaged and was removed", track_id)
-                _remove(path)
+            log.warning("track %s is damaged and was removed", track_id)
+            _remove(path)
             return None
-        except OSError:
+        except (InputError, OSError, MemoryError) as error:
+            if path.exists():
+                log.warning("track %s cannot be read", track_id)
+                log.debug("its origin", exc_info=error)
             return None
         return track
 

@@ -13,7 +13,7 @@ from vs3r.engine.server.problems import Malformed, Problem, malformed
 from vs3r.engine.server.state import State
 from vs3r.engine.server.track_run import analysis_message
 from vs3r.engine.track_file import check_source, load_track, save_track
-from vs3r.errors import TrackError
+from vs3r.errors import InputError, TrackError
 from vs3r.types import CameraTrack
 
 if TYPE_CHECKING:
@@ -75,6 +75,6 @@ class TrackCalls:
                         )
             try:
                 return load_track(path)
-            except TrackError as error:
+            except InputError as error:
                 # Where the server put it is no client's business.
                 raise TrackError(str(error).replace(f"{path}: ", "")) from None

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from tests.engine.fakes import FMT, make_frame, make_geometry
 from vs3r.engine.track_file import TrackBuilder, load_track, save_track
-from vs3r.errors import OutputError, TrackError
+from vs3r.errors import InputError, OutputError, TrackError
 from vs3r.types import CameraTrack
 
 
@@ -89,7 +89,7 @@ def test_truncated(tmp_path: Path, share: float) -> None:
 
 
 def test_not_a_track(tmp_path: Path) -> None:
-    with pytest.raises(TrackError, match="cannot read the track"):
+    with pytest.raises(InputError, match="cannot read the track"):
         load_track(tmp_path / "missing.vs3r")
     with pytest.raises(TrackError, match=r"expected a .vs3r track file, got a folder"):
         load_track(tmp_path)
