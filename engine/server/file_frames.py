@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,11 +33,38 @@ def resolve(root: str | None, name: str) -> Path:
     return path
 
 
+class OpenFiles:
+    """Which files stay open between reads: those read last. Safe to use from several threads.
+
+    An open file takes a descriptor and a decoder's memory, tens of megabytes, which nothing else counts.
+    """
+
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._files: OrderedDict[FileFrames, None] = OrderedDict()
+
+    def keep(self, file: FileFrames) -> None:
+        """A file has been read; those read longest ago are closed."""
+        with self._lock:
+            self._files[file] = None
+            self._files.move_to_end(file)
+            surplus = [self._files.popitem(last=False)[0] for _ in range(len(self._files) - self._most)]
+        for old in surplus:
+            old.close()
+
+    def forget(self, file: FileFrames) -> None:
+        """A file is closed."""
+        with self._lock:
+            self._files.pop(file, None)
+
+
 class FileFrames:
     """Reads a file's frames by their numbers. Safe to use from several threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opened: OpenFiles) -> None:
         self._path = path
+        self._opened = opened
         self._lock = threading.Lock()
         self._reader: VideoReader | None = None
         self._frames: Iterator[tuple[int, Frame]] = iter(())
@@ -47,6 +75,18 @@ class FileFrames:
 
         Frames before the first are decoded and dropped where the reader stands elsewhere.
         """
+        try:
+            return self._read(first, last)
+        finally:
+            self._opened.keep(self)
+
+    def close(self) -> None:
+        """Close the file; reading opens it again."""
+        self._opened.forget(self)
+        with self._lock:
+            self._close()
+
+    def _read(self, first: int, last: int) -> list[tuple[int, Frame]]:
         found = []
         with self._lock:
             if self._reader is None or self._next > first:
@@ -62,11 +102,6 @@ class FileFrames:
                 if index >= first:
                     found.append((index, frame))
         return found
-
-    def close(self) -> None:
-        """Close the file; reading opens it again."""
-        with self._lock:
-            self._close()
 
     def _close(self) -> None:
         if self._reader is not None:

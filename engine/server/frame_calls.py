@@ -122,7 +122,7 @@ class FrameCalls:
                 check_source(session.track, fmt)
             self._state.use_layout(session, planar_layout(fmt))
             with session.lock:
-                old, session.file = session.file, FileFrames(path)
+                old, session.file = session.file, FileFrames(path, self._state.files)
             if old is not None:
                 old.close()
             if session.track is not None:

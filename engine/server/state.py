@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vs3r.engine.proto.layout import Layout, layout_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.file_frames import OpenFiles
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.metrics import Metrics
@@ -50,6 +51,7 @@ class State:
         self.memory = FrameMemory(config.memory_mb << 20)
         folder = default_folder() if config.cache_dir is None else Path(config.cache_dir)
         self.store = TrackStore(folder, config.cache_mb << 20)
+        self.files = OpenFiles()
         self.sessions = Sessions(config, self.memory, self.store)
         self.draining = False
         self._token = None if token is None else f"Bearer {token}".encode()
