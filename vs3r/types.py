@@ -124,7 +124,7 @@ class FrameGeometry:
     vector), which takes points of the middle line's camera to that line's. Empty for a global shutter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class CameraTrack:
     """The camera path and coarse geometry of a clip: all that rendering needs beside the source frames.
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import weakref
 from pathlib import Path
 
 from vs3r.engine.track_file import load_track, save_track
@@ -33,6 +34,7 @@ class TrackStore:
         self._folder = folder
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._in_use = weakref.WeakValueDictionary[str, CameraTrack]()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -41,21 +43,12 @@ class TrackStore:
             _remove(left_over)
 
     def load(self, track_id: str) -> CameraTrack | None:
-        """A track, None where there is none, or none that can be read now. A damaged file is removed."""
-        path = self.path(track_id)
-        try:
-            track = load_track(path)
-            os.utime(path)
-        except TrackError:
-            log.warning("track %s is damaged and was removed", track_id)
-            _remove(path)
-            return None
-        except (InputError, OSError, MemoryError) as error:
-            if path.exists():
-                log.warning("track %s cannot be read", track_id)
-                log.debug("its origin", exc_info=error)
-            return None
-        return track
+        """A track, None where there is none, or none that can be read now. A damaged file is removed.
+
+        As long as somebody has it, it is in memory once.
+        """
+        with self._lock:
+            return self._load(track_id)
 
     def save(self, track_id: str, track: CameraTrack) -> bool:
         """Keep a track; False where the disk does not take it."""
@@ -65,6 +58,7 @@ class TrackStore:
             log.warning("track %s cannot be written to the cache folder", track_id)
             return False
         with self._lock:
+            self._in_use[track_id] = track
             self._shrink(keep=track_id)
         return True
 
@@ -76,6 +70,25 @@ class TrackStore:
     def bytes(self) -> int:
         """Size of all tracks."""
         return sum(size for _, size, _ in self._files())
+
+    def _load(self, track_id: str) -> CameraTrack | None:
+        path = self.path(track_id)
+        try:
+            os.utime(path)
+            track = self._in_use.get(track_id)
+            if track is None:
+                track = load_track(path)
+        except TrackError:
+            log.warning("track %s is damaged and was removed", track_id)
+            _remove(path)
+            return None
+        except (InputError, OSError, MemoryError) as error:
+            if path.exists():
+                log.warning("track %s cannot be read", track_id)
+                log.debug("its origin", exc_info=error)
+            return None
+        self._in_use[track_id] = track
+        return track
 
     def _shrink(self, *, keep: str) -> None:
         files = sorted(self._files())

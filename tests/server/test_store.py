@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.engine.test_track_file import make_track
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected
 from vs3r.engine.server.store import TrackStore
 from vs3r.engine.track_file import load_track
 from vs3r.errors import InputError, TrackError
@@ -46,3 +49,29 @@ def test_a_track_that_cannot_be_read_now_stays(tmp_path: Path) -> None:
     assert not isinstance(caught.value, TrackError)
     again = store.load("a")
     assert again is not None and len(again) == len(make_track())
+
+
+def test_a_track_in_use_is_in_memory_once(tmp_path: Path) -> None:
+    """For all sessions of its clip, whose smoothing differs; not when nobody has it, nor when it is on disk no more."""
+    store, made = TrackStore(tmp_path, 1 << 30), make_track()
+    assert store.save("a", made)
+    assert store.load("a") is made
+    del made
+    gc.collect()
+    first = store.load("a")
+    assert first is not None and store.load("a") is first
+    newer = make_track(7)
+    assert store.save("a", newer)
+    assert store.load("a") is newer
+    store.path("a").unlink()
+    assert store.load("a") is None
+
+
+def test_sessions_of_a_clip_share_its_track(serve: Serve) -> None:
+    server = serve()
+    with connected(server) as client:
+        client.analyze_frames(client.create_session("clip", CONFIG).name, FRAMES)
+        for smoothness in (0.1, 0.2):
+            client.create_session("clip", replace(CONFIG, smooth=replace(CONFIG.smooth, smoothness=smoothness)))
+        tracks = {id(server.state.sessions.get(session.name).track) for session in client.list_sessions()}
+    assert len(tracks) == 1
