@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -68,9 +68,15 @@ def frame_index(session: Session, request: pb.GetFrameRequest | pb.GetWarpReques
     return index
 
 
-def draw(session: Session, memory: FrameMemory, models: Models, index: int) -> Drawn:
+def draw(session: Session, memory: FrameMemory, models: Models, index: int, check: Callable[[], object]) -> Drawn:
     """One picture, with the same bytes as rendering the whole clip along the track gives.
 
+    Args:
+        session: of the clip.
+        memory: holds frames.
+        models: makes the renderer.
+        index: number of the frame.
+        check: called now and then; raises where nobody wants the picture any more.
     Raises:
         Problem: source frames are missing.
         TrackError: the track is not of the session's frames.
@@ -80,7 +86,7 @@ def draw(session: Session, memory: FrameMemory, models: Models, index: int) -> D
     if layout is not None:
         check_source(track, layout.format)
     window = SourceWindow.of_track(config.render)
-    sources = _sources(session, memory, track, index, window, None if layout is None else layout.format)
+    sources = _sources(session, memory, track, index, window, None if layout is None else layout.format, check)
     assert layout is not None, "frames that are held have a layout"
     failed = set(session.failed)
     rendering = Rendering(*guarded_drawing(models, config, layout.format, failed), window)
@@ -149,6 +155,7 @@ def _sources(
     index: int,
     window: SourceWindow,
     fmt: PictureFormat | None,
+    check: Callable[[], object],
 ) -> dict[int, Frame]:
     first, last = max(0, index - window.before), min(len(track) - 1, index + window.after)
     needed = [i for i in range(first, last + 1) if track.segment[i] == track.segment[index]]
@@ -157,7 +164,7 @@ def _sources(
     frames = {i: frame for i, frame in held if frame is not None and frame.format == fmt}
     missing = [i for i in needed if i not in frames]
     if missing and session.file is not None:
-        for i, frame in session.file.read(missing[0], missing[-1]):
+        for i, frame in session.file.read(missing[0], missing[-1], check):
             if i in missing and frame.format == fmt:
                 frames[i] = frame
                 memory.hold(session, i, frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vs3r.engine.media import VideoReader
@@ -70,13 +70,14 @@ class FileFrames:
         self._frames: Iterator[tuple[int, Frame]] = iter(())
         self._next = 0
 
-    def read(self, first: int, last: int) -> list[tuple[int, Frame]]:
+    def read(self, first: int, last: int, check: Callable[[], object]) -> list[tuple[int, Frame]]:
         """Frames number first to last with their numbers; fewer where the file ends.
 
-        Frames before the first are decoded and dropped where the reader stands elsewhere.
+        Frames before the first are decoded and dropped where the reader stands elsewhere. `check` is called before each
+        frame; where it raises, the next read goes on from there.
         """
         try:
-            return self._read(first, last)
+            return self._read(first, last, check)
         finally:
             self._opened.keep(self)
 
@@ -86,14 +87,16 @@ class FileFrames:
         with self._lock:
             self._close()
 
-    def _read(self, first: int, last: int) -> list[tuple[int, Frame]]:
+    def _read(self, first: int, last: int, check: Callable[[], object]) -> list[tuple[int, Frame]]:
         found = []
         with self._lock:
+            check()  # it may have waited long
             if self._reader is None or self._next > first:
                 self._close()
                 self._reader = VideoReader(self._path, threads=1)
                 self._frames = enumerate(self._reader)
             while self._next <= last:
+                check()
                 index, frame = next(self._frames, (-1, None))
                 if frame is None:
                     self._close()

@@ -206,7 +206,7 @@ class FrameCalls:
 
     def get_frame(self, request: pb.GetFrameRequest, context: grpc.ServicerContext) -> pb.GetFrameResponse | Pictured:
         session = self._sessions.get(request.session)
-        drawn = self._draw(session, access.frame_index(session, request))
+        drawn = self._draw(session, access.frame_index(session, request), context)
         planes = drawn.picture.frame.planes
         message = result_message(drawn.picture, sequence=drawn.picture.index, passed_through=drawn.passed_through)
         shape, time_base = layout_message(drawn.layout), rational(drawn.picture.frame.time_base)
@@ -219,13 +219,13 @@ class FrameCalls:
         message.slot.CopyFrom(request.output_slot)
         return pb.GetFrameResponse(frame=message, format=shape, time_base=time_base)
 
-    def get_warp(self, request: pb.GetWarpRequest, _context: grpc.ServicerContext) -> pb.GetWarpResponse:
+    def get_warp(self, request: pb.GetWarpRequest, context: grpc.ServicerContext) -> pb.GetWarpResponse:
         session = self._sessions.get(request.session)
         index = access.frame_index(session, request)
         grid, inside = access.warp_grid(session, index)
         if request.map_only:
             return pb.GetWarpResponse(sequence=index, grid=grid)
-        drawn = self._draw(session, index)
+        drawn = self._draw(session, index, context)
         return pb.GetWarpResponse(
             sequence=index,
             grid=grid,
@@ -235,9 +235,15 @@ class FrameCalls:
             valid_share=drawn.picture.valid_share,
         )
 
-    def _draw(self, session: Session, index: int) -> access.Drawn:
+    def _draw(self, session: Session, index: int, context: grpc.ServicerContext) -> access.Drawn:
+        def check() -> None:
+            # Who scrubs through a clip gives up most of the frames that he asked for.
+            if not context.is_active():
+                raise client_gone()
+
         with self._state.drawing, self._sessions.call(session, lambda: None):
-            return access.draw(session, self._memory, self._state.models, index)
+            check()
+            return access.draw(session, self._memory, self._state.models, index, check)
 
     @contextmanager
     def _frames_of(

@@ -1,13 +1,21 @@
-"""Frames that the server reads from files: how many stay open."""
+"""Frames that the server reads from files: how many stay open, and for whom they are read."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
 
 from tests.engine.clips import Clip, write_clip
-from tests.server.conftest import CONFIG, Serve, connected
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, shaky_models, wait_until
+from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.file_frames import FileFrames, OpenFiles
+from vs3r.engine.server.frame_calls import FrameCalls
+from vs3r.engine.server.problems import Problem, client_gone
 
 CLIP = Clip(frames=24, width=64, height=48, codec="ffv1")
 
@@ -36,3 +44,51 @@ def test_few_files_stay_open(serve: Serve, tmp_path: Path) -> None:
         for session in sessions:
             client.delete_session(session)
         assert times_open(path) == 0
+
+
+def test_nothing_is_drawn_for_who_has_gone(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that were cancelled while they waited for their turn cost nothing but that."""
+    contexts, drawn, get_frame = list[grpc.ServicerContext](), list[object](), FrameCalls.get_frame
+
+    def noted(calls: FrameCalls, request: pb.GetFrameRequest, context: grpc.ServicerContext) -> Any:
+        contexts.append(context)
+        return get_frame(calls, request, context)
+
+    def renderer(*arguments: Any) -> Any:
+        drawn.append(arguments)
+        return shaky_models().renderer(*arguments)
+
+    monkeypatch.setattr(FrameCalls, "get_frame", noted)
+    server = serve(replace(shaky_models(), renderer=renderer))
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        client.analyze_frames(session, FRAMES)
+        turns = 0
+        while server.state.drawing.acquire(blocking=False):
+            turns += 1
+        calls = [client._stubs["GetFrame"].future(pb.GetFrameRequest(session=session, index=i)) for i in range(8)]
+        wait_until(lambda: len(contexts) == 8)
+        for call in calls:
+            call.cancel()
+        wait_until(lambda: not any(context.is_active() for context in contexts))
+        server.state.drawing.release(turns)
+        wait_until(lambda: 'method="GetFrame",code="CANCELLED"} 8' in server.state.page())
+        assert drawn == []
+        assert client.get_frame(session, 8).sequence == 8
+
+
+def test_reading_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    """In the middle of a file, and the next read goes on from there."""
+    file, checks = FileFrames(write_clip(tmp_path / "in.mkv", CLIP), OpenFiles()), list[int]()
+
+    def give_up() -> None:
+        checks.append(0)
+        if len(checks) == 10:
+            raise client_gone()
+
+    with pytest.raises(Problem, match="the call has ended"):
+        file.read(20, 23, give_up)
+    checks.clear()
+    assert [index for index, _ in file.read(15, 16, lambda: checks.append(0))] == [15, 16]
+    assert len(checks) == 1 + 9  # frames 8 to 16
+    file.close()
