@@ -63,8 +63,7 @@ def frame_index(session: Session, request: pb.GetFrameRequest | pb.GetWarpReques
                 "expected index or pts, got neither",
                 violations=[FieldViolation(field="index", description="set index or pts")],
             )
-    if not 0 <= index < len(track):
-        raise Problem("OUT_OF_RANGE", "NO_SUCH_FRAME", f"expected one of the clip's {len(track)} frames")
+    _check_index(track, index)
     return index
 
 
@@ -78,10 +77,11 @@ def draw(session: Session, memory: FrameMemory, models: Models, index: int, chec
         index: number of the frame.
         check: called now and then; raises where nobody wants the picture any more.
     Raises:
-        Problem: source frames are missing.
+        Problem: source frames are missing, or a shorter track has come that lacks this one.
         TrackError: the track is not of the session's frames.
     """
     track, cameras = session.path()
+    _check_index(track, index)
     config, layout = session.config, session.layout
     if layout is not None:
         check_source(track, layout.format)
@@ -97,8 +97,13 @@ def draw(session: Session, memory: FrameMemory, models: Models, index: int, chec
 
 
 def warp_grid(session: Session, index: int) -> tuple[pb.WarpGrid, Mask]:
-    """Where the target's nodes lie in the source, and at which nodes the source alone is seen."""
+    """Where the target's nodes lie in the source, and at which nodes the source alone is seen.
+
+    Raises:
+        Problem: a shorter track has come that lacks this frame.
+    """
     track, cameras = session.path()
+    _check_index(track, index)
     # Only the size counts.
     grid = make_grid(picture_format("gray", track.width, track.height))
     camera = cameras[index]
@@ -132,6 +137,11 @@ def patches(drawn: Drawn, inside: Mask) -> list[pb.Patch]:
         rows, columns = rect.pixels(grid.cell_px, grid.cell_px, (fmt.height, fmt.width))
         out.append(_patch(drawn, rows, columns))
     return out
+
+
+def _check_index(track: CameraTrack, index: int) -> None:
+    if not 0 <= index < len(track):
+        raise Problem("OUT_OF_RANGE", "NO_SUCH_FRAME", f"expected one of the clip's {len(track)} frames")
 
 
 def _patch(drawn: Drawn, rows: slice, columns: slice) -> pb.Patch:

@@ -6,10 +6,12 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vs3r.engine.media import VideoReader
 from vs3r.engine.server.problems import Problem
+from vs3r.errors import InputError
 from vs3r.types import Frame
 
 
@@ -31,6 +33,19 @@ def resolve(root: str | None, name: str) -> Path:
     if not path.is_relative_to(base) or not os.path.isfile(path):
         raise Problem("NOT_FOUND", "FILE_UNKNOWN", "no such file below the server's media root")
     return path
+
+
+@contextmanager
+def media_problems(path: Path, name: str, code: str) -> Iterator[None]:
+    """A file that cannot be used is told of by the client's name for it: where the root lies is no client's business.
+
+    Raises:
+        Problem: with this code, instead of an InputError.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise Problem(code, "MEDIA_UNUSABLE", str(error).replace(str(path), name)) from None
 
 
 class OpenFiles:
@@ -62,8 +77,15 @@ class OpenFiles:
 class FileFrames:
     """Reads a file's frames by their numbers. Safe to use from several threads."""
 
-    def __init__(self, path: Path, opened: OpenFiles) -> None:
+    def __init__(self, path: Path, name: str, opened: OpenFiles) -> None:
+        """
+        Args:
+            path: the file.
+            name: the client's name for it.
+            opened: the files that stay open.
+        """
         self._path = path
+        self._name = name
         self._opened = opened
         self._lock = threading.Lock()
         self._reader: VideoReader | None = None
@@ -75,9 +97,13 @@ class FileFrames:
 
         Frames before the first are decoded and dropped where the reader stands elsewhere. `check` is called before each
         frame; where it raises, the next read goes on from there.
+
+        Raises:
+            Problem: the file is gone, or cannot be used any more.
         """
         try:
-            return self._read(first, last, check)
+            with self._lock, media_problems(self._path, self._name, "FAILED_PRECONDITION"):
+                return self._read(first, last, check)
         finally:
             self._opened.keep(self)
 
@@ -89,21 +115,20 @@ class FileFrames:
 
     def _read(self, first: int, last: int, check: Callable[[], object]) -> list[tuple[int, Frame]]:
         found = []
-        with self._lock:
-            check()  # it may have waited long
-            if self._reader is None or self._next > first:
+        check()  # it may have waited long
+        if self._reader is None or self._next > first:
+            self._close()
+            self._reader = VideoReader(self._path, threads=1)
+            self._frames = enumerate(self._reader)
+        while self._next <= last:
+            check()
+            index, frame = next(self._frames, (-1, None))
+            if frame is None:
                 self._close()
-                self._reader = VideoReader(self._path, threads=1)
-                self._frames = enumerate(self._reader)
-            while self._next <= last:
-                check()
-                index, frame = next(self._frames, (-1, None))
-                if frame is None:
-                    self._close()
-                    break
-                self._next = index + 1
-                if index >= first:
-                    found.append((index, frame))
+                break
+            self._next = index + 1
+            if index >= first:
+                found.append((index, frame))
         return found
 
     def _close(self) -> None:

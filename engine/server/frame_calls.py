@@ -13,10 +13,10 @@ from vs3r.engine.proto.layout import Layout, field_error, layout_message, planar
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server import access
-from vs3r.engine.server.file_frames import FileFrames, resolve
+from vs3r.engine.server.file_frames import FileFrames, media_problems, resolve
 from vs3r.engine.server.guard import guarded_stages
 from vs3r.engine.server.intake import Intake, clip_frames, first_config, frame_error
-from vs3r.engine.server.problems import Malformed, Problem, client_gone, draining
+from vs3r.engine.server.problems import Malformed, client_gone, draining
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.state import State, frame_bytes
 from vs3r.engine.server.stream_run import CREDITS, StreamRun, result_message
@@ -108,11 +108,8 @@ class FrameCalls:
 
     def _analyze_file(self, session: Session, name: str) -> Iterator[pb.AnalyzeResponse]:
         path = resolve(self._state.config.media_root, name)
-        try:
+        with media_problems(path, name, "INVALID_ARGUMENT"):
             reader = VideoReader(path)
-        except Vs3rError as error:
-            # Where the root lies is no client's business.
-            raise Problem("INVALID_ARGUMENT", "MEDIA_UNUSABLE", str(error).replace(str(path), name)) from None
         with reader:
             fmt = reader.info.format
             most = self._state.config.max_frame_pixels
@@ -122,7 +119,7 @@ class FrameCalls:
                 check_source(session.track, fmt)
             self._state.use_layout(session, planar_layout(fmt))
             with session.lock:
-                old, session.file = session.file, FileFrames(path, self._state.files)
+                old, session.file = session.file, FileFrames(path, name, self._state.files)
             if old is not None:
                 old.close()
             if session.track is not None:

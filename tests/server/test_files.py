@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,13 @@ import grpc
 import pytest
 
 from tests.engine.clips import Clip, write_clip
-from tests.server.conftest import CONFIG, FRAMES, Serve, connected, shaky_models, wait_until
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, refusal, shaky_models, wait_until
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, OpenFiles
 from vs3r.engine.server.frame_calls import FrameCalls
 from vs3r.engine.server.problems import Problem, client_gone
+from vs3r.engine.server.serve import Server
 
 CLIP = Clip(frames=24, width=64, height=48, codec="ffv1")
 
@@ -24,6 +30,18 @@ def times_open(path: Path) -> int:
     """How often this process, which is the server's, has a file open."""
     links = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
     return sum(os.readlink(link) == str(path) for link in links if link.is_symlink())
+
+
+@contextmanager
+def no_turns(server: Server) -> Iterator[None]:
+    """Frames that are asked for wait."""
+    turns, drawing = 0, server.state.drawing
+    while drawing.acquire(blocking=False):
+        turns += 1
+    try:
+        yield
+    finally:
+        drawing.release(turns)
 
 
 def test_few_files_stay_open(serve: Serve, tmp_path: Path) -> None:
@@ -63,15 +81,12 @@ def test_nothing_is_drawn_for_who_has_gone(serve: Serve, monkeypatch: pytest.Mon
     with connected(server) as client:
         session = client.create_session("clip", CONFIG).name
         client.analyze_frames(session, FRAMES)
-        turns = 0
-        while server.state.drawing.acquire(blocking=False):
-            turns += 1
-        calls = [client._stubs["GetFrame"].future(pb.GetFrameRequest(session=session, index=i)) for i in range(8)]
-        wait_until(lambda: len(contexts) == 8)
-        for call in calls:
-            call.cancel()
-        wait_until(lambda: not any(context.is_active() for context in contexts))
-        server.state.drawing.release(turns)
+        with no_turns(server):
+            calls = [client._stubs["GetFrame"].future(pb.GetFrameRequest(session=session, index=i)) for i in range(8)]
+            wait_until(lambda: len(contexts) == 8)
+            for call in calls:
+                call.cancel()
+            wait_until(lambda: not any(context.is_active() for context in contexts))
         wait_until(lambda: 'method="GetFrame",code="CANCELLED"} 8' in server.state.page())
         assert drawn == []
         assert client.get_frame(session, 8).sequence == 8
@@ -79,7 +94,7 @@ def test_nothing_is_drawn_for_who_has_gone(serve: Serve, monkeypatch: pytest.Mon
 
 def test_reading_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
     """In the middle of a file, and the next read goes on from there."""
-    file, checks = FileFrames(write_clip(tmp_path / "in.mkv", CLIP), OpenFiles()), list[int]()
+    file, checks = FileFrames(write_clip(tmp_path / "in.mkv", CLIP), "in.mkv", OpenFiles()), list[int]()
 
     def give_up() -> None:
         checks.append(0)
@@ -92,3 +107,45 @@ def test_reading_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
     assert [index for index, _ in file.read(15, 16, lambda: checks.append(0))] == [15, 16]
     assert len(checks) == 1 + 9  # frames 8 to 16
     file.close()
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_a_file_that_was_analysed_and_is_none_any_more(serve: Serve, tmp_path: Path, how: str) -> None:
+    """It is called what the client calls it: where it lies is not for clients."""
+    path = write_clip(tmp_path / "in.mkv", CLIP)
+    server = serve(media_root=str(tmp_path))
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        client.analyze_file(session, "in.mkv")
+        server.state.memory.forget(server.state.sessions.get(session))
+        if how == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(b"\0" * 4096)
+        error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=3))
+        assert (error.code, error.reason) == ("FAILED_PRECONDITION", "MEDIA_UNUSABLE")
+        assert ": in.mkv; check" in str(error)
+        assert str(tmp_path) not in str(error)
+        write_clip(path, CLIP)
+        assert client.get_frame(session, 3).sequence == 3
+
+
+def test_a_shorter_track_comes_while_a_frame_waits_for_its_turn(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, found, frame_index = serve(), threading.Event(), access.frame_index
+
+    def noted(*arguments: Any) -> int:
+        index = frame_index(*arguments)
+        found.set()
+        return index
+
+    monkeypatch.setattr(access, "frame_index", noted)
+    with connected(server) as client, ThreadPoolExecutor() as beside:
+        long, short = (client.create_session(name, CONFIG).name for name in ("long", "short"))
+        client.analyze_frames(long, FRAMES)
+        client.analyze_frames(short, FRAMES[:8])
+        with no_turns(server):
+            waiting = beside.submit(refusal, client, "GetFrame", pb.GetFrameRequest(session=long, index=20))
+            assert found.wait(30)
+            client.upload_track(long, client.download_track(short))
+        error = waiting.result()
+    assert (error.code, error.reason) == ("OUT_OF_RANGE", "NO_SUCH_FRAME")
