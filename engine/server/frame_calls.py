@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -100,13 +100,13 @@ class FrameCalls:
         with self._state.slot(), self._sessions.call(session, context.cancel):
             match config.WhichOneof("source"):
                 case "path":
-                    yield from self._analyze_file(session, config.path)
+                    yield from self._state.taken(self._analyze_file(session, config.path), context)
                 case "frames":
-                    yield from self._analyze_frames(session, config, requests, context)
+                    yield from self._state.taken(self._analyze_frames(session, config, requests, context), context)
                 case _:
                     raise field_error("config.source", "expected path or frames, got neither")
 
-    def _analyze_file(self, session: Session, name: str) -> Iterator[pb.AnalyzeResponse]:
+    def _analyze_file(self, session: Session, name: str) -> Generator[pb.AnalyzeResponse]:
         path = resolve(self._state.config.media_root, name)
         with media_problems(path, name, "INVALID_ARGUMENT"):
             reader = VideoReader(path)
@@ -143,7 +143,7 @@ class FrameCalls:
         config: pb.AnalyzeConfig,
         requests: Iterator[pb.AnalyzeRequest | Pictured | Malformed],
         context: grpc.ServicerContext,
-    ) -> Iterator[pb.AnalyzeResponse]:
+    ) -> Generator[pb.AnalyzeResponse]:
         reused = session.track is not None
         at_once = 0 if reused else CREDITS
         with self._frames_of(session, config.frames, context, at_once=at_once) as (layout, intake, recorder):

@@ -74,6 +74,19 @@ class Session:
             parts.append(repr(self.config.vggt))
         return _digest(*parts)
 
+    def made_track(self) -> CameraTrack:
+        """The track.
+
+        Raises:
+            Problem: the clip is not analysed.
+        """
+        track = self.track
+        if track is None:
+            raise Problem(
+                "FAILED_PRECONDITION", "TRACK_MISSING", "the session has no track yet; call Analyze or Stream first"
+            )
+        return track
+
     def path(self) -> tuple[CameraTrack, list[VirtualCamera]]:
         """Track and smoothed cameras.
 
@@ -81,13 +94,10 @@ class Session:
             Problem: the clip is not analysed.
         """
         with self.lock:
-            if self.track is None:
-                raise Problem(
-                    "FAILED_PRECONDITION", "TRACK_MISSING", "the session has no track yet; call Analyze or Stream first"
-                )
+            track = self.made_track()
             if self.cameras is None:
-                self.cameras = smooth_track(self.track, self.config.smooth)
-            return self.track, self.cameras
+                self.cameras = smooth_track(track, self.config.smooth)
+            return track, self.cameras
 
     def set_track(self, track: CameraTrack, failed: set[int]) -> None:
         """Put a track in the place of the one there was."""

@@ -29,7 +29,7 @@ class ServeConfig:
     memory_mb: int = option(4096, "memory for frames in flight and frames held, in all", low=64, high=1 << 24)
     max_sessions: int = option(256, "sessions in all", low=1, high=100_000)
     max_sessions_per_peer: int = option(64, "sessions that one host may have", low=1, high=100_000)
-    max_streams: int = option(16, "calls that stream frames at once", low=1, high=1000)
+    max_streams: int = option(16, "calls that stream frames or tracks at once", low=1, high=1000)
     max_frame_pixels: int = option(8192 * 4320, "width times height of a frame", low=64 * 64, high=1 << 28)
     max_message_mb: int = option(256, "size of one message", low=1, high=2047)
     session_idle_s: float = option(1800.0, "seconds without a call after which a session is dropped", low=1, high=1e7)

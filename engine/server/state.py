@@ -5,8 +5,8 @@ from __future__ import annotations
 import hmac
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import grpc
 
 Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 _RETRY_S = 5.0
 
@@ -104,7 +105,7 @@ class State:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """One of the calls that may stream frames at once.
+        """One of the calls that may stream frames or tracks at once.
 
         Raises:
             Problem: all are taken.
@@ -114,7 +115,7 @@ class State:
                 raise Problem(
                     "RESOURCE_EXHAUSTED",
                     "STREAMS",
-                    f"{self.config.max_streams} calls that stream frames are running, the most; try again later",
+                    f"{self.config.max_streams} calls that stream are running, the most; try again later",
                     retry_s=_RETRY_S,
                 )
             self._busy += 1
@@ -143,6 +144,16 @@ class State:
             if request is None:
                 return
             yield request
+
+    def taken(self, responses: Generator[Response], context: grpc.ServicerContext) -> Iterator[Response]:
+        """Responses as the client takes them; sweep cuts off one that takes none for too long."""
+        with closing(responses):
+            for response in responses:
+                self._waiting[context] = time.monotonic()
+                try:
+                    yield response
+                finally:
+                    self._waiting.pop(context, None)
 
     @contextmanager
     def running(self, run: StreamRun, context: grpc.ServicerContext, session: Session | None) -> Iterator[None]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.intake import first_config
 from vs3r.engine.server.problems import Malformed, Problem, malformed
+from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.state import State
 from vs3r.engine.server.track_run import analysis_message
 from vs3r.engine.track_file import check_source, load_track, save_track
@@ -30,9 +31,14 @@ class TrackCalls:
         self._sessions = state.sessions
 
     def download_track(
-        self, request: pb.DownloadTrackRequest, _context: grpc.ServicerContext
+        self, request: pb.DownloadTrackRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.DownloadTrackResponse]:
-        track, _ = self._sessions.get(request.session).path()
+        session = self._sessions.get(request.session)
+        with self._state.slot(), self._sessions.call(session, context.cancel):
+            yield from self._state.taken(self._chunks(session), context)
+
+    def _chunks(self, session: Session) -> Generator[pb.DownloadTrackResponse]:
+        track = session.made_track()
         # Written anew: the one in the cache may be gone or going.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "track.vs3r"

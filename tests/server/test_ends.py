@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.engine.test_track_file import make_track
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, message, opening, still_models, wait_until
 from tests.server.relay import BreakingRelay
 from vs3r.engine.client.errors import ServerError
@@ -19,6 +20,7 @@ from vs3r.engine.client.sync import Client
 from vs3r.engine.proto import wire
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.track_file import save_track
 from vs3r.types import Frame
 
 Request = pb.StreamRequest | pb.AnalyzeRequest
@@ -219,3 +221,22 @@ def test_clients_that_send_nothing_are_cut_off(serve: Serve, name: str) -> None:
         assert caught.value.code == "CANCELLED"
         wait_until(lambda: client.status().streams == 0)
         assert client.get_session(session).frame_count == 0
+
+
+def test_clients_that_take_nothing_are_cut_off(serve: Serve, tmp_path: Path) -> None:
+    """Their downloads are bounded as streams are, so that others are still served."""
+    server = serve(max_streams=2, stream_idle_s=1)
+    save_track(make_track(20_000), tmp_path / "long.vs3r")  # more than gRPC sends to who does not read
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        client.upload_track(session, (tmp_path / "long.vs3r").read_bytes())
+        silent = [client._stubs["DownloadTrack"](pb.DownloadTrackRequest(session=session)) for _ in range(2)]
+        wait_until(lambda: client.status().streams == 2)
+        with pytest.raises(ServerError) as caught:
+            client.download_track(session)
+        assert (caught.value.reason, caught.value.retry_s is not None) == ("STREAMS", True)
+        wait_until(lambda: client.status().streams == 0)
+        wait_until(lambda: 'method="DownloadTrack",code="CANCELLED"} 2' in server.state.page())
+        for call in silent:
+            call.cancel()
+        assert len(client.download_track(session)) > 1 << 20
