@@ -10,8 +10,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -140,11 +141,11 @@ class Server:
         if address.startswith("unix:") and _is_taken(address.removeprefix("unix:")):
             raise InputError(f"cannot listen on {address}: taken; choose another")
         try:
-            if self._config.tls_cert is None:
-                port = self._grpc.add_insecure_port(address)
-            else:
-                credentials = _tls_credentials(self._config)
-                port = self._grpc.add_secure_port(address, credentials)
+            with _private_files():
+                if self._config.tls_cert is None:
+                    port = self._grpc.add_insecure_port(address)
+                else:
+                    port = self._grpc.add_secure_port(address, _tls_credentials(self._config))
         except RuntimeError:
             raise InputError(f"cannot listen on {address}: taken, or not of this machine; choose another") from None
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
@@ -260,6 +261,16 @@ def _parser(kind: Any) -> Callable[[bytes], Any]:
             return Malformed()
 
     return parse
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """What is made is for its owner alone, from the first moment on: a socket needs no token."""
+    old = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(old)
 
 
 def _is_taken(path: str) -> bool:

@@ -158,6 +158,18 @@ def test_unix_sockets(serve: Serve, tmp_path: Path) -> None:
         assert len(list(client.stabilize(FRAMES, CONFIG, shared_memory=SharedFrames(FRAMES[0].format)))) == len(FRAMES)
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_a_socket_is_for_its_owner_alone(serve: Serve, tmp_path: Path, umask: int) -> None:
+    """Whoever may connect to it needs no token."""
+    old = os.umask(umask)
+    try:
+        serve(listen=f"unix:{tmp_path}/socket")
+        assert (tmp_path / "socket").stat().st_mode & 0o077 == 0
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(old)
+
+
 def test_health_and_reflection(serve: Serve) -> None:
     server = serve()
     with grpc.insecure_channel(server.address) as channel:
