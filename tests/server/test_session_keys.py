@@ -92,3 +92,14 @@ def test_idle_sessions_expire(serve: Serve) -> None:
         held.used_s -= 2
         server.state.sweep()
         assert refusal(client, "GetSession", pb.GetSessionRequest(name=session)).reason == "SESSION_UNKNOWN"
+
+
+def test_smoothing_changes_for_all_who_have_the_session_and_nobody_else(serve: Serve) -> None:
+    server, smooth = serve(), SmoothConfig(smoothness=0.9, lookahead_frames=2)
+    with connected(server) as one, connected(server) as other, connected(server) as third:
+        session = one.create_session("clip", CONFIG).name
+        assert other.create_session("clip", CONFIG).name == session
+        beside = third.create_session("clip", replace(CONFIG, smooth=replace(smooth, smoothness=0.1))).name
+        one.set_smoothing(session, pb.SmoothConfig(smoothness=0.9))
+        assert other.get_session(session).config.smooth.smoothness == 0.9
+        assert third.get_session(beside).config.smooth.smoothness == 0.1
