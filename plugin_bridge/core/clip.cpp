@@ -49,16 +49,11 @@ void refuse(const std::vector<std::string> &answer) {
 }
 
 Clip::Clip(Settings settings)
-    : settings_(std::move(settings)), frames_helper_(helper_program(), settings_.address), generation_(random_name()) {}
+    : settings_(std::move(settings)), generation_(random_name()), frames_helper_(helper_program(), settings_.address) {}
 
 Clip::~Clip() { cancel(); }
 
-void Clip::send_open(Helper &helper, bool analyse, const Abort &abort) const {
-    std::string generation;
-    {
-        std::lock_guard<std::mutex> held(state_lock_);
-        generation = generation_;
-    }
+void Clip::send_open(Helper &helper, bool analyse, const std::string &generation, const Abort &abort) const {
     const std::string *bytes = settings_.track_bytes.get();
     helper.send({"open", analyse ? "1" : "0", settings_.media, text_of(settings_.smoothness),
                  text_of(settings_.frame_limit), settings_.camera, settings_.fill, settings_.frames, generation,
@@ -66,10 +61,14 @@ void Clip::send_open(Helper &helper, bool analyse, const Abort &abort) const {
     if (bytes != nullptr) helper.send(reinterpret_cast<const std::uint8_t *>(bytes->data()), bytes->size(), abort);
 }
 
-void Clip::become_ready(const std::vector<std::string> &answer) {
+// What the frames' helper was told before an analysis began does not count any more. With state_lock_ held.
+bool Clip::counts(Teller teller) const { return teller == Teller::analysis || opened_ == generation_; }
+
+void Clip::become_ready(Teller teller, const std::vector<std::string> &answer) {
     if (answer[0] != "ready" || answer.size() != 3) refuse(answer);
     std::int64_t total = number(answer, 1);
     std::lock_guard<std::mutex> held(state_lock_);
+    if (!counts(teller)) return;
     done_ = total_ = total;
     identity_ = answer[2];
     state_ = State::ready;
@@ -77,8 +76,9 @@ void Clip::become_ready(const std::vector<std::string> &answer) {
     status_ = (is_saved ? "a saved track: " : "analysed: ") + std::to_string(total) + " frames";
 }
 
-void Clip::settle(State state, const std::string &status) {
+void Clip::settle(Teller teller, State state, const std::string &status) {
     std::lock_guard<std::mutex> held(state_lock_);
+    if (!counts(teller)) return;
     state_ = state;
     status_ = status;
     settled_at_ = std::chrono::steady_clock::now();
@@ -110,15 +110,25 @@ double Clip::progress() const {
     return total_ > 0 ? std::min(static_cast<double>(done_) / static_cast<double>(total_), 1.0) : 0;
 }
 
-void Clip::analyse() {
-    std::lock_guard<std::mutex> held(state_lock_);
-    if (state_ == State::analysing || state_ == State::ready) return;
-    if (analysis_.joinable()) analysis_.join(); // It has settled, so it is ending.
+// With state_lock_ held.
+void Clip::begin_analysis() {
+    generation_ = random_name();
     state_ = State::analysing;
     status_ = "analysing";
     done_ = 0;
-    cancelled_ = false;
-    analysis_ = std::thread(&Clip::run_analysis, this);
+}
+
+void Clip::analyse() {
+    std::thread ending; // The last one, which has settled. It may still want the lock.
+    {
+        std::lock_guard<std::mutex> held(state_lock_);
+        if (state_ == State::analysing || state_ == State::ready) return;
+        begin_analysis();
+        cancelled_ = false;
+        ending.swap(analysis_);
+        analysis_ = std::thread(&Clip::run_analysis, this);
+    }
+    if (ending.joinable()) ending.join();
 }
 
 void Clip::run_analysis() {
@@ -129,7 +139,7 @@ void Clip::run_analysis() {
     // A process of its own: frames can be asked for meanwhile, and ending it cancels.
     Helper helper(helper_program(), settings_.address);
     try {
-        send_open(helper, true, cancelled);
+        send_open(helper, true, "", cancelled);
         for (;;) {
             std::vector<std::string> answer = helper.receive(cancelled);
             if (answer[0] == "progress") {
@@ -139,13 +149,13 @@ void Clip::run_analysis() {
                 total_ = total;
                 continue;
             }
-            become_ready(answer);
+            become_ready(Teller::analysis, answer);
             return;
         }
     } catch (const Aborted &) {
-        settle(State::not_analysed, "cancelled; the source passes through");
+        settle(Teller::analysis, State::not_analysed, "cancelled; the source passes through");
     } catch (const std::exception &error) {
-        settle(State::failed, std::string(error.what()) + " (the source passes through)");
+        settle(Teller::analysis, State::failed, std::string(error.what()) + " (the source passes through)");
     }
 }
 
@@ -178,16 +188,21 @@ void Clip::reload() {
 }
 
 bool Clip::open(const Abort &abort) {
-    if (opened_ && frames_helper_.is_running()) return true;
-    opened_ = false;
-    send_open(frames_helper_, false, abort);
+    {
+        std::lock_guard<std::mutex> held(state_lock_);
+        if (is_open_ && opened_ == generation_ && frames_helper_.is_running()) return true;
+        if (state_ == State::analysing) return false;
+        opened_ = generation_;
+    }
+    is_open_ = false;
+    send_open(frames_helper_, false, opened_, abort);
     std::vector<std::string> answer = frames_helper_.receive(abort);
     if (answer[0] == "unanalysed") {
-        settle(State::not_analysed, "not analysed yet: the source passes through; press Analyse");
+        settle(Teller::frames, State::not_analysed, "not analysed yet: the source passes through; press Analyse");
         return false;
     }
-    become_ready(answer);
-    return opened_ = true;
+    become_ready(Teller::frames, answer);
+    return is_open_ = true;
 }
 
 bool Clip::is_waiting() const {
@@ -199,7 +214,7 @@ bool Clip::is_waiting() const {
 
 void Clip::fail(const std::exception &error) {
     frames_helper_.end();
-    settle(State::failed, std::string(error.what()) + " (the source passes through)");
+    settle(Teller::frames, State::failed, std::string(error.what()) + " (the source passes through)");
     throw Error(error.what());
 }
 
@@ -237,8 +252,9 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shap
         }
         send_missing(answer, *host, attempt > 0, abort);
     }
-    settle(State::failed, "the engine has no room for the frames around this one: start it with a larger --memory-mb "
-                          "(the source passes through)");
+    settle(Teller::frames, State::failed,
+           "the engine has no room for the frames around this one: start it with a larger --memory-mb "
+           "(the source passes through)");
     throw Error(status());
 }
 

@@ -127,17 +127,22 @@ public:
 private:
     using Key = std::tuple<std::int64_t, int, int, Depth, double, bool>;
 
-    void send_open(Helper &helper, bool analyse, const Abort &abort) const;
+    // Who tells how the clip is.
+    enum class Teller { analysis, frames };
+
+    void send_open(Helper &helper, bool analyse, const std::string &generation, const Abort &abort) const;
+    void begin_analysis();
     void run_analysis();
     bool open(const Abort &abort);
     bool is_waiting() const;
     [[noreturn]] void fail(const std::exception &error);
-    void become_ready(const std::vector<std::string> &answer);
+    void become_ready(Teller teller, const std::vector<std::string> &answer);
     std::shared_ptr<const Picture> receive_picture(const std::vector<std::string> &answer, const Shape &shape,
                                                    const Abort &abort);
     void send_missing(const std::vector<std::string> &answer, const HostFrames &host, bool again, const Abort &abort);
     void forget_changed(std::int64_t index, std::uint64_t fingerprint);
-    void settle(State state, const std::string &status);
+    void settle(Teller teller, State state, const std::string &status);
+    bool counts(Teller teller) const;
     std::shared_ptr<const Picture> cached(const Key &key);
     void keep(const Key &key, std::shared_ptr<const Picture> picture);
 
@@ -149,14 +154,15 @@ private:
     bool cancelled_ = false;
     std::chrono::steady_clock::time_point settled_at_;
     std::thread analysis_;
+    std::string generation_; // Of what the engine is asked for: another one when a track or the host's frames may be.
 
     std::mutex frames_lock_; // Held while the engine is asked for a frame; taken before state_lock_.
     Helper frames_helper_;
-    bool opened_ = false;
+    bool is_open_ = false;
+    std::string opened_; // The generation that was opened last; under both locks.
     std::list<std::pair<Key, std::shared_ptr<const Picture>>> cache_; // Newest first; under state_lock_.
     std::size_t cache_bytes_ = 0;
-    std::string generation_;                    // Of the host's frames; under state_lock_, as the next.
-    std::map<std::int64_t, std::uint64_t> sent_; // Fingerprints of those that the engine has got.
+    std::map<std::int64_t, std::uint64_t> sent_; // Fingerprints of the host's frames; under state_lock_.
 };
 
 // What the bridge answered where it should not have: its error, or that it makes no sense.

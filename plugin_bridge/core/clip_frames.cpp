@@ -23,7 +23,10 @@ void Clip::analyse_frames(std::int64_t count, double rate, double pixel_aspect,
                           const std::function<HostFrame(std::int64_t)> &fetch,
                           const std::function<bool(double)> &report) {
     cancel();
-    settle(State::analysing, "analysing");
+    {
+        std::lock_guard<std::mutex> held(state_lock_);
+        begin_analysis();
+    }
     Helper helper(helper_program(), settings_.address);
     std::int64_t index = 0;
     Abort cancelled = [&] { return !report(static_cast<double>(index) / static_cast<double>(count)); };
@@ -38,11 +41,11 @@ void Clip::analyse_frames(std::int64_t count, double rate, double pixel_aspect,
             push(helper, index, fetch(index), cancelled);
         }
         helper.send({"finish"});
-        become_ready(helper.receive(cancelled));
+        become_ready(Teller::analysis, helper.receive(cancelled));
     } catch (const Aborted &) {
-        settle(State::not_analysed, "cancelled; the source passes through");
+        settle(Teller::analysis, State::not_analysed, "cancelled; the source passes through");
     } catch (const std::exception &error) {
-        settle(State::failed, std::string(error.what()) + " (the source passes through)");
+        settle(Teller::analysis, State::failed, std::string(error.what()) + " (the source passes through)");
     }
 }
 
@@ -83,7 +86,7 @@ void Clip::forget_changed(std::int64_t index, std::uint64_t fingerprint) {
 void Clip::forget_frames() {
     std::lock_guard<std::mutex> held(frames_lock_);
     std::lock_guard<std::mutex> state_held(state_lock_);
-    opened_ = false;
+    is_open_ = false;
     generation_ = random_name();
     sent_.clear();
     cache_.clear();

@@ -172,6 +172,35 @@ void an_analysis_is_cancelled_at_once() {
     EXPECT(clip.state() == State::analysing);
 }
 
+// Opened before the analysis began: what the frames' bridge says then is old.
+void an_opening_that_is_overtaken_by_an_analysis_tells_nothing() {
+    auto allow = [](const char *what) { std::ofstream(folder / what).flush(); };
+    for (bool is_analysed_first : {false, true}) {
+        for (const char *name : {"started", "held.opened", "held.analysed", "held.done"})
+            std::filesystem::remove(folder / name);
+        Clip clip(settings("held"));
+        std::thread opening([&] { EXPECT(clip.frame(3, {4, 2, Depth::byte}, nullptr) == nullptr); });
+        while (lines("started", "0 held") == 0) std::this_thread::yield();
+        clip.analyse();
+        if (is_analysed_first) {
+            allow("held.analysed");
+            clip.wait(1 << 20, nullptr);
+            // As the engine has answered it before.
+            std::filesystem::remove(folder / "held.done");
+        }
+        allow("held.opened");
+        opening.join();
+        EXPECT(clip.state() == (is_analysed_first ? State::ready : State::analysing));
+        // Nor does it hang.
+        clip.analyse();
+        allow("held.analysed");
+        allow("held.done");
+        clip.wait(1 << 20, nullptr);
+        EXPECT(clip.state() == State::ready);
+        EXPECT(shows(clip.frame(3, {4, 2, Depth::byte}, nullptr), 3));
+    }
+}
+
 void a_frame_is_aborted_at_once() {
     Clip clip(settings("hangs"));
     int asked = 0;
@@ -310,6 +339,7 @@ int main(int, char **arguments) {
     a_missing_bridge_is_told_in_words();
     a_clip_that_was_analysed_elsewhere_is_looked_at_again();
     an_analysis_is_cancelled_at_once();
+    an_opening_that_is_overtaken_by_an_analysis_tells_nothing();
     a_frame_is_aborted_at_once();
     frames_of_the_host_are_sent_once();
     what_the_host_cannot_give_is_told_in_words();
