@@ -88,9 +88,9 @@ public:
             push(fields);
         else if (asked == "finish" && is_analysis_)
             ready(engine().finish_analysis());
-        else if (asked == "frame" && fields.size() == 7 && frames_ > 0)
+        else if (asked == "frame" && fields.size() == 8 && frames_ > 0)
             frame(std::stoull(fields[1]), std::stoi(fields[2]), std::stoi(fields[3]), std::stoi(fields[4]),
-                  std::stod(fields[5]), fields[6] == "1");
+                  std::stod(fields[5]), fields[6] == "1", std::stod(fields[7]));
         else if (asked == "warp" && fields.size() == 2 && frames_ > 0)
             warp(std::stoull(fields[1]));
         else if (asked == "track" && frames_ > 0)
@@ -151,7 +151,8 @@ private:
         }
     }
 
-    void frame(std::uint64_t index, int width, int height, int bytes, double pixel_aspect, bool is_upright) {
+    void frame(std::uint64_t index, int width, int height, int bytes, double pixel_aspect, bool is_upright,
+               double stretch) {
         vs3r::Ranges missing;
         // Some hosts ask beyond the clip.
         auto response = kept([&] { return engine_->frame(std::min(index, frames_ - 1), &missing); });
@@ -164,7 +165,8 @@ private:
         const vs3r::v1::FrameFormat &format = response->format();
         int turned_deg = is_upright ? engine_->rotation_deg() : 0;
         bool is_across = turned_deg % 180 != 0;
-        if (pixel_aspect > 0) std::tie(width, height) = vs3r::fitted(format, width, height, pixel_aspect, is_across);
+        if (pixel_aspect > 0)
+            std::tie(width, height) = vs3r::fitted(format, width, height, pixel_aspect, is_across, stretch);
         vs3r::rgba(format, response->frame().data(), is_across ? height : width, is_across ? width : height, bytes,
                    turned_deg == 0 ? &pixels_ : &coded_);
         if (turned_deg != 0) vs3r::turn(coded_, width, height, bytes, turned_deg, &pixels_);

@@ -266,7 +266,8 @@ void resize(std::string &pixels, int from_width, int from_height, int bytes, int
     pixels.assign(result.begin(), result.end());
 }
 
-std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect, bool is_across) {
+std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect, bool is_across,
+                           double stretch) {
     double own = static_cast<double>(format.width()) / format.height();
     const vs3r::v1::Rational &own_pixel = format.pixel_aspect();
     if (own_pixel.numerator() > 0 && own_pixel.denominator() > 0)
@@ -274,6 +275,7 @@ std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int h
     if (is_across) own = 1 / own;
     int across = std::min(width, static_cast<int>(std::lround(height * own / pixel_aspect)));
     int down = std::min(height, static_cast<int>(std::lround(width * pixel_aspect / own)));
+    if (across >= (1 - stretch) * width && down >= (1 - stretch) * height) return {width, height};
     // Shapes that differ by less than a pixel or two are roundings of the same.
     return {width - across < 2 ? width : std::max(across, 1), height - down < 2 ? height : std::max(down, 1)};
 }

@@ -220,11 +220,11 @@ void Clip::fail(const std::exception &error) {
 
 std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shape, const Abort &abort,
                                            const HostFrames *host) {
-    const auto [width, height, depth, pixel_aspect, is_upright] = shape;
+    const auto [width, height, depth, pixel_aspect, is_upright, stretch] = shape;
     if (width < 1 || height < 1 || width > kLargestSide || height > kLargestSide)
         throw Error("expected a picture of 1 to 32768 pixels a side, got " + std::to_string(width) + "x" +
                     std::to_string(height));
-    Key key(std::max<std::int64_t>(index, 0), width, height, depth, pixel_aspect, is_upright);
+    Key key(std::max<std::int64_t>(index, 0), width, height, depth, pixel_aspect, is_upright, stretch);
     if (host != nullptr) forget_changed(index, host->shown);
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
         if (auto found = cached(key)) return found;
@@ -237,7 +237,7 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shap
                 if (!open(abort)) return nullptr;
                 frames_helper_.send({"frame", std::to_string(std::get<0>(key)), std::to_string(width),
                                      std::to_string(height), std::to_string(static_cast<int>(depth)),
-                                     text_of(pixel_aspect), is_upright ? "1" : "0"});
+                                     text_of(pixel_aspect), is_upright ? "1" : "0", text_of(stretch)});
                 answer = frames_helper_.receive(abort);
                 if (answer[0] != "missing" || host == nullptr) {
                     auto picture = receive_picture(answer, shape, abort);

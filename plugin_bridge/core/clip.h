@@ -47,6 +47,7 @@ struct Shape {
     Depth depth = Depth::byte;
     double pixel_aspect = 0; // Width of one of its pixels over the height; 0: the frame is stretched to fill it all.
     bool is_upright = false; // A clip whose file says that it is turned is shown so.
+    double stretch = 0;      // Share of a side by which it may be stretched to fill the shape all the same.
 };
 
 // RGBA, top row first, no gaps. Opaque where it comes from a file; else alpha is as the host's frames have it.
@@ -125,7 +126,7 @@ public:
     static constexpr std::size_t kCacheBytes = std::size_t{256} << 20;
 
 private:
-    using Key = std::tuple<std::int64_t, int, int, Depth, double, bool>;
+    using Key = std::tuple<std::int64_t, int, int, Depth, double, bool, double>;
 
     // Who tells how the clip is.
     enum class Teller { analysis, frames };

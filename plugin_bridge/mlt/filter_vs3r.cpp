@@ -26,6 +26,8 @@ using vs3r::Settings;
 using vs3r::State;
 
 constexpr auto kAll = std::numeric_limits<std::int64_t>::max();
+// Sides of proxies are rounded, to as much as 16 pixels.
+constexpr double kProxyStretch = 0.05;
 
 // What is asked below for a host that wants `format`. MLT has pictures deeper than 8 bits with alpha since 7.34.
 #if LIBMLT_VERSION_INT >= (7 << 16) + (34 << 8)
@@ -209,7 +211,7 @@ Rectangle content(mlt_frame frame, const Source &source, int width, int height) 
 std::uint8_t as_host(std::uint8_t value) { return value; }
 std::uint16_t as_host(std::uint16_t value) { return static_cast<std::uint16_t>((value * 256u + 128u) / 257u); }
 
-// Colour goes over the host's picture; its alpha stays.
+// Colour goes over the host's picture; its alpha stays. The picture is as large as the place, when turned.
 template <typename Sample>
 void lay(const vs3r::Picture &picture, int turn, std::uint8_t *to, int width, const Rectangle &at) {
     const auto *pixels = reinterpret_cast<const Sample *>(picture.bytes.data());
@@ -251,9 +253,12 @@ std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip 
     }
     bool is_turned = source.rotation_deg == 90 || source.rotation_deg == 270;
     vs3r::Shape shape{is_turned ? at.height : at.width, is_turned ? at.width : at.height, depth};
-    if (source.is_proxy) shape.pixel_aspect = source.display_aspect * at.height / at.width;
+    if (source.is_proxy) {
+        shape.pixel_aspect = source.display_aspect * at.height / at.width;
+        shape.stretch = kProxyStretch;
+    }
     auto picture = clip.frame(source.index, shape, nullptr);
-    if (picture != nullptr && (picture->width < 0.95 * shape.width || picture->height < 0.95 * shape.height))
+    if (picture != nullptr && (picture->width != shape.width || picture->height != shape.height))
         throw vs3r::Error("the proxy has another shape than its file, which may be turned: the source passes through");
     return picture;
 }

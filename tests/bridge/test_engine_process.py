@@ -80,7 +80,7 @@ def test_one_engine_serves_all_and_ends_after_the_last(
 
 def test_requests_that_make_no_sense_are_answered(engine_environment: dict[str, str], tmp_path: Path) -> None:
     with bridge(engine_environment) as line:
-        assert "makes no sense" in ask(line, "frame", "1", "2", "2", "1", "0", "0")
+        assert "makes no sense" in ask(line, "frame", "1", "2", "2", "1", "0", "0", "0")
         assert "makes no sense" in ask(line, "\xff", "open")
         missing = ask(line, *opening_of(tmp_path / "none.mp4"))
         assert missing.startswith("error\tcannot read the clip")
@@ -185,7 +185,7 @@ def test_a_session_that_has_expired_is_opened_again(engine_environment: dict[str
         with Client(f"unix:{engine_environment['XDG_RUNTIME_DIR']}/vs3r/engine.sock") as client:
             for session in client.list_sessions():
                 client.delete_session(session.name)
-        assert ask(line, "frame", "3", "4", "2", "1", "0", "0") == "frame\t4\t2\t32\n"
+        assert ask(line, "frame", "3", "4", "2", "1", "0", "0", "0") == "frame\t4\t2\t32\n"
 
 
 def test_analyses_at_once_do_not_mix(engine_environment: dict[str, str], tmp_path: Path) -> None:

@@ -126,21 +126,39 @@ def test_a_clip_whose_time_is_remapped(
 
 
 def test_a_proxy_shows_its_file(melt: Host, analysed: Analysed, tmp_path: Path) -> None:
-    proxy = tmp_path / "proxy.mkv"
-    with av.open(str(proxy), "w") as out, av.open(str(analysed.clip)) as file:
-        video = out.add_stream("libx264", rate=25, options={"crf": "20"})
-        video.width, video.height, video.pix_fmt = WIDTH // 2, HEIGHT // 2, "yuv420p"
-        for frame in file.decode(video=0):
-            out.mux(video.encode(frame.reformat(WIDTH // 2, HEIGHT // 2)))
-        out.mux(video.encode(None))
     for name in ("kdenlive:originalurl", "shotcut:resource"):
-        project = tmp_path / "project.mlt"
-        project.write_text(
-            f'<mlt><producer id="clip"><property name="resource">{proxy}</property>'
-            f'<property name="{name}">{analysed.clip}</property>'
-            '<filter><property name="mlt_service">vs3r</property></filter></producer></mlt>'
-        )
+        project = on_proxy(tmp_path, analysed.clip, WIDTH // 2, HEIGHT // 2, name)
         assert near(melt.render(*profile(tmp_path, WIDTH, HEIGHT), str(project)), analysed.steady)
+
+
+def on_proxy(folder: Path, clip: Path, width: int, height: int, name: str = "kdenlive:originalurl") -> Path:
+    """A project with the filter on a clip's proxy; name: of the property that tells the clip."""
+    proxy, project = folder / "proxy.mkv", folder / "project.mlt"
+    with av.open(str(proxy), "w") as out, av.open(str(clip)) as file:
+        video = out.add_stream("libx264", rate=25, options={"crf": "20"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        for frame in file.decode(video=0):
+            out.mux(video.encode(frame.reformat(width, height)))
+        out.mux(video.encode(None))
+    project.write_text(
+        f'<mlt><producer id="clip"><property name="resource">{proxy}</property>'
+        f'<property name="{name}">{clip}</property>'
+        '<filter><property name="mlt_service">vs3r</property></filter></producer></mlt>'
+    )
+    return project
+
+
+@pytest.mark.parametrize(("width", "height", "shown"), [(WIDTH, HEIGHT + 2, 66), (WIDTH + 4, HEIGHT, 61)])
+def test_a_proxy_that_is_rounded_is_filled(
+    melt: Host, analysed: Analysed, tmp_path: Path, width: int, height: int, shown: int
+) -> None:
+    """Taller and wider than its file; shown: rows of it on the timeline."""
+    project = on_proxy(tmp_path, analysed.clip, width, height)
+    found = melt.render(*profile(tmp_path, WIDTH, WIDTH), str(project))
+    top = (WIDTH - shown) // 2
+    steady = np.stack([cv2.resize(frame, (WIDTH, shown)) for frame in analysed.steady])
+    # Rows of colour in 4:2:0 reach over the edge.
+    assert near(found[:, top + 2 : top + shown - 2], steady[:, 2:-2], SCALED)
 
 
 def test_a_track_file_is_for_its_clip_on_any_machine(
