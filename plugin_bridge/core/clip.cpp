@@ -112,7 +112,7 @@ double Clip::progress() const {
 
 // With state_lock_ held.
 void Clip::begin_analysis() {
-    generation_ = random_name();
+    forget();
     state_ = State::analysing;
     status_ = "analysing";
     done_ = 0;
@@ -183,8 +183,17 @@ void Clip::wait(std::int64_t frame, const Abort &abort) {
 void Clip::reload() {
     std::lock_guard<std::mutex> held(state_lock_);
     if (state_ == State::analysing) return;
+    forget();
     state_ = State::unknown;
     status_ = "not looked at yet";
+}
+
+// What is drawn and open is of something else. With state_lock_ held.
+void Clip::forget() {
+    generation_ = random_name();
+    sent_.clear();
+    cache_.clear();
+    cache_bytes_ = 0;
 }
 
 bool Clip::open(const Abort &abort) {
@@ -286,6 +295,7 @@ std::shared_ptr<const Picture> Clip::cached(const Key &key) {
 
 void Clip::keep(const Key &key, std::shared_ptr<const Picture> picture) {
     std::lock_guard<std::mutex> held(state_lock_);
+    if (opened_ != generation_) return; // Drawn before something changed.
     cache_bytes_ += picture->bytes.size();
     cache_.emplace_front(key, std::move(picture));
     while (cache_bytes_ > kCacheBytes && cache_.size() > 1) {

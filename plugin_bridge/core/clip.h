@@ -96,7 +96,7 @@ public:
                         const std::function<HostFrame(std::int64_t)> &fetch, const std::function<bool(double)> &report);
     // Until the analysis has ended, or `frame` frames of it are done; throws Aborted.
     void wait(std::int64_t frame, const Abort &abort);
-    // After a failure, or when the file may have been analysed elsewhere: look again.
+    // After a failure, or when the file may be another or analysed elsewhere: look again.
     void reload();
 
     // Finds out whether it is analysed.
@@ -133,6 +133,7 @@ private:
 
     void send_open(Helper &helper, bool analyse, const std::string &generation, const Abort &abort) const;
     void begin_analysis();
+    void forget();
     void run_analysis();
     bool open(const Abort &abort);
     bool is_waiting() const;

@@ -86,11 +86,7 @@ void Clip::forget_changed(std::int64_t index, std::uint64_t fingerprint) {
 void Clip::forget_frames() {
     std::lock_guard<std::mutex> held(frames_lock_);
     std::lock_guard<std::mutex> state_held(state_lock_);
-    is_open_ = false;
-    generation_ = random_name();
-    sent_.clear();
-    cache_.clear();
-    cache_bytes_ = 0;
+    forget();
 }
 
 void Clip::look(const Abort &abort) {

@@ -159,6 +159,12 @@ void a_clip_that_was_analysed_elsewhere_is_looked_at_again() {
     clip.reload();
     EXPECT(shows(clip.frame(1, {4, 4, Depth::byte}, nullptr), 1));
     EXPECT(clip.state() == State::ready);
+    // Also where it was ready before: the file may be another.
+    clip.reload();
+    int opened = lines("started"), drawn = lines("drawn", "1");
+    EXPECT(shows(clip.frame(1, {4, 4, Depth::byte}, nullptr), 1));
+    EXPECT(clip.state() == State::ready && has(clip.status(), "analysed"));
+    EXPECT(lines("started") == opened + 1 && lines("drawn", "1") == drawn + 1);
 }
 
 void an_analysis_is_cancelled_at_once() {

@@ -315,6 +315,16 @@ def test_a_copied_effect_takes_the_clip_that_it_lies_on(host: OfxHost, analysed:
     assert near(luma_of(host.render(instance, 3.0, grey())), analysed.steady[3])
 
 
+def test_a_file_that_was_replaced_is_analysed_and_shown(host: OfxHost, analysed: Clip, tmp_path: Path) -> None:
+    path, other = tmp_path / "clip.mp4", make_clip(tmp_path / "other.mp4", seed=8)
+    path.write_bytes(analysed.path.read_bytes())
+    instance = on_clip(host, path)
+    assert near(luma_of(host.render(instance, 5.0, grey())), analysed.steady[5])
+    other.rename(path)
+    host.change(instance, analyse=None)
+    assert near(luma_of(host.render(instance, 5.0, grey())), stabilize(path, tmp_path / "steady.mkv")[5])
+
+
 def test_what_is_not_analysed_passes_through_and_says_so(host: OfxHost, clip: Path) -> None:
     nameless = host.instance()
     assert untouched(host.render(nameless, 0.0, grey()), grey())
