@@ -233,8 +233,8 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shap
     if (width < 1 || height < 1 || width > kLargestSide || height > kLargestSide)
         throw Error("expected a picture of 1 to 32768 pixels a side, got " + std::to_string(width) + "x" +
                     std::to_string(height));
-    Key key(std::max<std::int64_t>(index, 0), width, height, depth, pixel_aspect, is_upright, stretch);
-    if (host != nullptr) forget_changed(index, host->shown);
+    const std::uint64_t fingerprint = host != nullptr ? host->shown : 0;
+    Key key(std::max<std::int64_t>(index, 0), fingerprint, width, height, depth, pixel_aspect, is_upright, stretch);
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
         if (auto found = cached(key)) return found;
         std::vector<std::string> answer;
@@ -243,6 +243,7 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shap
             if (auto found = cached(key)) return found; // Another thread wanted it too.
             if (is_waiting()) return nullptr;
             try {
+                if (host != nullptr) forget_changed(index, fingerprint);
                 if (!open(abort)) return nullptr;
                 frames_helper_.send({"frame", std::to_string(std::get<0>(key)), std::to_string(width),
                                      std::to_string(height), std::to_string(static_cast<int>(depth)),
@@ -259,7 +260,7 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shap
                 fail(error);
             }
         }
-        send_missing(answer, *host, attempt > 0, abort);
+        send_missing(answer, *host, index, attempt > 0, abort);
     }
     settle(Teller::frames, State::failed,
            "the engine has no room for the frames around this one: start it with a larger --memory-mb "

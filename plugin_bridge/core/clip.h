@@ -21,7 +21,7 @@ namespace vs3r {
 struct Settings {
     std::string media;         // Path of the file; empty: the host gives the frames.
     std::string frames;        // The plugin's name for frames of the host, and what may differ between its pictures of one
-    std::string variant;       // frame: size and depth.
+    std::string variant;       // frame: size, depth and who shows it.
     std::string track;         // Name of a saved track that is used; empty: the engine's own of this clip.
     std::string track_of;      // What it was made of, as Clip::identity says; empty where that is not known.
     std::shared_ptr<const std::string> track_bytes; // The .vs3r file; what its name says.
@@ -126,7 +126,7 @@ public:
     static constexpr std::size_t kCacheBytes = std::size_t{256} << 20;
 
 private:
-    using Key = std::tuple<std::int64_t, int, int, Depth, double, bool, double>;
+    using Key = std::tuple<std::int64_t, std::uint64_t, int, int, Depth, double, bool, double>;
 
     // Who tells how the clip is.
     enum class Teller { analysis, frames };
@@ -141,7 +141,8 @@ private:
     void become_ready(Teller teller, const std::vector<std::string> &answer);
     std::shared_ptr<const Picture> receive_picture(const std::vector<std::string> &answer, const Shape &shape,
                                                    const Abort &abort);
-    void send_missing(const std::vector<std::string> &answer, const HostFrames &host, bool again, const Abort &abort);
+    void send_missing(const std::vector<std::string> &answer, const HostFrames &host, std::int64_t shown, bool again,
+                      const Abort &abort);
     void forget_changed(std::int64_t index, std::uint64_t fingerprint);
     void settle(Teller teller, State state, const std::string &status);
     bool counts(Teller teller) const;

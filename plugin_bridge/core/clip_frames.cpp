@@ -49,19 +49,22 @@ void Clip::analyse_frames(std::int64_t count, double rate, double pixel_aspect,
     }
 }
 
-// `again`: also those that were sent before, which the engine has dropped.
-void Clip::send_missing(const std::vector<std::string> &answer, const HostFrames &host, bool again, const Abort &abort) {
+// `shown`: the frame that is wanted. `again`: also those that were sent before, which the engine has dropped.
+void Clip::send_missing(const std::vector<std::string> &answer, const HostFrames &host, std::int64_t shown, bool again,
+                        const Abort &abort) {
     for (std::size_t at = 1; at + 1 < answer.size(); at += 2)
         for (std::int64_t index = number(answer, at); index <= number(answer, at + 1); ++index) {
+            std::string generation;
             {
                 std::lock_guard<std::mutex> held(state_lock_);
                 if (!again && sent_.count(index) != 0) continue;
+                generation = generation_;
             }
             if (abort && abort()) throw Aborted();
             HostFrame frame = host.fetch(index);
             std::lock_guard<std::mutex> held(frames_lock_);
             try {
-                if (!open(abort)) return;
+                if (!open(abort) || opened_ != generation) return;
                 push(frames_helper_, index, frame, abort);
             } catch (const Aborted &) {
                 throw;
@@ -69,18 +72,15 @@ void Clip::send_missing(const std::vector<std::string> &answer, const HostFrames
                 fail(error);
             }
             std::lock_guard<std::mutex> state_held(state_lock_);
-            sent_[index] = frame.fingerprint;
+            // Some hosts never give the same picture twice.
+            if (opened_ == generation_) sent_[index] = index == shown ? host.shown : frame.fingerprint;
         }
 }
 
 void Clip::forget_changed(std::int64_t index, std::uint64_t fingerprint) {
-    bool has_changed = false;
-    {
-        std::lock_guard<std::mutex> held(state_lock_);
-        auto sent = sent_.find(index);
-        has_changed = sent != sent_.end() && sent->second != fingerprint;
-    }
-    if (has_changed) forget_frames();
+    std::lock_guard<std::mutex> held(state_lock_);
+    auto sent = sent_.find(index);
+    if (sent != sent_.end() && sent->second != fingerprint) forget();
 }
 
 void Clip::forget_frames() {

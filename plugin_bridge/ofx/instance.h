@@ -38,7 +38,7 @@ public:
     std::shared_ptr<const SavedTrack> loaded(const std::string &path);
     // True where it is not what was said last.
     bool says(const std::string &message);
-    // For frames of the host that no analysis has named.
+    // For frames of the host: what no other instance is called.
     const std::string &name() const { return name_; }
 
 private:

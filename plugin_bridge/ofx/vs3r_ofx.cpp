@@ -64,10 +64,11 @@ struct Rendering {
         return {whole.x2 - whole.x1, whole.y2 - whole.y1, depth_of(output.channel()), aspect, is_file};
     }
 
+    // What lies before two instances may differ, as where an effect was copied.
     std::string variant() const {
         if (work.way != Way::frames) return "";
         Shape wanted = shape();
-        return std::to_string(wanted.width) + "x" + std::to_string(wanted.height) + "x" +
+        return instance_of(effect)->name() + ' ' + std::to_string(wanted.width) + "x" + std::to_string(wanted.height) + "x" +
                std::to_string(static_cast<int>(wanted.depth));
     }
 

@@ -255,6 +255,26 @@ void frames_of_the_host_are_sent_once() {
     EXPECT(shows(wanted(7, 1007), 107) && lines("pushed", "6") == 3);
 }
 
+// Two renders of one frame at once, between which something before the effect was changed.
+void each_render_gets_the_frames_that_it_was_given() {
+    Clip clip(of_host("host"));
+    auto changed = [](std::int64_t index) {
+        vs3r::HostFrame frame = host_frame(index);
+        frame.fingerprint += 1000;
+        frame.bytes.assign(16, static_cast<std::uint8_t>(200 + index));
+        return frame;
+    };
+    vs3r::HostFrames after{changed, 2005};
+    bool is_changed = false;
+    auto fetch = [&](std::int64_t index) {
+        if (!std::exchange(is_changed, true)) EXPECT(shows(clip.frame(5, {4, 4}, nullptr, &after), 205));
+        return host_frame(index);
+    };
+    vs3r::HostFrames before{fetch, 1005};
+    EXPECT(shows(clip.frame(5, {4, 4}, nullptr, &before), 105));
+    EXPECT(is_changed && shows(clip.frame(5, {4, 4}, nullptr, &after), 205));
+}
+
 void what_the_host_cannot_give_is_told_in_words() {
     Clip clip(of_host("host nothing"));
     vs3r::HostFrames host{[](std::int64_t) -> vs3r::HostFrame { throw vs3r::Error("no such frame"); }, 0};
@@ -348,6 +368,7 @@ int main(int, char **arguments) {
     an_opening_that_is_overtaken_by_an_analysis_tells_nothing();
     a_frame_is_aborted_at_once();
     frames_of_the_host_are_sent_once();
+    each_render_gets_the_frames_that_it_was_given();
     what_the_host_cannot_give_is_told_in_words();
     an_analysis_of_frames_is_made_and_cancelled();
     a_track_and_a_warp_are_got();

@@ -257,6 +257,28 @@ def test_an_effect_before_it_that_changes_is_seen(host: OfxHost, footage: Footag
     assert len(host.fetched) > before
 
 
+def test_copies_on_different_grades_do_not_mix(host: OfxHost, footage: Footage, state: str) -> None:
+    """The second is drawn while the first one's frames are fetched."""
+    dark = footage.pictures.copy()
+    dark[..., :3] //= 2
+    first, second = on_frames(host, footage.pictures, track=state), on_frames(host, dark, track=state)
+    source = first.parts["Source"]
+    drawn: list[Array] = []
+    frames = source.frames
+    assert frames is not None
+
+    def frame(time: float) -> Array | None:
+        if not drawn and len(host.fetched) > 0:
+            with ThreadPoolExecutor(1) as pool:
+                drawn.append(pool.submit(show, host, second, 12).result())
+        return frames(time)
+
+    source.frames = frame
+    found = show(host, first, 12)
+    assert difference(found, footage.steady[12]) < NEAR
+    assert difference(drawn[0], footage.steady[12] // 2) < NEAR
+
+
 def test_what_is_not_analysed_passes_through(host: OfxHost, footage: Footage) -> None:
     for unanalysed in (0, 1):
         instance = on_frames(host, footage.pictures, unanalysed=unanalysed)
