@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -175,12 +176,20 @@ public:
         return !std::exchange(is_started_, true);
     }
 
+    // What `end` gives, which is asked once: MLT shows the last frame again.
+    std::string outcome(const std::function<std::string()> &end) {
+        std::lock_guard<std::mutex> held(lock_);
+        if (!outcome_) outcome_ = end();
+        return *outcome_;
+    }
+
 private:
     std::mutex lock_;
     Settings settings_;
     std::shared_ptr<Clip> clip_;
     std::shared_ptr<const SavedTrack> track_;
     std::string stamp_;
+    std::optional<std::string> outcome_;
     bool is_started_ = false;
 };
 
@@ -228,20 +237,34 @@ void lay(const vs3r::Picture &picture, int turn, std::uint8_t *to, int width, co
         }
 }
 
-// Analysis keeps pace with the host's frames, so that its progress is the host's.
-void analyse(mlt_filter filter, mlt_frame frame, Holder &holder, Clip &clip, const Source &source) {
-    mlt_properties properties = MLT_FILTER_PROPERTIES(filter);
+// What an analysis leaves in the project, and where it is asked to. Gives the status.
+std::string finish(mlt_properties properties, Clip &clip) {
+    if (clip.state() != State::ready) throw vs3r::Error(clip.status());
+    std::string filename = text_of(properties, "filename");
+    if (!filename.empty()) {
+        auto bytes = clip.track(nullptr);
+        if (bytes == nullptr)
+            throw vs3r::Error("the engine has lost the clip's analysis: '" + filename + "' is not written; analyse it again");
+        vs3r::save_track(*bytes, filename);
+    }
+    mlt_properties_set(properties, "results", clip.identity().c_str());
+    return clip.status();
+}
+
+// Analysis keeps pace with the host's frames, so that its progress is the host's. Gives the status.
+std::string analyse(mlt_filter filter, mlt_frame frame, Holder &holder, Clip &clip, const Source &source) {
     if (holder.start()) clip.analyse();
     bool is_last = mlt_filter_get_position(filter, frame) + 1 >= mlt_filter_get_length2(filter, frame);
     clip.wait(is_last ? kAll : source.index, nullptr);
-    if (!is_last) return;
-    if (clip.state() != State::ready) {
-        mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", clip.status().c_str());
-        return;
-    }
-    std::string filename = text_of(properties, "filename");
-    if (!filename.empty()) vs3r::save_track(*clip.track(nullptr), filename);
-    mlt_properties_set(properties, "results", clip.identity().c_str());
+    if (!is_last) return clip.status();
+    return holder.outcome([&]() -> std::string {
+        try {
+            return finish(MLT_FILTER_PROPERTIES(filter), clip);
+        } catch (const vs3r::Error &failure) {
+            mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", failure.what());
+            return failure.what();
+        }
+    });
 }
 
 std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip &clip, const Source &source,
@@ -282,8 +305,7 @@ int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, i
             clip->reload();
         }
         if (is_analysis) {
-            analyse(filter, frame, holder, *clip, source);
-            mlt_properties_set(properties, "status", clip->status().c_str());
+            mlt_properties_set(properties, "status", analyse(filter, frame, holder, *clip, source).c_str());
             return mlt_frame_get_image(frame, image, format, width, height, writable);
         }
         const mlt_image_format wanted = worked_in(*format);

@@ -161,6 +161,27 @@ def test_a_proxy_that_is_rounded_is_filled(
     assert near(found[:, top + 2 : top + shown - 2], steady[:, 2:-2], SCALED)
 
 
+# Analyses at once, and has nothing when it is asked for it.
+FORGETFUL = """#!/usr/bin/env python3
+import os, socket
+
+stream = socket.socket(fileno=os.dup(0)).makefile("rw")
+for request in stream:
+    stream.write("ready\\t24\\tcontent\\n" if request.startswith("open\\t1") else "unanalysed\\n")
+    stream.flush()
+"""
+
+
+def test_an_analysis_that_the_engine_has_lost_is_told(melt: Host, clip: Path, tmp_path: Path) -> None:
+    bridge, track, out = tmp_path / "bridge", tmp_path / "shaky.vs3r", tmp_path / "job.mlt"
+    bridge.write_text(FORGETFUL)
+    bridge.chmod(0o700)
+    job = ("-attach", "vs3r", "analyze=1", f"filename={track}", "-consumer", f"xml:{out}", "all=1", "real_time=-1")
+    melt.run(str(clip), *job, environment={"VS3R_BRIDGE": str(bridge)})
+    assert not track.exists() and 'name="results"' not in out.read_text()
+    assert "the engine has lost the clip's analysis" in out.read_text()
+
+
 def test_a_track_file_is_for_its_clip_on_any_machine(
     melt: Host, analysed: Analysed, clip: Path, tmp_path: Path
 ) -> None:
