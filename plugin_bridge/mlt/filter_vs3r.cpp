@@ -163,9 +163,10 @@ public:
         std::string stamp = path.empty() ? "" : vs3r::file_stamp(path);
         if (stamp != stamp_) {
             track_ = nullptr;
-            stamp_ = stamp;
+            stamp_.clear(); // One that cannot be read is an error at every frame.
             if (!stamp.empty()) track_ = vs3r::load_track(path);
             if (track_ != nullptr && track_->bytes->empty()) track_ = nullptr;
+            stamp_ = stamp;
         }
         return track_;
     }
@@ -286,50 +287,64 @@ std::shared_ptr<const vs3r::Picture> stabilized(mlt_properties properties, Clip 
     return picture;
 }
 
-int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, int *width, int *height, int writable) {
-    auto filter = static_cast<mlt_filter>(mlt_frame_pop_service(frame));
+void tell(mlt_filter filter, const std::string &status) {
+    mlt_properties_set(MLT_FILTER_PROPERTIES(filter), "status", status.c_str());
+}
+
+void fail(mlt_filter filter, const std::string &failure) {
+    mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", failure.c_str());
+    tell(filter, failure);
+}
+
+// The clip whose picture is to be drawn; null where the source's passes through. The status says why.
+std::shared_ptr<Clip> clip_of(mlt_filter filter, mlt_frame frame, const Source &source) {
     mlt_properties properties = MLT_FILTER_PROPERTIES(filter);
     auto &holder = *static_cast<Holder *>(filter->child);
-    try {
-        Source source = source_of(frame);
-        if (source.media.empty()) {
-            mlt_properties_set(properties, "status", "no video file below: the picture passes through; put the effect on a clip");
-            return mlt_frame_get_image(frame, image, format, width, height, writable);
-        }
-        // While it is made anew, the old one does not count.
-        bool is_analysis = mlt_properties_get_int(properties, "analyze") != 0;
-        auto track = is_analysis ? nullptr : holder.track(text_of(properties, "filename"));
-        std::shared_ptr<Clip> clip = holder.clip(settings_of(properties, source.media, track.get()));
-        if (mlt_properties_get_int(properties, "reload")) {
-            mlt_properties_set_int(properties, "reload", 0);
-            clip->reload();
-        }
-        if (is_analysis) {
-            mlt_properties_set(properties, "status", analyse(filter, frame, holder, *clip, source).c_str());
-            return mlt_frame_get_image(frame, image, format, width, height, writable);
-        }
-        const mlt_image_format wanted = worked_in(*format);
-        *format = wanted;
-        int error = mlt_frame_get_image(frame, image, format, width, height, 1);
-        if (error != 0) return error;
-        if (*format != wanted) return 0;
-        try {
-            Rectangle at = content(frame, source, *width, *height);
-            bool is_deep = wanted != mlt_image_rgba;
-            auto depth = is_deep ? vs3r::Depth::half_word : vs3r::Depth::byte;
-            auto picture = stabilized(properties, *clip, source, at, depth);
-            const auto draw = is_deep ? lay<std::uint16_t> : lay<std::uint8_t>;
-            if (picture != nullptr) draw(*picture, source.rotation_deg, *image, *width, at);
-        } catch (const vs3r::Error &failure) {
-            mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", failure.what());
-        }
-        mlt_properties_set(properties, "status", clip->status().c_str());
-        return 0;
-    } catch (const std::exception &failure) {
-        mlt_log_error(MLT_FILTER_SERVICE(filter), "%s\n", failure.what());
-        mlt_properties_set(properties, "status", failure.what());
-        return 1;
+    if (source.media.empty()) {
+        tell(filter, "no video file below: the picture passes through; put the effect on a clip");
+        return nullptr;
     }
+    // While it is made anew, the old one does not count.
+    bool is_analysis = mlt_properties_get_int(properties, "analyze") != 0;
+    auto track = is_analysis ? nullptr : holder.track(text_of(properties, "filename"));
+    std::shared_ptr<Clip> clip = holder.clip(settings_of(properties, source.media, track.get()));
+    if (mlt_properties_get_int(properties, "reload")) {
+        mlt_properties_set_int(properties, "reload", 0);
+        clip->reload();
+    }
+    if (!is_analysis) return clip;
+    tell(filter, analyse(filter, frame, holder, *clip, source));
+    return nullptr;
+}
+
+// Whatever comes, there is a picture: the source's, until something better is there.
+int get_image(mlt_frame frame, std::uint8_t **image, mlt_image_format *format, int *width, int *height, int writable) {
+    auto filter = static_cast<mlt_filter>(mlt_frame_pop_service(frame));
+    Source source;
+    std::shared_ptr<Clip> clip;
+    try {
+        source = source_of(frame);
+        clip = clip_of(filter, frame, source);
+    } catch (const std::exception &failure) {
+        fail(filter, std::string(failure.what()) + " (the source passes through)");
+    }
+    if (clip == nullptr) return mlt_frame_get_image(frame, image, format, width, height, writable);
+    const mlt_image_format wanted = worked_in(*format);
+    *format = wanted;
+    int error = mlt_frame_get_image(frame, image, format, width, height, 1);
+    if (error != 0 || *format != wanted) return error;
+    try {
+        Rectangle at = content(frame, source, *width, *height);
+        bool is_deep = wanted != mlt_image_rgba;
+        auto depth = is_deep ? vs3r::Depth::half_word : vs3r::Depth::byte;
+        auto picture = stabilized(MLT_FILTER_PROPERTIES(filter), *clip, source, at, depth);
+        const auto draw = is_deep ? lay<std::uint16_t> : lay<std::uint8_t>;
+        if (picture != nullptr) draw(*picture, source.rotation_deg, *image, *width, at);
+        tell(filter, clip->status());
+    } catch (const std::exception &failure) {
+        fail(filter, clip->state() == State::failed ? clip->status() : failure.what());
+    }
+    return 0;
 }
 
 mlt_frame process(mlt_filter filter, mlt_frame frame) {

@@ -161,6 +161,14 @@ def test_a_proxy_that_is_rounded_is_filled(
     assert near(found[:, top + 2 : top + shown - 2], steady[:, 2:-2], SCALED)
 
 
+def test_a_track_that_cannot_be_read_leaves_the_source(melt: Host, analysed: Analysed, tmp_path: Path) -> None:
+    folder = f"filename={tmp_path}"
+    found = melt.render(str(analysed.clip), "-attach", "vs3r", folder)
+    assert near(found, melt.render(str(analysed.clip)))
+    words = f"cannot read the track '{tmp_path}'"
+    assert words in status(melt, analysed.clip, None, folder).replace("&apos;", "'")
+
+
 # Analyses at once, and has nothing when it is asked for it.
 FORGETFUL = """#!/usr/bin/env python3
 import os, socket
