@@ -196,6 +196,14 @@ void Clip::forget() {
     cache_bytes_ = 0;
 }
 
+// Another thread's frame may take long. Not by the steady clock: the thread sanitizer does not see such a lock.
+std::unique_lock<std::timed_mutex> Clip::lock_frames(const Abort &abort) {
+    std::unique_lock<std::timed_mutex> held(frames_lock_, std::defer_lock);
+    while (!held.try_lock_until(std::chrono::system_clock::now() + kWait))
+        if (abort && abort()) throw Aborted();
+    return held;
+}
+
 bool Clip::open(const Abort &abort) {
     {
         std::lock_guard<std::mutex> held(state_lock_);
@@ -239,7 +247,7 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shap
         if (auto found = cached(key)) return found;
         std::vector<std::string> answer;
         {
-            std::lock_guard<std::mutex> held(frames_lock_);
+            auto held = lock_frames(abort);
             if (auto found = cached(key)) return found; // Another thread wanted it too.
             if (is_waiting()) return nullptr;
             try {

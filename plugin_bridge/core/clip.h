@@ -133,6 +133,7 @@ private:
 
     void send_open(Helper &helper, bool analyse, const std::string &generation, const Abort &abort) const;
     void begin_analysis();
+    std::unique_lock<std::timed_mutex> lock_frames(const Abort &abort);
     void forget();
     void run_analysis();
     bool open(const Abort &abort);
@@ -159,7 +160,7 @@ private:
     std::thread analysis_;
     std::string generation_; // Of what the engine is asked for: another one when a track or the host's frames may be.
 
-    std::mutex frames_lock_; // Held while the engine is asked for a frame; taken before state_lock_.
+    std::timed_mutex frames_lock_; // Held while the engine is asked for a frame; taken before state_lock_.
     Helper frames_helper_;
     bool is_open_ = false;
     std::string opened_; // The generation that was opened last; under both locks.

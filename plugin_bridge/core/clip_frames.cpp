@@ -62,7 +62,7 @@ void Clip::send_missing(const std::vector<std::string> &answer, const HostFrames
             }
             if (abort && abort()) throw Aborted();
             HostFrame frame = host.fetch(index);
-            std::lock_guard<std::mutex> held(frames_lock_);
+            auto held = lock_frames(abort);
             try {
                 if (!open(abort) || opened_ != generation) return;
                 push(frames_helper_, index, frame, abort);
@@ -84,13 +84,12 @@ void Clip::forget_changed(std::int64_t index, std::uint64_t fingerprint) {
 }
 
 void Clip::forget_frames() {
-    std::lock_guard<std::mutex> held(frames_lock_);
-    std::lock_guard<std::mutex> state_held(state_lock_);
+    std::lock_guard<std::mutex> held(state_lock_);
     forget();
 }
 
 void Clip::look(const Abort &abort) {
-    std::lock_guard<std::mutex> held(frames_lock_);
+    auto held = lock_frames(abort);
     if (is_waiting()) return;
     try {
         open(abort);
@@ -102,7 +101,7 @@ void Clip::look(const Abort &abort) {
 }
 
 std::shared_ptr<const std::string> Clip::track(const Abort &abort) {
-    std::lock_guard<std::mutex> held(frames_lock_);
+    auto held = lock_frames(abort);
     try {
         if (!open(abort)) return nullptr;
         frames_helper_.send({"track"});
@@ -121,7 +120,7 @@ std::shared_ptr<const std::string> Clip::track(const Abort &abort) {
 }
 
 std::shared_ptr<const Warp> Clip::warp(std::int64_t index, const Abort &abort) {
-    std::lock_guard<std::mutex> held(frames_lock_);
+    auto held = lock_frames(abort);
     if (is_waiting()) return nullptr;
     try {
         if (!open(abort)) return nullptr;

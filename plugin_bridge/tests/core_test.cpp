@@ -1,4 +1,5 @@
 // The core against a stand-in for the bridge: core_test FAKE_BRIDGE.
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -219,6 +220,31 @@ void a_frame_is_aborted_at_once() {
     EXPECT(clip.state() != State::failed);
 }
 
+// Neither a host's thread that drops frames nor one whose render is no longer wanted.
+void nobody_waits_for_a_frame_of_another_thread() {
+    Clip clip(settings("hangs"));
+    std::atomic<bool> is_over = false;
+    std::atomic<int> asked = 0;
+    auto abort = [&] { return is_over || ++asked > 250; };
+    std::thread drawing([&] {
+        try {
+            clip.frame(0, {4, 4}, abort);
+            EXPECT(false);
+        } catch (const vs3r::Aborted &) {
+        }
+    });
+    while (clip.state() != State::ready) std::this_thread::yield();
+    clip.forget_frames();
+    try {
+        clip.frame(1, {4, 4}, [] { return true; });
+        EXPECT(false);
+    } catch (const vs3r::Aborted &) {
+    }
+    EXPECT(asked < 250);
+    is_over = true;
+    drawing.join();
+}
+
 vs3r::HostFrame host_frame(std::int64_t index) {
     vs3r::HostFrame frame;
     frame.width = frame.height = 2;
@@ -367,6 +393,7 @@ int main(int, char **arguments) {
     an_analysis_is_cancelled_at_once();
     an_opening_that_is_overtaken_by_an_analysis_tells_nothing();
     a_frame_is_aborted_at_once();
+    nobody_waits_for_a_frame_of_another_thread();
     frames_of_the_host_are_sent_once();
     each_render_gets_the_frames_that_it_was_given();
     what_the_host_cannot_give_is_told_in_words();
