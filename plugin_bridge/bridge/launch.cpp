@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kLookS = 1;
 constexpr int kIdleS = 600;
-constexpr int kMostFiles = 1024;
+constexpr int kLockFile = STDERR_FILENO + 1; // Where the keeper has its lock.
 constexpr const char *kSessions = "1024", *kSessionIdleS = "300";
 
 std::string environment(const char *name) {
@@ -78,9 +78,9 @@ int idle_s() {
     setsid();
     int null = open("/dev/null", O_RDWR);
     for (int file : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null, file);
-    // The bridge's own mark as a user came along, and the host's files may have too.
-    for (int file = STDERR_FILENO + 1; file < kMostFiles; ++file)
-        if (file != keeper) close(file);
+    // The bridge's own mark as a user came along. Where the lock has its number already, dup3 does nothing.
+    dup3(keeper, kLockFile, O_CLOEXEC);
+    closefrom(kLockFile + 1);
     pid_t parent = getpid();
     pid_t engine = fork();
     if (engine == 0) {
@@ -130,7 +130,7 @@ bool is_engine_kept(const std::string &socket) {
 
 void use_engine(const std::string &socket) {
     // Held by the open descriptor until this process ends. While the keeper looks, it is taken for an instant.
-    int file = open((socket + ".users").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    static const int file = open((socket + ".users").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (file >= 0) flock(file, LOCK_SH);
 }
 

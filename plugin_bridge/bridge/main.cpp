@@ -101,8 +101,9 @@ public:
 
 private:
     Engine &engine() {
+        if (engine_ != nullptr) return *engine_;
         if (address_.empty()) vs3r::use_engine(vs3r::own_socket());
-        if (engine_ == nullptr) engine_ = std::make_unique<Engine>(address_);
+        engine_ = std::make_unique<Engine>(address_);
         return *engine_;
     }
 

@@ -52,6 +52,8 @@ void Helper::start() {
     posix_spawn_file_actions_adddup2(&actions, pair[1], STDIN_FILENO);
     // The host's output is the host's own: melt writes pictures to it.
     posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+    // What the host has open is its own, too, however it was opened.
+    posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
     // Hosts block or ignore signals as they like; the child starts with none of that.
     posix_spawnattr_t attributes;
     posix_spawnattr_init(&attributes);

@@ -1,4 +1,7 @@
 // The core against a stand-in for the bridge: core_test FAKE_BRIDGE.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -150,6 +153,18 @@ void a_missing_bridge_is_told_in_words() {
     Clip clip(settings("any"));
     setenv("VS3R_BRIDGE", bridge.c_str(), 1);
     EXPECT(has(error_of(clip), "cannot start /nonexistent/vs3r-bridge"));
+}
+
+void files_of_the_host_are_not_the_bridge_s() {
+    int ends[2];
+    EXPECT(pipe(ends) == 0 && fcntl(ends[0], F_SETFL, O_NONBLOCK) == 0);
+    Clip clip(settings("any"));
+    EXPECT(shows(clip.frame(0, {4, 4}, nullptr), 0));
+    close(ends[1]);
+    // At its end: nobody can write any more.
+    char byte;
+    EXPECT(read(ends[0], &byte, 1) == 0);
+    close(ends[0]);
 }
 
 void a_clip_that_was_analysed_elsewhere_is_looked_at_again() {
@@ -389,6 +404,7 @@ int main(int, char **arguments) {
     equal_settings_share_a_clip_and_others_do_not();
     failures_are_told_in_words();
     a_missing_bridge_is_told_in_words();
+    files_of_the_host_are_not_the_bridge_s();
     a_clip_that_was_analysed_elsewhere_is_looked_at_again();
     an_analysis_is_cancelled_at_once();
     an_opening_that_is_overtaken_by_an_analysis_tells_nothing();

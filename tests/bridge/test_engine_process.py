@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,11 @@ _PATIENCE_S = 100
 
 
 @contextmanager
-def bridge(environment: dict[str, str], address: str = "") -> Iterator[socket.socket]:
-    """A bridge, as a plugin starts it."""
+def bridge(environment: dict[str, str], address: str = "", files: Sequence[int] = ()) -> Iterator[socket.socket]:
+    """A bridge, as a plugin starts it; files: open in it besides."""
     ours, theirs = socket.socketpair()
-    with ours, subprocess.Popen([BUILD / "vs3r-bridge", address], stdin=theirs.fileno(), env=environment) as process:
+    command = [str(BUILD / "vs3r-bridge"), address]
+    with ours, subprocess.Popen(command, stdin=theirs.fileno(), env=environment, pass_fds=files) as process:
         theirs.close()
         ours.settimeout(_PATIENCE_S)
         try:
@@ -131,8 +133,7 @@ def test_what_a_killed_host_has_asked_for_is_left(
     with bridge(engine_environment | {"XDG_RUNTIME_DIR": str(runtime)}) as line:
         assert ask(line, *opening_of(clip)) == "unanalysed\n"
         (engine,) = engines(runtime)
-        (child,) = (int(pid) for pid in Path("/proc/thread-self/children").read_text().split() if is_bridge(int(pid)))
-        ended = os.pidfd_open(child)
+        ended = os.pidfd_open(bridge_process())
         os.kill(engine, signal.SIGSTOP)
         try:
             line.sendall(("\t".join(opening_of(clip, analyse=True)) + "\n").encode())
@@ -142,9 +143,42 @@ def test_what_a_killed_host_has_asked_for_is_left(
             os.kill(engine, signal.SIGKILL)
 
 
-def is_bridge(process: int) -> bool:
-    """Of a child that may be anything."""
-    return b"vs3r-bridge" in Path(f"/proc/{process}/cmdline").read_bytes()
+def bridge_process() -> int:
+    """The bridge among the children, which may be anything."""
+    children = Path("/proc/thread-self/children").read_text().split()
+    (found,) = (pid for pid in children if b"vs3r-bridge" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return int(found)
+
+
+def test_a_bridge_opens_its_mark_as_a_user_once(engine_environment: dict[str, str], clip: Path) -> None:
+    with bridge(engine_environment) as line:
+        for _ in range(3):
+            assert ask(line, *opening_of(clip)) == "unanalysed\n"
+        opened = [os.readlink(file) for file in Path(f"/proc/{bridge_process()}/fd").iterdir()]
+    assert sum(name.endswith("engine.sock.users") for name in opened) == 1
+
+
+def test_the_engine_gets_no_file_of_the_host(engine_environment: dict[str, str], clip: Path, tmp_path: Path) -> None:
+    runtime, program, listed = tmp_path / "run", tmp_path / "vs3r", tmp_path / "files"
+    runtime.mkdir(mode=0o700)
+    program.write_text(f"#!/bin/sh\nls -l /proc/$$/fd > {listed}\nexit 3\n")
+    program.chmod(0o700)
+    environment = engine_environment | {"XDG_RUNTIME_DIR": str(runtime), "VS3R_COMMAND": str(program)}
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, 2048), most))
+    host_file, far = os.open(program, os.O_RDONLY), 1500
+    os.dup2(host_file, far)
+    try:
+        with bridge(environment, files=(host_file, far)) as line:
+            assert "ended at once" in ask(line, *opening_of(clip))
+    finally:
+        os.close(host_file)
+        os.close(far)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    opened = listed.read_text()
+    # The shell itself reads the program, at a number of its own.
+    assert opened.count(str(program)) <= 1 and f"{far} ->" not in opened
+    assert ".users" not in opened and ".keeper" not in opened
 
 
 class OldEngine(grpc.GenericRpcHandler):
