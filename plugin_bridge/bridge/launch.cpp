@@ -88,6 +88,8 @@ int idle_s() {
         if (getppid() != parent) _exit(1);
         unlink(socket.c_str());
         std::string listen = "unix:" + socket;
+        // Hosts that bring a Python and libraries of their own set these for themselves.
+        for (const char *name : {"PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH"}) unsetenv(name);
         // A slider that is drawn makes a session at every step.
         execl(program.c_str(), program.c_str(), "serve", "--listen", listen.c_str(), "--media-root", "/", "--max-sessions",
               kSessions, "--max-sessions-per-peer", kSessions, "--session-idle-s", kSessionIdleS, nullptr);

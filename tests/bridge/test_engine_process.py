@@ -158,6 +158,21 @@ def test_a_bridge_opens_its_mark_as_a_user_once(engine_environment: dict[str, st
     assert sum(name.endswith("engine.sock.users") for name in opened) == 1
 
 
+def test_the_engine_gets_no_python_of_the_host(engine_environment: dict[str, str], clip: Path, tmp_path: Path) -> None:
+    own = {"PYTHONHOME": "/nonexistent", "PYTHONPATH": "/nonexistent", "LD_LIBRARY_PATH": "/nonexistent"}
+    (tmp_path / "run").mkdir(mode=0o700)
+    with bridge(engine_environment | own | {"XDG_RUNTIME_DIR": str(tmp_path / "run")}) as line:
+        try:
+            assert ask(line, *opening_of(clip)) == "unanalysed\n"
+            (engine,) = engines(tmp_path)
+            assert not own.keys() & {
+                entry.partition("=")[0] for entry in Path(f"/proc/{engine}/environ").read_text().split("\0")
+            }
+        finally:
+            for process in engines(tmp_path):
+                os.kill(process, signal.SIGKILL)
+
+
 def test_the_engine_gets_no_file_of_the_host(engine_environment: dict[str, str], clip: Path, tmp_path: Path) -> None:
     runtime, program, listed = tmp_path / "run", tmp_path / "vs3r", tmp_path / "files"
     runtime.mkdir(mode=0o700)
