@@ -266,8 +266,8 @@ void resize(std::string &pixels, int from_width, int from_height, int bytes, int
     pixels.assign(result.begin(), result.end());
 }
 
-std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect, bool is_across,
-                           double stretch) {
+std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect,
+                           bool is_across, double stretch) {
     double own = static_cast<double>(format.width()) / format.height();
     const vs3r::v1::Rational &own_pixel = format.pixel_aspect();
     if (own_pixel.numerator() > 0 && own_pixel.denominator() > 0)

@@ -20,8 +20,8 @@ void resize(std::string &pixels, int from_width, int from_height, int bytes, int
 
 // Width and height of a frame as large as it fits into a picture with pixels of this shape. `is_across`: it is shown turned
 // by a quarter. `stretch`: share of a side that it may lack without bars; then it fills the picture.
-std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect, bool is_across,
-                           double stretch);
+std::pair<int, int> fitted(const vs3r::v1::FrameFormat &format, int width, int height, double pixel_aspect,
+                           bool is_across, double stretch);
 
 // Turns RGBA pixels with 1 or 2 bytes a channel clockwise by 90, 180 or 270 degrees. The size is that of the result.
 void turn(const std::vector<std::uint8_t> &pixels, int width, int height, int bytes, int clockwise_deg,

@@ -245,7 +245,8 @@ std::string finish(mlt_properties properties, Clip &clip) {
     if (!filename.empty()) {
         auto bytes = clip.track(nullptr);
         if (bytes == nullptr)
-            throw vs3r::Error("the engine has lost the clip's analysis: '" + filename + "' is not written; analyse it again");
+            throw vs3r::Error("the engine has lost the clip's analysis: '" + filename +
+                              "' is not written; analyse it again");
         vs3r::save_track(*bytes, filename);
     }
     mlt_properties_set(properties, "results", clip.identity().c_str());

@@ -68,8 +68,8 @@ struct Rendering {
     std::string variant() const {
         if (work.way != Way::frames) return "";
         Shape wanted = shape();
-        return instance_of(effect)->name() + ' ' + std::to_string(wanted.width) + "x" + std::to_string(wanted.height) + "x" +
-               std::to_string(static_cast<int>(wanted.depth));
+        return instance_of(effect)->name() + ' ' + std::to_string(wanted.width) + "x" +
+               std::to_string(wanted.height) + "x" + std::to_string(static_cast<int>(wanted.depth));
     }
 
     // What is said beside the picture. `is_drawn`: the output's window is filled.
