@@ -20,6 +20,7 @@ from vs3r.config import Config, ReconstructConfig, RenderConfig
 from vs3r.geometry import so3_log
 from vs3r.lens import FISHEYE
 from vs3r.reconstruct import Reconstructor, make_reconstructor
+from vs3r.reconstruct.block import SCALE_RETURN
 from vs3r.reconstruct.flow_ba import FlowBundleAdjustment
 from vs3r.reconstruct.observe import Observation
 from vs3r.render import SourceFrame, WarpRenderer
@@ -416,3 +417,25 @@ def test_a_hard_cut_begins_a_segment(at: int) -> None:
         np.testing.assert_array_equal(ours.inv_depth, theirs.inv_depth)
     first = make_frames(before)
     assert_same(found[:at], run(first, maker(first, readout_ms=0)))
+
+
+def test_a_world_of_another_scale_returns_to_its_own() -> None:
+    """What is 100 times too near after the first block is 100 ** 0.98 times too near after the next, as seen in the same
+    pictures: drift, which is the same in every block, does not add up."""
+    frames = make_frames(pictures("walking"))
+
+    def ended(scale: float) -> FrameGeometry:
+        reconstructor = FlowBundleAdjustment(Config(), frames[0].format)
+        for frame in frames:
+            reconstructor.push(reconstructor.observe(frame))
+        size = torch.diag(torch.tensor([1, 1, 1, scale], dtype=torch.float64))
+        reconstructor._solved = [
+            replace(s, inv_depth=s.inv_depth * scale, cam_from_world=size @ s.cam_from_world @ torch.linalg.inv(size))
+            for s in reconstructor._solved
+        ]
+        return reconstructor.flush()[-1]
+
+    own, nearer = ended(1.0), ended(100.0)
+    assert np.median(nearer.inv_depth / own.inv_depth) == pytest.approx(100 ** (1 - SCALE_RETURN), rel=0.05)
+    turn = nearer.cam_from_world[:3, :3] @ own.cam_from_world[:3, :3].T
+    assert np.degrees(np.linalg.norm(so3_log(torch.from_numpy(turn)).numpy())) < 0.01

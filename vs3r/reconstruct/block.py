@@ -61,6 +61,10 @@ MIN_GAIN = 0.15
 # Turns within frames must explain this much more: people who move look like them (at most 0.05 in a rendered crowd with
 # a global shutter; 0.08 on a street with a rolling one, 0.1 to 0.28 where the camera vibrates).
 WAVES_GAIN = 0.06
+# Nothing holds the scale of a world in which the camera walks on, and what is believed of its steps makes them a little
+# short, block by block, and inverse depths as much too large. So each block goes this share of the way back, in the
+# logarithm, to where the typical inverse depth is 1.
+SCALE_RETURN = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -327,7 +331,7 @@ class BlockSolver:
         state, left = self._finished(state, problem, begun.fresh, left)
         if left >= begun.moving.enough:
             return None
-        return state if _was_moving(old) else self._rescaled(state, len(old))
+        return _rescaled(state, old)
 
     def _refined(self, state: State, problem: Problem, fresh: Edges) -> tuple[State, float]:
         """All unknowns adjusted, and what share of the flow of the fresh edges stays unexplained."""
@@ -365,18 +369,6 @@ class BlockSolver:
     def _left(self, state: State, problem: Problem, fresh: Edges) -> float:
         """What share of the flow of the fresh edges stays unexplained, in [0, 1]."""
         return _outlier_share(state, replace(problem, edges=rectify(fresh, state, self._shutter)))
-
-    def _rescaled(self, state: State, known: int) -> State:
-        """A walk that begins, in the scale of the frames before it: else what stood still a moment ago leaps."""
-        depth = state.inv_depth.clone()
-        level = float(depth[known - 1].median()) if known else 1.0
-        ratio = float(depth[known:].median()) / level
-        depth[known:] /= ratio
-        T = state.cam_from_world.clone()
-        centre = rigid_inverse(T)[:, :3, 3]
-        begin = centre[max(known - 1, 0)]
-        T[known:, :3, 3] = -(T[known:, :3, :3] @ (begin + ratio * (centre[known:] - begin))[..., None]).squeeze(-1)
-        return replace(state, cam_from_world=T, inv_depth=depth)
 
     def _begin(
         self, turning: State, problem: Problem, old: list[Solved], fresh: Edges, unexplained: float
@@ -458,6 +450,23 @@ def _leapt(state: State, steps: Edges, known: int) -> Tensor:
             if shift.norm() > STEP_WIDTHS_PX[0]:
                 T[k, :3] = turn(shift, focal) @ T[k, :3]
     return T
+
+
+def _rescaled(state: State, old: list[Solved]) -> State:
+    """A moving camera's new frames, seen from the last old one in another scale."""
+    known, depth = len(old), state.inv_depth.clone()
+    ratio = float(depth[known:].median())
+    if _was_moving(old):
+        ratio **= SCALE_RETURN
+    elif old:
+        # A walk that begins, in the scale of the frames before it: else what stood still a moment ago leaps.
+        ratio /= float(depth[known - 1].median())
+    depth[known:] /= ratio
+    T = state.cam_from_world.clone()
+    centre = rigid_inverse(T)[:, :3, 3]
+    begin = centre[max(known - 1, 0)]
+    T[known:, :3, 3] = -(T[known:, :3, :3] @ (begin + ratio * (centre[known:] - begin))[..., None]).squeeze(-1)
+    return replace(state, cam_from_world=T, inv_depth=depth)
 
 
 def _was_moving(old: list[Solved]) -> bool:
