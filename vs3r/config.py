@@ -97,7 +97,8 @@ class ReconstructConfig:
     readout_ms: float | None = option(
         None,
         "rolling shutter: milliseconds from the first row of a frame (column, where it is higher than wide) to the "
-        "last, negative where the last is read first, 0 for a global shutter, when it is known; otherwise estimated",
+        "last, negative where the last is read first, 0 for a global shutter, when it is known; otherwise estimated; "
+        "no more than the time between frames counts",
         low=-100,
         high=100,
     )
@@ -153,8 +154,8 @@ class SmoothConfig:
     )
     min_own_share: float = option(
         0.7,
-        "the part of every output picture that its own source frame must cover: the virtual camera is kept "
-        "as near to the real one as this asks",
+        "the part of every output picture, as the pinhole camera sees it, that its own source frame must cover: the "
+        "virtual camera is kept as near to the real one as this asks",
         low=0,
         high=1,
     )

@@ -266,6 +266,13 @@ def test_a_readout_that_is_given_stays() -> None:
     assert not any(g.row_motion.any() for g in run(frames, maker(frames, readout_ms=0)))
 
 
+def test_no_camera_reads_longer_than_from_one_frame_to_the_next() -> None:
+    """A usual read-out, given for the same camera's slow motion. Its frames were shakier than filmed."""
+    fast = [replace(frame, time_base=Fraction(1, 240)) for frame in make_frames(pictures("rotation", 18))]
+    found = run(fast, maker(fast, readout_ms=18))
+    np.testing.assert_allclose([g.readout_s for g in found], 1 / 240)
+
+
 @pytest.mark.parametrize("name", ["rotation", "walking", "still"])
 def test_a_global_shutter_is_none(name: str) -> None:
     """Worst seen 0.003 frames."""
@@ -420,7 +427,7 @@ def test_a_hard_cut_begins_a_segment(at: int) -> None:
 
 
 def test_a_world_of_another_scale_returns_to_its_own() -> None:
-    """What is 100 times too near after the first block is 100 ** 0.98 times too near after the next, as seen in the same
+    """What is 100 times too near after the first block is 100 ** 0.98 times too near after the next, seen in the same
     pictures: drift, which is the same in every block, does not add up."""
     frames = make_frames(pictures("walking"))
 

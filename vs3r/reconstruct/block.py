@@ -259,8 +259,10 @@ class BlockSolver:
         focals = [s.log_focal for s in old] or [torch.tensor(self._log_focals[self._distortion], dtype=torch.float64)]
         n = len(old) + new
         level = float(old[-1].inv_depth.median()) if old else 1.0
-        readout_s = self._readout.readout_s
-        _, known_of_it = self._readout.prior(readout_s, self._shutter.interval_s)
+        # No camera reads longer than from one picture to the next, nor is the motion within a frame known for longer.
+        interval_s = self._shutter.interval_s
+        readout_s = min(max(self._readout.readout_s, -interval_s), interval_s)
+        _, known_of_it = self._readout.prior(readout_s, interval_s)
         state = State(
             cam_from_world=torch.stack((poses + [poses[-1]] * new)[:n]),
             log_focal=torch.stack((focals + [focals[-1]] * new)[:n]),

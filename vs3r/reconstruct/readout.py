@@ -52,6 +52,8 @@ class ReadoutBelief:
 
     def learn(self, state: State, interval_s: float) -> None:
         """Take what a block of frames says, which was adjusted with that prior."""
+        if self._given_s is not None:
+            return
         self.readout_s = float(state.readout)
         total = float(state.readout_info) * interval_s**2
         self._seen_px2 = max(total - _doubt_px2(self.readout_s / interval_s), 1e-3)
