@@ -142,7 +142,7 @@ def rigid_flow_residual_triton(
             *observed_flow.stride(),
             distortion,
             BENDS=distortion != 0,
-            PACKED=observed_flow[0].is_contiguous(),
+            PACKED=observed_flow.is_contiguous(),
             HAS_SEMANTIC=semantic is not None,
             WITH_FLOW=with_flow,
             PARTS=parts,

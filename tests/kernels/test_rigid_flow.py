@@ -158,6 +158,15 @@ def test_views_that_are_not_contiguous(backend: Backend) -> None:
     assert torch.equal(run(given, backend).residual, whole.residual)
 
 
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize(
+    "view", [lambda flow: flow[::2], lambda flow: flow[:1].expand(3, -1, -1, -1)], ids=["every other", "one for all"]
+)
+def test_flow_whose_pictures_do_not_lie_side_by_side(view: Callable[[Tensor], Tensor], backend: Backend) -> None:
+    flow = view(problem((5, 12, 10), seed=1)["observed_flow"].float())
+    check({**problem((3, 12, 10)), "observed_flow": flow}, backend, torch.float32)
+
+
 def test_exact_flow_leaves_nothing() -> None:
     """The camera moves one unit to the right past a wall two units away: all moves focal / 2 to the left."""
     K = intrinsics((40, 40), (8, 6))[None]
