@@ -169,7 +169,7 @@ def render_file(
     items: Channel[AnalysisItem] = Channel(_ITEM_QUEUE)
     pictures: Channel[StabilizedFrame] = Channel(_FRAME_QUEUE)
     with VideoReader(in_path) as reader:
-        inset = _inset_of(track, reader)
+        inset = inset_of_track(track, reader)
         tally.meter.total = len(track)
         with (
             crew_of_cores() as crew,
@@ -187,6 +187,19 @@ def render_file(
                 stages.start("render", lambda: _work(rendering, items, pictures))
                 _write(pictures, inset, writer, tally)
         return tally.report(out_path, rendering.newest, reader.notes + inset.notes + writer.notes)
+
+
+def inset_of_track(track: CameraTrack, reader: VideoReader) -> Inset:
+    """The part of the pictures that a track was made of: all, or what lies between black bars.
+
+    Raises:
+        TrackError: it was made of another clip.
+    """
+    info = reader.info
+    whole = (track.width, track.height) == (info.format.width, info.format.height)
+    inset = find_inset(info, SourceConfig(bars="off" if whole else "auto"))
+    check_source(track, inset.format)
+    return inset
 
 
 _In = TypeVar("_In")
@@ -220,19 +233,6 @@ def _each(work: Callable[[_In], _Out], source: Channel[_In], target: Channel[_Ou
     for item in source:
         target.put(work(item))
     target.end()
-
-
-def _inset_of(track: CameraTrack, reader: VideoReader) -> Inset:
-    """The part of the pictures that a track was made of: all, or what lies between black bars.
-
-    Raises:
-        TrackError: it was made of another clip.
-    """
-    info = reader.info
-    whole = (track.width, track.height) == (info.format.width, info.format.height)
-    inset = find_inset(info, SourceConfig(bars="off" if whole else "auto"))
-    check_source(track, inset.format)
-    return inset
 
 
 def _read(reader: VideoReader, inset: Inset, target: Channel[Frame]) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from vs3r import __version__
 from vs3r.config import Config, PairsConfig
-from vs3r.engine.files import analyze_file
+from vs3r.engine.files import analyze_file, inset_of_track
 from vs3r.engine.media import VideoReader
 from vs3r.engine.progress import Meter, ProgressCallback
 from vs3r.engine.track_file import load_track, save_track
@@ -214,7 +214,7 @@ def _track_of(video: Path, path: Path) -> CameraTrack:
 def _read_pieces(
     video: Path, track: CameraTrack, pieces: list[_Piece], config: PairsConfig, layout: Layout
 ) -> Iterator[tuple[_Piece, list[SourceFrame]]]:
-    """The frames of pieces, one piece in memory at a time, at the model's size."""
+    """The frames of pieces, without black bars, one piece in memory at a time, at the model's size."""
     from vs3r.refine.training.pairs import working_frame
     from vs3r.refine.wan.windows import working_size
 
@@ -222,12 +222,13 @@ def _read_pieces(
     waiting = list(pieces)
     frames: list[SourceFrame] = []
     with VideoReader(video) as reader:
+        inset = inset_of_track(track, reader)
         for number, frame in enumerate(reader):
             if not waiting:
                 return
             if number < waiting[0].first:
                 continue
-            frames.append(_source(working_frame(frame, size), track, number))
+            frames.append(_source(working_frame(inset.take(frame), size), track, number))
             if len(frames) == config.frames:
                 yield waiting.pop(0), frames
                 frames = []

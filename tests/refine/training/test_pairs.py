@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.clips import Clip, write_clip
+from tests.engine.clips import Clip, barred, make_frames, write_clip
 from tests.refine.wan.tiny import make_vae
 from vs3r.config import PairsConfig
 from vs3r.engine.cli import run
-from vs3r.engine.media import VideoReader
+from vs3r.engine.media import Inset, VideoReader
+from vs3r.engine.media.bars import Bars
 from vs3r.engine.pairs import load_pair, make_pairs, pair_header, piece_starts
 from vs3r.engine.track_file import load_track
 from vs3r.errors import BackendError, InputError, MediaError
@@ -24,6 +25,7 @@ from vs3r.refine.training.recipe import Recipe, draw_recipe
 from vs3r.refine.wan.model import VideoCodec
 from vs3r.refine.wan.pictures import model_video, rgb_from_frame
 from vs3r.refine.wan.windows import A14B, working_size
+from vs3r.types import Frame
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -124,23 +126,36 @@ def test_pieces_do_not_cross_a_cut(made: Path) -> None:
     assert piece_starts(replace(track, segment=segment), 5) == [0, 5, 10, 15]
 
 
-def test_clean_latents_are_those_of_the_clip(made: Path, video: Path) -> None:
-    """The clean half is what the autoencoder makes of the source, as bright as the degraded half."""
+def check_clean(out: Path, sources: list[Frame]) -> None:
+    """The clean halves are what the autoencoder makes of the sources, as bright as the degraded halves."""
     codec = VideoCodec(make_vae(), device=torch.device("cpu"), decode_dtype=torch.float32)
-    with VideoReader(video) as reader:
-        size = working_size(reader.info.format.width, reader.info.format.height, 64 * 48)
-        sources = [working_frame(frame, size) for frame in reader]
-    for path in made.glob("*.safetensors"):
+    size = working_size(sources[0].format.width, sources[0].format.height, 64 * 48)
+    small = [working_frame(frame, size) for frame in sources]
+    for path in out.glob("*.safetensors"):
         header = pair_header(path)
         first, recipe = header["first_frame"], Recipe(**header["recipe"])
         gains = np.ones(9) if recipe.identity else exposure_path(recipe, 9)
         pictures = [
             rgb_from_frame(expose(frame, gain), size)
-            for frame, gain in zip(sources[first : first + 9], gains, strict=True)
+            for frame, gain in zip(small[first : first + 9], gains, strict=True)
         ]
         with torch.no_grad():
             expected = codec.encode(model_video(pictures, 9, A14B))
         torch.testing.assert_close(load_pair(path).clean, expected, rtol=6e-4, atol=1e-6)
+
+
+def test_clean_latents_are_those_of_the_clip(made: Path, video: Path) -> None:
+    with VideoReader(video) as reader:
+        check_clean(made, list(reader))
+
+
+def test_black_bars_are_left_out(wan_folder: Path, tmp_path: Path) -> None:
+    clip = Clip(frames=9, width=160, height=120, codec="ffv1")
+    frames = [barred(frame, Bars(top=28, bottom=28)) for frame in make_frames(clip)]
+    video = write_clip(tmp_path / "wide.mkv", clip, frames=frames)
+    make_pairs([video], tmp_path / "out", settings(wan_folder, variants=1))
+    inset = Inset(clip.format, Bars(top=30, bottom=30))
+    check_clean(tmp_path / "out", [inset.take(frame) for frame in frames])
 
 
 def test_packing_keeps_half_precision() -> None:
