@@ -115,15 +115,13 @@ def test_latents_are_normalised_and_come_back() -> None:
         torch.testing.assert_close(codec.decode(latents), vae.decode(raw).sample)
 
 
-def save_lora(
-    folder: Path, expert: Any, seed: int, *, alpha: int = 4, by: str = "diffusers", by_root: bool = False
-) -> Path:
+def save_lora(folder: Path, expert: Any, seed: int, *, by: str = "diffusers", **settings: Any) -> Path:
     """Random LoRA weights on some layers, saved as diffusers or peft does."""
     from diffusers import WanImageToVideoPipeline
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     layers = ["to_q", "to_out.0", "ffn.net.0.proj"]
-    config = LoraConfig(r=4, lora_alpha=alpha, target_modules=layers, use_rslora=by_root)
+    config = LoraConfig(**({"r": 4, "lora_alpha": 4, "target_modules": layers} | settings))
     if by == "peft":
         wrapped = get_peft_model(expert, config)
     else:
@@ -146,10 +144,23 @@ def save_lora(
 
 @torch.no_grad()
 @pytest.mark.parametrize("by", ["diffusers", "peft"])
-@pytest.mark.parametrize(("alpha", "by_root"), [(4, False), (10, False), (10, True)])
-def test_a_merged_lora_is_the_adapter(tmp_path: Path, by: str, alpha: int, by_root: bool) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora_alpha": 10},
+        {"lora_alpha": 10, "use_rslora": True},
+        {"lora_alpha": 10, "rank_pattern": {"attn1.to_q": 2, "^blocks.1.attn2.to_q": 3}},
+        {"alpha_pattern": {"to_q": 10, "^blocks.0.ffn.net.0.proj": 1}},
+        {"lora_alpha": 10, "rank_pattern": {"to_q": 2}, "alpha_pattern": {"to_q": 3}, "use_rslora": True},
+        {"lora_alpha": 10, "use_dora": True},
+        {"lora_alpha": 10, "init_lora_weights": "pissa"},
+    ],
+    ids=str,
+)
+def test_a_merged_lora_is_the_adapter(tmp_path: Path, by: str, settings: dict[str, Any]) -> None:
     adapted = make_expert(0)
-    folder = save_lora(tmp_path / HIGH, adapted, seed=9, alpha=alpha, by=by, by_root=by_root)
+    folder = save_lora(tmp_path / HIGH, adapted, seed=9, by=by, **settings)
     inputs = {
         "hidden_states": model_input(), "timestep": torch.tensor([500.0]),
         "encoder_hidden_states": torch.randn(1, 8, TEXT_DIM), "return_dict": False,
@@ -191,7 +202,7 @@ def test_a_foreign_lora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a LoRA that fits the model"):
         merge_lora(make_expert(0), folder)
     folder = save_lora(tmp_path / "peft", make_expert(0), seed=9, by="peft")
-    for damaged in ("{", "{}"):
+    for damaged in ("{", "{}", "[]", '{"r": "four", "lora_alpha": 4}'):
         (folder / PEFT_CONFIG).write_text(damaged)
         with pytest.raises(InputError, match="expected a LoRA that fits the model"):
             merge_lora(make_expert(0), folder)

@@ -41,8 +41,9 @@ def merge_lora(expert: Any, folder: Path) -> None:
             # By path: diffusers keeps alpha in the file's header.
             expert.load_lora_adapter(folder, prefix="transformer", weight_name=path.name, local_files_only=True)
         else:
-            expert.load_lora_adapter(_from_peft(state, folder / PEFT_CONFIG), prefix="transformer")
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+            renamed = {_DIFFUSERS_PREFIX + key.removeprefix(_PEFT_PREFIX): value for key, value in state.items()}
+            expert.load_lora_adapter(renamed, prefix="transformer", metadata=_peft_settings(folder / PEFT_CONFIG))
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"expected a LoRA that fits the model in {path}, got: {reason}") from None
     expert.fuse_lora()
@@ -62,12 +63,13 @@ def _check_keys(expert: Any, state: dict[str, Tensor], prefix: str, path: Path) 
             raise InputError(f"expected a LoRA of Wan2.2 in {path}, the model has no {key}; use another LoRA")
 
 
-def _from_peft(state: dict[str, Tensor], config: Path) -> dict[str, Tensor]:
-    """In diffusers' names, the scale multiplied into B: without a header diffusers takes it as 1."""
-    settings = json.loads(config.read_text())
-    rank = float(settings["r"])
-    scale = float(settings["lora_alpha"]) / (rank**0.5 if settings.get("use_rslora") else rank)
-    return {
-        _DIFFUSERS_PREFIX + key.removeprefix(_PEFT_PREFIX): value * scale if ".lora_B" in key else value
-        for key, value in state.items()
-    }
+def _peft_settings(path: Path) -> dict[str, Any]:
+    """All that peft was told, as diffusers finds it in the header of its own files.
+
+    Ranks and scales may differ from layer to layer, and some ways to begin a training change the weights that the LoRA
+    is added to.
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig.from_peft_type(**json.loads(path.read_text()))
+    return {_DIFFUSERS_PREFIX + name: value for name, value in config.to_dict().items()}
