@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,33 @@ def test_steps_are_those_of_the_literal_algorithm() -> None:
             torch.testing.assert_close(ours._names[name].detach(), value.detach(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate reads its settings anew, and forgets them afterwards."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("setting", ["ACCELERATE_MIXED_PRECISION=bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4"])
+def test_settings_of_accelerate_change_nothing(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` passes on what its own configuration says."""
+
+    def step() -> tuple[float, dict[str, torch.Tensor]]:
+        ours = trainer(make_expert(0))
+        loss = ours.step([draw_pair(3)])
+        return loss, ours.state()
+
+    plain, state = step()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv(*setting.split("="))
+    loss, found = step()
+    assert loss == plain and all(torch.equal(found[name], value) for name, value in state.items())
+
+
 @pytest.mark.needs_cuda
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_a_step_on_the_gpu_is_that_on_the_processor() -> None:
     values = []
     for name in ("cuda", "cpu"):
@@ -148,7 +174,6 @@ def test_a_step_on_the_gpu_is_that_on_the_processor() -> None:
         accelerator = make_accelerator(torch.device(name))
         ours = ExpertTrainer(make_expert(0), "transformer_2", TEXT, config, accelerator)
         values.append([ours.step([draw_pair(3)]) for _ in range(3)])
-    AcceleratorState._reset_state(reset_partial_state=True)
     # Products may use TF32 there.
     assert values[0] == pytest.approx(values[1], rel=1e-2)
 

@@ -41,10 +41,18 @@ class Pairs(Protocol):
 
 
 def make_accelerator(device: torch.device) -> Any:
-    """Accelerate's view of the processes that train together: one, or what `accelerate launch` started."""
-    from accelerate import Accelerator
+    """Accelerate's view of the processes that train together: one, or what `accelerate launch` started.
 
-    return Accelerator(cpu=device.type == "cpu")
+    What a step computes is ours to say: accelerate's own settings of precision and accumulation would come on top.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
+
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
 
 
 class ExpertTrainer:
