@@ -217,7 +217,7 @@ class _Run:
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise OutputError(f"cannot write the checkpoint {path}: {error}; check that the disk has room") from None
-        for old in sorted(folder.glob(f"{trainer.part}-*.safetensors"))[:-_KEPT]:
+        for _, old in _checkpoints(self.out, trainer.part)[:-_KEPT]:
             old.unlink()
 
     def _validate(self, trainer: ExpertTrainer) -> None:
@@ -236,8 +236,14 @@ class _Run:
 
 def last_checkpoint(out: Path, part: str) -> tuple[int, Path] | None:
     """The steps and the file of an expert's newest checkpoint."""
-    found = sorted((out / "checkpoints").glob(f"{part}-[0-9]*.safetensors"))
-    return (int(found[-1].stem.rsplit("-", 1)[1]), found[-1]) if found else None
+    found = _checkpoints(out, part)
+    return found[-1] if found else None
+
+
+def _checkpoints(out: Path, part: str) -> list[tuple[int, Path]]:
+    """The steps and the files of an expert's checkpoints, by number: beyond a million, names sort otherwise."""
+    paths = (out / "checkpoints").glob(f"{part}-*.safetensors")
+    return sorted((int(path.stem.rsplit("-", 1)[1]), path) for path in paths)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

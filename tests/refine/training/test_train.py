@@ -210,6 +210,18 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     assert len(list((whole / "checkpoints").iterdir())) == 4, "two of each are kept"
 
 
+def test_checkpoints_beyond_a_million_steps(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    config = settings(wan_folder, experts="low", accumulation=1, checkpoint_every=1)
+    train_dvdm(pairs, tmp_path, replace(config, steps=2))
+    for path, steps in zip(sorted((tmp_path / "checkpoints").iterdir()), (999_998, 999_999), strict=True):
+        path.rename(path.with_name(f"{LOW}-{steps}.safetensors"))
+    train_dvdm(pairs, tmp_path, replace(config, steps=1_000_001))
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(names) == [f"{LOW}-1000000.safetensors", f"{LOW}-1000001.safetensors"]
+    newest = last_checkpoint(tmp_path, LOW)
+    assert newest is not None and newest[0] == 1_000_001
+
+
 def test_together_is_the_same(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
     train_dvdm(pairs, tmp_path / "one", settings(wan_folder))
     train_dvdm(pairs, tmp_path / "both", settings(wan_folder, experts="together"))
