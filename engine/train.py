@@ -87,7 +87,8 @@ def train_dvdm(
         out: folder for what comes of it, made when it is not there; what it has is gone on with.
         config: settings.
         tell: called after every step.
-        check: called between steps; what it raises ends the work. After Stopped a checkpoint is written first.
+        check: called between steps; what it raises ends the work. After Stopped, or an OSError of `tell`, a checkpoint
+            is written first.
     Returns:
         The experts that are trained.
     Raises:
@@ -199,7 +200,8 @@ class _Run:
                     self._save(trainer)
                 if config.validate_every and (last or trainer.steps % config.validate_every == 0):
                     self._validate(trainer)
-            except Stopped:
+            except (Stopped, OSError):
+                # OSError: nobody can be told of the step, as where the terminal has closed or the pipe has.
                 self._save(trainer)
                 raise
 

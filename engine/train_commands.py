@@ -53,8 +53,8 @@ def make_pairs_command(videos: tuple[str, ...], out: str, as_json: bool, quiet: 
 def dvdm_command(pairs: str, out: str, as_json: bool, quiet: bool, **values: Any) -> None:
     """Train LoRAs of both experts on the pairs in the folder PAIRS, for --wan-lora OUT.
 
-    Ctrl-C ends it after the step that runs, with a checkpoint; the same command goes on from there. On several GPUs:
-    accelerate launch $(which vs3r) train dvdm PAIRS OUT
+    Ctrl-C, or closing the terminal, ends it after the step that runs, with a checkpoint; the same command goes on from
+    there. On several GPUs: accelerate launch $(which vs3r) train dvdm PAIRS OUT
     """
     talk, config = Talk(as_json=as_json, quiet=quiet), settings_from("train", TrainConfig, values)
     from vs3r.engine.threads import Stopped
@@ -75,14 +75,16 @@ def dvdm_command(pairs: str, out: str, as_json: bool, quiet: bool, **values: Any
 
 @contextmanager
 def gentle_interrupt() -> Iterator[Callable[[], None]]:
-    """Inside, the first Ctrl-C only makes the function that is given raise Stopped when it is called next."""
+    """Inside, the first Ctrl-C, termination or closed terminal only makes the function that is given raise Stopped when
+    it is called next."""
     from vs3r.engine.threads import Stopped
 
     asked = False
 
-    def note(_number: int, _frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        # A terminal that closes may say so twice, and nobody is there to be impatient.
+        if asked and number != signal.SIGHUP:
             raise KeyboardInterrupt
         asked = True
 
@@ -90,7 +92,10 @@ def gentle_interrupt() -> Iterator[Callable[[], None]]:
         if asked:
             raise Stopped
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield check
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -358,3 +359,33 @@ def test_the_first_interrupt_waits_for_the_step() -> None:
             os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_closed_terminal_waits_for_the_step() -> None:
+    def lost(_number: int, _frame: object) -> None:
+        pytest.fail("what was learnt would be lost")
+
+    before = signal.signal(signal.SIGHUP, lost)
+    try:
+        with gentle_interrupt() as check:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(Stopped):
+                check()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with gentle_interrupt() as check:
+            os.kill(os.getpid(), signal.SIGHUP)
+            check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_step_that_cannot_be_told_is_kept(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    def tell(now: TrainStep) -> None:
+        if now.step == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        train_dvdm(pairs, tmp_path, settings(wan_folder, checkpoint_every=100), tell=tell)
+    newest = last_checkpoint(tmp_path, HIGH)
+    assert newest is not None and newest[0] == 3
