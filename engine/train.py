@@ -93,7 +93,7 @@ def train_dvdm(
         The experts that are trained.
     Raises:
         InputError: there are no pairs, weights are missing, or the folder was begun with other settings.
-        BackendError: it cannot run here, or the loss is no number any more.
+        BackendError: it cannot run here, or the loss or its gradient is no number any more.
         OutputError: the folder cannot be written.
     """
     from vs3r.refine.training.setup import load_setup

@@ -302,6 +302,15 @@ def test_a_loss_that_is_no_number_ends_it(wan_folder: Path, pairs: Path, tmp_pat
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
 
 
+def test_a_gradient_that_is_no_number_changes_nothing() -> None:
+    ours = trainer(make_expert(0))
+    before = {name: value.clone() for name, value in ours.state().items()}
+    next(iter(ours._names.values())).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(BackendError, match=r"went astray at step 1: the length of its gradient is nan"):
+        ours.step([draw_pair(0)])
+    assert ours.steps == 0 and all(torch.equal(value, before[name]) for name, value in ours.state().items())
+
+
 def test_a_full_gpu_is_told_what_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = trainer(make_expert(0))
 

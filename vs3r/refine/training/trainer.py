@@ -97,7 +97,7 @@ class ExpertTrainer:
         Returns:
             The mean loss before the step.
         Raises:
-            BackendError: the loss is no number any more, or the GPU is full.
+            BackendError: the loss or its gradient is no number any more, or the GPU is full.
         """
         try:
             return self._step(pairs)
@@ -121,16 +121,21 @@ class ExpertTrainer:
                 accelerator.backward(loss / config.accumulation)
             total += loss.detach() / config.accumulation
         mean = float(accelerator.reduce(total, "mean"))
-        if not mean < float("inf"):
-            raise BackendError(
-                f"training of {self.part} went astray at step {self.steps + 1}: the loss is {mean}; go on from the "
-                "last checkpoint with a smaller --learning-rate, in another folder"
-            )
-        accelerator.clip_grad_norm_(self._names.values(), config.clip_norm)
+        self._check("loss", mean)
+        norm = accelerator.clip_grad_norm_(self._names.values(), config.clip_norm)
+        # A loss can be finite where its gradient is not.
+        self._check("length of its gradient", float(norm))
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.steps += 1
         return mean
+
+    def _check(self, name: str, value: float) -> None:
+        if not value < float("inf"):
+            raise BackendError(
+                f"training of {self.part} went astray at step {self.steps + 1}: the {name} is {value}; go on from the "
+                "last checkpoint with a smaller --learning-rate, in another folder"
+            )
 
     @torch.no_grad()
     def check_loss(self, pairs: Sequence[Pair]) -> float:
