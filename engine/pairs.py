@@ -160,8 +160,11 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small file as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_pair(path: Path) -> Pair:
@@ -267,8 +270,6 @@ def _write_pair(path: Path, pair: Pair, header: dict[str, Any]) -> None:
         save_file(pack(pair), temporary, metadata={_HEADER: json.dumps(header)})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"cannot write the pair {path}: {error}; check that the folder has room") from None
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise

@@ -200,8 +200,9 @@ class _Run:
                     self._save(trainer)
                 if config.validate_every and (last or trainer.steps % config.validate_every == 0):
                     self._validate(trainer)
-            except (Stopped, OSError):
+            except (Stopped, OSError, OutputError):
                 # OSError: nobody can be told of the step, as where the terminal has closed or the pipe has.
+                # OutputError: where the log or a clip has no room, a checkpoint may have.
                 self._save(trainer)
                 raise
 
@@ -217,8 +218,9 @@ class _Run:
             save_file(trainer.state(), temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             raise OutputError(f"cannot write the checkpoint {path}: {error}; check that the disk has room") from None
+        finally:
+            temporary.unlink(missing_ok=True)
         for _, old in _checkpoints(self.out, trainer.part)[:-_KEPT]:
             old.unlink()
 
@@ -231,9 +233,14 @@ class _Run:
         write_clip(self.out / "validation" / f"{trainer.part}-{trainer.steps:06d}.mp4", pictures)
 
     def _log(self, **entry: Any) -> None:
-        if self.setup.is_main:
-            with (self.out / "log.jsonl").open("a") as file:
+        if not self.setup.is_main:
+            return
+        path = self.out / "log.jsonl"
+        try:
+            with path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write the log {path}: {error.strerror}; check that the disk has room") from None
 
 
 def last_checkpoint(out: Path, part: str) -> tuple[int, Path] | None:
@@ -257,13 +264,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_clip(path: Path, pictures: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
-    """Write (T, H, W, 3) RGB pictures of even size as a video of 16 a second, the rate of Wan2.2."""
+    """Write (T, H, W, 3) RGB pictures of even size as a video of 16 a second, the rate of Wan2.2.
+
+    Raises:
+        OutputError: the disk is full, for one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with av.open(str(temporary), "w", format="mp4") as container:
+    try:
+        _encode_clip(temporary, pictures)
+        os.replace(temporary, path)
+    except (OSError, av.FFmpegError) as error:
+        raise OutputError(f"cannot write the clip {path}: {error.strerror}; check that the disk has room") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _encode_clip(path: Path, pictures: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=16, options={"crf": "16"})
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
         container.mux(stream.encode(None))
-    os.replace(temporary, path)

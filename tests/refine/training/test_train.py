@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -25,9 +26,9 @@ from vs3r.config import TrainConfig
 from vs3r.engine.cli import run
 from vs3r.engine.media import VideoReader
 from vs3r.engine.threads import Stopped
-from vs3r.engine.train import TrainStep, last_checkpoint, split_pairs, train_dvdm
+from vs3r.engine.train import TrainStep, last_checkpoint, split_pairs, train_dvdm, write_clip
 from vs3r.engine.train_commands import gentle_interrupt
-from vs3r.errors import BackendError, InputError
+from vs3r.errors import BackendError, InputError, OutputError
 from vs3r.refine.training.adapter import add_lora
 from vs3r.refine.training.objective import draw_sigma, flow_loss
 from vs3r.refine.training.pairs import Pair, pack
@@ -398,3 +399,28 @@ def test_a_step_that_cannot_be_told_is_kept(wan_folder: Path, pairs: Path, tmp_p
         train_dvdm(pairs, tmp_path, settings(wan_folder, checkpoint_every=100), tell=tell)
     newest = last_checkpoint(tmp_path, HIGH)
     assert newest is not None and newest[0] == 3
+
+
+def test_a_step_that_cannot_be_logged_is_kept(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"cannot write the log .*log\.jsonl: No space left on device; check that"):
+        train_dvdm(pairs, tmp_path, settings(wan_folder))
+    newest = last_checkpoint(tmp_path, HIGH)
+    assert newest is not None and newest[0] == 1
+
+
+def full_disk(path: Path) -> None:
+    """Where a file grows before it gets its name."""
+    path.with_name(f".{path.name}.{os.getpid()}.part").symlink_to("/dev/full")
+
+
+def test_nothing_unfinished_is_left_on_a_full_disk(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    full_disk(tmp_path / "clip.mp4")
+    with pytest.raises(OutputError, match=r"cannot write the clip .*clip\.mp4: No space left on device"):
+        write_clip(tmp_path / "clip.mp4", np.zeros((3, 16, 32, 3), np.uint8))
+    out = tmp_path / "out"
+    out.mkdir()
+    full_disk(out / "settings.json")
+    with pytest.raises(OutputError, match=r"cannot write to .*out: No space left on device"):
+        train_dvdm(pairs, out, settings(wan_folder))
+    assert not list(tmp_path.rglob(".*"))
