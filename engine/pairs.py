@@ -148,7 +148,9 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     try:
         there = json.loads(path.read_text())
     except ValueError:
-        raise InputError(f"{path}: expected settings as JSON, it cannot be read; give another folder") from None
+        there = None
+    if not isinstance(there, dict):
+        raise InputError(f"{path}: expected settings as a JSON object, got something else; give another folder")
     for name, value in settings.items():
         if there.get(name) != value:
             raise InputError(

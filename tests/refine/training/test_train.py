@@ -329,6 +329,10 @@ def test_what_is_missing_or_does_not_fit_is_said(wan_folder: Path, pairs: Path, 
     train_dvdm(pairs, tmp_path / "out", settings(wan_folder, experts="high", steps=1))
     with pytest.raises(InputError, match=r"begun with learning_rate 0.001, now it is 0.1; go on with the same"):
         train_dvdm(pairs, tmp_path / "out", settings(wan_folder, learning_rate=0.1))
+    for damaged in ("{", "[]"):
+        (tmp_path / "settings.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"settings\.json: expected settings as a JSON object"):
+            train_dvdm(pairs, tmp_path, settings(wan_folder))
     newest = last_checkpoint(tmp_path / "out", HIGH)
     assert newest is not None
     state = load_file(newest[1])
