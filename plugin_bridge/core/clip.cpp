@@ -123,10 +123,11 @@ void Clip::analyse() {
     {
         std::lock_guard<std::mutex> held(state_lock_);
         if (state_ == State::analysing || state_ == State::ready) return;
+        std::thread started(&Clip::run_analysis, this); // It soon waits for the lock.
         begin_analysis();
         cancelled_ = false;
-        ending.swap(analysis_);
-        analysis_ = std::thread(&Clip::run_analysis, this);
+        ending = std::move(analysis_);
+        analysis_ = std::move(started);
     }
     if (ending.joinable()) ending.join();
 }
@@ -270,10 +271,10 @@ std::shared_ptr<const Picture> Clip::frame(std::int64_t index, const Shape &shap
         }
         send_missing(answer, *host, index, attempt > 0, abort);
     }
-    settle(Teller::frames, State::failed,
-           "the engine has no room for the frames around this one: start it with a larger --memory-mb "
-           "(the source passes through)");
-    throw Error(status());
+    const char *problem = "the engine has no room for the frames around this one: start it with a larger --memory-mb "
+                          "(the source passes through)";
+    settle(Teller::frames, State::failed, problem);
+    throw Error(problem);
 }
 
 std::shared_ptr<const Picture> Clip::receive_picture(const std::vector<std::string> &answer, const Shape &shape,
