@@ -13,18 +13,16 @@ import torch
 from tests.refine.wan.tiny import TEXT_DIM, change_json, make_expert, make_vae
 from vs3r.config import WanConfig
 from vs3r.errors import BackendError, InputError
-from vs3r.refine.wan.checkpoint import HIGH, LOW, find_checkpoint
+from vs3r.refine.wan.checkpoint import HIGH, LOW
 from vs3r.refine.wan.denoise import Condition, denoise
 from vs3r.refine.wan.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, merge_lora
 from vs3r.refine.wan.model import Experts, VideoCodec, load_model
-from vs3r.refine.wan.prompt import load_prompt
 from vs3r.refine.wan.schedule import sigma_table
 from vs3r.refine.wan.windows import fold_mask
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 CPU = torch.device("cpu")
-PROMPT = "A steady video with words it does not know."
 STEPS = 5
 
 
@@ -206,39 +204,6 @@ def test_a_foreign_lora_is_refused(tmp_path: Path) -> None:
         (folder / PEFT_CONFIG).write_text(damaged)
         with pytest.raises(InputError, match="expected a LoRA that fits the model"):
             merge_lora(make_expert(0), folder)
-
-
-def test_the_prompt_is_embedded_once(wan_folder: Path, own_cache: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(wan_folder, folder)
-    checkpoint = find_checkpoint(str(folder), only_low=False)
-    prompt = load_prompt(checkpoint, PROMPT, form="validity")
-    assert prompt.shape == (1, 512, TEXT_DIM)
-    words = int((prompt[0].abs().sum(-1) > 0).sum())
-    assert words == 10 and (prompt[0, words:] == 0).all()
-    plain = load_prompt(checkpoint, PROMPT, form="authors")
-    assert plain.shape == (1, 226, TEXT_DIM) and (plain[0, words:].abs().sum(-1) > 0).all()
-    # Padding that is not masked changes the words, too.
-    assert not torch.isclose(plain[0, :words], prompt[0, :words]).all()
-    other = load_prompt(checkpoint, "A steady video", form="validity")
-    assert int((other[0].abs().sum(-1) > 0).sum()) == 3
-    for path in (folder / "text_encoder").iterdir():
-        path.write_bytes(b"\0" * path.stat().st_size)  # unreadable; sizes and names are as before
-    torch.testing.assert_close(load_prompt(checkpoint, PROMPT, form="validity"), prompt, rtol=0, atol=0)
-    size = max(path.stat().st_size for path in own_cache.rglob("*.safetensors"))
-    assert size - 2 * prompt.numel() < 1000, "two bytes a number, 4 MB for the published encoder's 4096 channels"
-    (folder / "text_encoder").rename(folder / "away")
-    torch.testing.assert_close(load_prompt(checkpoint, PROMPT, form="validity"), prompt, rtol=0, atol=0)
-    (folder / "away").rename(folder / "text_encoder")
-    (folder / "text_encoder" / "another.safetensors").touch()
-    with pytest.raises(InputError, match="expected a text encoder that transformers can read"):
-        load_prompt(checkpoint, PROMPT, form="validity")
-    shutil.rmtree(own_cache)
-    with pytest.raises(InputError, match="expected a text encoder that transformers can read"):
-        load_prompt(checkpoint, PROMPT, form="validity")
-    shutil.rmtree(folder / "text_encoder")
-    with pytest.raises(InputError, match=r"expected the text_encoder of Wan2.2 in .*vs3r weights fetch"):
-        load_prompt(checkpoint, PROMPT, form="validity")
 
 
 def test_missing_weights(own_cache: Path) -> None:

@@ -146,11 +146,12 @@ def _read(folder: Path, from_pretrained: Callable[..., Any], dtype: torch.dtype)
             raise
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"expected weights that diffusers can read in {folder}, got an error: {reason}") from None
-    _check_keys(folder, type(network).__name__, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
+    check_keys(folder, type(network).__name__, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
     return network
 
 
-def _check_keys(folder: Path, kind: str, missing: list[str], unexpected: list[str]) -> None:
+def check_keys(folder: Path, kind: str, missing: list[str], unexpected: list[str]) -> None:
+    """Raise InputError naming the first tensors that a network did not get, or did not know."""
     if missing or unexpected:
         raise InputError(
             f"expected the weights of a {kind} in {folder}, got another model's: {len(missing)} tensors are missing "
@@ -177,7 +178,7 @@ def _read_original(folder: Path, dtype: torch.dtype) -> Any:
     with init_empty_weights(include_buffers=False):
         expert = WanTransformer3DModel(**settings)
     expected = set(expert.state_dict())
-    _check_keys(folder, type(expert).__name__, sorted(expected - set(state)), sorted(set(state) - expected))
+    check_keys(folder, type(expert).__name__, sorted(expected - set(state)), sorted(set(state) - expected))
     exact = WanTransformer3DModel._keep_in_fp32_modules
     for key in state:
         state[key] = state[key].to(torch.float32 if any(part in key.split(".") for part in exact) else dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vs3r.errors import InputError
-from vs3r.refine.wan.checkpoint import PARTS, Checkpoint
+from vs3r.refine.wan.checkpoint import PARTS, Checkpoint, check_keys
 from vs3r.weights import cache_folder
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
         text: the prompt.
         form: WanConfig.wan_condition.
     Raises:
-        InputError: it was never computed, and there is no text encoder.
+        InputError: it was never computed, and there is no text encoder, or another model's.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -61,10 +61,11 @@ def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
 
 def _embed(checkpoint: Checkpoint, text: str, form: str) -> Tensor:
     """As the text encoder gives it, in bfloat16."""
-    for name in ("text_encoder", "tokenizer"):
-        if not checkpoint.part(name).is_dir():
+    folder = checkpoint.part("text_encoder")
+    for part in (folder, checkpoint.part("tokenizer")):
+        if not part.is_dir():
             raise InputError(
-                f"expected the {name} of Wan2.2 in {checkpoint.part(name)}, to embed the prompt once; "
+                f"expected the {part.name} of Wan2.2 in {part}, to embed the prompt once; "
                 f"fetch it with: vs3r weights fetch {PARTS if checkpoint.original else 'wan2.2-i2v-a14b'}"
             )
     from transformers import AutoTokenizer, UMT5EncoderModel
@@ -72,14 +73,17 @@ def _embed(checkpoint: Checkpoint, text: str, form: str) -> Tensor:
     length = TOKENS if form == "validity" else AUTHORS_TOKENS
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.part("tokenizer"), local_files_only=True)
-        encoder: Any = UMT5EncoderModel.from_pretrained(
-            checkpoint.part("text_encoder"), dtype=torch.bfloat16, local_files_only=True
+        encoder: Any
+        encoder, info = UMT5EncoderModel.from_pretrained(
+            folder, dtype=torch.bfloat16, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"expected a text encoder that transformers can read in {checkpoint.part('text_encoder')}, got: {reason}"
-        ) from None
+        raise InputError(f"expected a text encoder that transformers can read in {folder}, got: {reason}") from None
+    # What is missing or of another shape transformers makes up; a decoder beside the encoder does no harm.
+    missing = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
+    unexpected = [key for key in info["unexpected_keys"] if key.startswith("encoder.")]
+    check_keys(folder, type(encoder).__name__, sorted(missing), sorted(unexpected))
     tokens = tokenizer(
         [text], padding="max_length", max_length=length, truncation=True, return_attention_mask=True,
         return_tensors="pt",

@@ -1,0 +1,80 @@
+"""The prompt: embedded once by the text encoder that belongs to the model, and kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.refine.wan.tiny import TEXT_DIM
+from vs3r.errors import InputError
+from vs3r.refine.wan.checkpoint import find_checkpoint
+from vs3r.refine.wan.prompt import load_prompt
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+PROMPT = "A steady video with words it does not know."
+
+
+@pytest.fixture
+def folder(wan_folder: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(wan_folder, tmp_path / "copy"))
+
+
+def load(folder: Path) -> Tensor:
+    return load_prompt(find_checkpoint(str(folder), only_low=False), PROMPT, form="validity")
+
+
+def test_the_prompt_is_embedded_once(folder: Path, own_cache: Path) -> None:
+    checkpoint = find_checkpoint(str(folder), only_low=False)
+    prompt = load_prompt(checkpoint, PROMPT, form="validity")
+    assert prompt.shape == (1, 512, TEXT_DIM)
+    words = int((prompt[0].abs().sum(-1) > 0).sum())
+    assert words == 10 and (prompt[0, words:] == 0).all()
+    plain = load_prompt(checkpoint, PROMPT, form="authors")
+    assert plain.shape == (1, 226, TEXT_DIM) and (plain[0, words:].abs().sum(-1) > 0).all()
+    # Padding that is not masked changes the words, too.
+    assert not torch.isclose(plain[0, :words], prompt[0, :words]).all()
+    other = load_prompt(checkpoint, "A steady video", form="validity")
+    assert int((other[0].abs().sum(-1) > 0).sum()) == 3
+    for path in (folder / "text_encoder").iterdir():
+        path.write_bytes(b"\0" * path.stat().st_size)  # unreadable; sizes and names are as before
+    torch.testing.assert_close(load_prompt(checkpoint, PROMPT, form="validity"), prompt, rtol=0, atol=0)
+    size = max(path.stat().st_size for path in own_cache.rglob("*.safetensors"))
+    assert size - 2 * prompt.numel() < 1000, "two bytes a number, 4 MB for the published encoder's 4096 channels"
+    (folder / "text_encoder").rename(folder / "away")
+    torch.testing.assert_close(load_prompt(checkpoint, PROMPT, form="validity"), prompt, rtol=0, atol=0)
+    (folder / "away").rename(folder / "text_encoder")
+    (folder / "text_encoder" / "another.safetensors").touch()
+    with pytest.raises(InputError, match="expected a text encoder that transformers can read"):
+        load_prompt(checkpoint, PROMPT, form="validity")
+    shutil.rmtree(own_cache)
+    with pytest.raises(InputError, match="expected a text encoder that transformers can read"):
+        load_prompt(checkpoint, PROMPT, form="validity")
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(InputError, match=r"expected the text_encoder of Wan2.2 in .*vs3r weights fetch"):
+        load_prompt(checkpoint, PROMPT, form="validity")
+
+
+def test_a_text_encoder_that_is_not_whole_is_refused(folder: Path, own_cache: Path) -> None:
+    """transformers would make up what is missing, another on every start."""
+    path = folder / "text_encoder" / "model.safetensors"
+    state = load_file(path)
+    query, feed = "encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+    for wrong, message in (
+        ({key: value for key, value in state.items() if key != query}, f"1 tensors are missing .* {query}"),
+        ({f"foo.{key}": value for key, value in state.items()}, "tensors are missing"),
+        (state | {feed: state[feed][:, :3].contiguous()}, f"1 tensors are missing .* {feed}"),
+        (state | {"encoder.block.1.layer_norm.weight": torch.ones(3)}, "and 1 are not known"),
+    ):
+        save_file(wrong, path, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=f"expected the weights of a UMT5EncoderModel in .*{message}"):
+            load(folder)
+        assert not own_cache.exists()
+    save_file(state | {"decoder.block.0.weight": torch.ones(3)}, path, metadata={"format": "pt"})
+    assert load(folder).shape == (1, 512, TEXT_DIM)
