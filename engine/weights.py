@@ -86,8 +86,6 @@ def fetch(name: str, progress: ByteProgress | None = None) -> list[StoredFile]:
     show = progress or (lambda *_: None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MANIFEST).exists():
-            (folder / UNFINISHED).touch()
         files = _from_hub(entry, folder, show) if entry.repository else [_from_url(entry, folder, show)]
         unfinished = folder / (MANIFEST + ".part")
         unfinished.write_text(json.dumps({"source": entry.source, "files": [asdict(f) for f in files]}, indent=1))
@@ -134,6 +132,7 @@ def sha256_of(path: Path, progress: ByteProgress | None = None) -> str:
 
 def _from_url(entry: WeightSet, folder: Path, show: ByteProgress) -> StoredFile:
     name = PurePosixPath(entry.url).name
+    _announce(folder, [name])
     return _fetched(entry, folder, name=name, url=entry.url, sha256=entry.sha256_prefix, headers={}, show=show)
 
 
@@ -151,6 +150,7 @@ def _from_hub(entry: WeightSet, folder: Path, show: ByteProgress) -> list[Stored
         listed = [f for f in info.siblings or [] if any(fnmatch.fnmatch(f.rfilename, p) for p in entry.patterns)]
     if not listed:
         raise InputError(f"{entry.source} has no file {' or '.join(entry.patterns)} any more; update vs3r")
+    _announce(folder, [file.rfilename for file in listed])
     token = get_token()
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     return [
@@ -160,6 +160,12 @@ def _from_hub(entry: WeightSet, folder: Path, show: ByteProgress) -> list[Stored
         )
         for file in sorted(listed, key=lambda s: s.rfilename)
     ]  # fmt: skip
+
+
+def _announce(folder: Path, names: list[str]) -> None:
+    """Write down what is about to come: until it is there the set is not used, however the rest comes."""
+    if not (folder / MANIFEST).exists():
+        (folder / UNFINISHED).write_text("\n".join(names))
 
 
 def _fetched(

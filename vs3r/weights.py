@@ -111,7 +111,7 @@ WEIGHTS = {
 
 
 UNFINISHED = "unfinished"
-"""Name of a file that lies in a folder of weights while they are being fetched, and after that went wrong."""
+"""Name of a file that lies in a folder of weights from when they begin to come until all are there: their names."""
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
@@ -139,7 +139,12 @@ def find_weights(name: str) -> Path:
     """
     folder = weights_folder(name)
     if (folder / UNFINISHED).exists():
-        raise InputError(f"the weights {name} were not fetched to the end; go on with: vs3r weights fetch {name}")
+        for file in (folder / UNFINISHED).read_text().splitlines():
+            if not (folder / file).is_file():
+                raise InputError(
+                    f"the weights {name} were not fetched to the end, {file} is missing; go on with: vs3r "
+                    f"weights fetch {name}, or put it into {folder} by hand"
+                )
     if not folder.is_dir() or not any(path.is_file() and path.suffix in _SUFFIXES for path in folder.rglob("*")):
         raise InputError(f"expected the weights {name} in {folder}; fetch them with: vs3r weights fetch {name}")
     return folder

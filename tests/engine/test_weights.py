@@ -146,7 +146,9 @@ def test_a_broken_off_transfer_is_continued(publisher: Publisher) -> None:
         fetch(NAME)
     assert stored(NAME) is None
     (weights_folder(NAME) / "other.pth").touch()  # of several files some may have come
-    with pytest.raises(InputError, match=r"not fetched to the end; go on with: vs3r weights fetch raft-large"):
+    with pytest.raises(
+        InputError, match=r"not fetched to the end, raft.pth is missing; go on with: vs3r weights fetch "
+    ):
         find_weights(NAME)
     fetch(NAME)
     assert is_here(NAME)
@@ -253,6 +255,25 @@ def test_a_transfer_from_the_hub_is_continued(hub: Publisher) -> None:
     assert (weights_folder(HUB_NAME) / "model.safetensors").read_bytes() == DATA
     fetch(HUB_NAME)
     assert sum("resolve" in path for _, path, _ in hub.asked) == 2, "what is there was fetched again"
+
+
+def test_what_did_not_come_may_be_put_there_by_hand(hub: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the message says, whether nothing came or a part of it."""
+    from huggingface_hub import constants
+
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(BackendError, match=r"or put the files into .* by hand"):
+            fetch(HUB_NAME)
+    path = weights_folder(HUB_NAME) / "model.safetensors"
+    path.write_bytes(DATA)
+    assert is_here(HUB_NAME)
+    path.unlink()
+    hub.breaks_after = 100_000
+    with pytest.raises(BackendError, match=r"or put the files into .* by hand"):
+        fetch(HUB_NAME)
+    path.write_bytes(DATA)
+    assert is_here(HUB_NAME)
 
 
 def test_small_files_come_anew(hub: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
