@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -78,3 +79,28 @@ def test_a_text_encoder_that_is_not_whole_is_refused(folder: Path, own_cache: Pa
         assert not own_cache.exists()
     save_file(state | {"decoder.block.0.weight": torch.ones(3)}, path, metadata={"format": "pt"})
     assert load(folder).shape == (1, 512, TEXT_DIM)
+
+
+def test_a_cache_that_cannot_be_used_costs_time_only(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(folder)
+    (path,) = own_cache.rglob("*.safetensors")
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-100]):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert torch.equal(load(folder), expected)
+        assert "cannot be read" in caplog.text and "is computed anew" in caplog.text
+        assert path.read_bytes() == whole
+
+    def full(_: object, partial: Path, **__: object) -> None:
+        partial.write_bytes(whole[:100])
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    path.unlink()
+    caplog.clear()
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert torch.equal(load(folder), expected)
+    assert "No space left on device (os error 28)) and is computed at every start" in caplog.text
+    assert not list(path.parent.iterdir()), "half a prompt is left"

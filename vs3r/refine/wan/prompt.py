@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,26 +39,46 @@ def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
     Raises:
         InputError: it was never computed, and there is no text encoder, or another model's.
     """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     encoder = checkpoint.part("text_encoder").resolve()
     name = hashlib.sha256(repr((text, form, str(encoder))).encode()).hexdigest()[:32]
-    kept = cache_folder("prompts") / f"{name}.safetensors"
-    files = repr(sorted((path.name, path.stat().st_size) for path in encoder.glob("*")))
-    if kept.is_file():
-        with safe_open(kept, framework="pt") as file:
-            if not encoder.is_dir() or file.metadata() == {_ENCODER: files}:
-                return file.get_tensor("prompt").float()  # type: ignore[no-any-return]
+    path = cache_folder("prompts") / f"{name}.safetensors"
+    files = repr(sorted((file.name, file.stat().st_size) for file in encoder.glob("*")))
+    kept = _read_kept(path, files if encoder.is_dir() else None)
+    if kept is not None:
+        return kept.float()
     found = _embed(checkpoint, text, form)
-    partial = kept.with_suffix(f".{os.getpid()}")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"prompt": found.contiguous()}, partial, metadata={_ENCODER: files})
-        partial.replace(kept)
-    except OSError as error:
-        log.warning("the embedded prompt cannot be kept (%s) and is computed at every start", error)
+    _keep(path, found, files)
     return found.float()
+
+
+def _read_kept(path: Path, files: str | None) -> Tensor | None:
+    """A kept prompt, unless there is none, or other files than those of the encoder made it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            if files is None or file.metadata() == {_ENCODER: files}:
+                return file.get_tensor("prompt")  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError) as error:
+        log.warning("the embedded prompt in %s cannot be read (%s) and is computed anew", path, error)
+    return None
+
+
+def _keep(path: Path, prompt: Tensor, files: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"prompt": prompt.contiguous()}, partial, metadata={_ENCODER: files})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        log.warning("the embedded prompt cannot be kept (%s) and is computed at every start", error)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _embed(checkpoint: Checkpoint, text: str, form: str) -> Tensor:
