@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,23 @@ def test_a_cache_that_cannot_be_used_costs_time_only(
     assert torch.equal(load(folder), expected)
     assert "No space left on device (os error 28)) and is computed at every start" in caplog.text
     assert not list(path.parent.iterdir()), "half a prompt is left"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("text_encoder/model.safetensors", "a text encoder"),
+        ("text_encoder/config.json", "a text encoder"),
+        ("tokenizer/tokenizer.json", "a tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"[]", lambda _: b""])
+def test_a_damaged_text_encoder_is_one_line(
+    folder: Path, name: str, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    path = folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        InputError, match=rf"^expected {kind} that transformers can read in {path.parent}, got \w+: .*$"
+    ):
+        load(folder)

@@ -7,7 +7,8 @@ of the models' own code (high_noise_model, low_noise_model), in which Wan2.2-Fun
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,15 +140,22 @@ def read_vae(checkpoint: Checkpoint) -> Any:
 
 def _read(folder: Path, from_pretrained: Callable[..., Any], dtype: torch.dtype) -> Any:
     """A network of diffusers, with every tensor of the file used and none made up."""
-    try:
+    with read_errors(folder, "weights that diffusers can read"):
         network, info = from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"expected weights that diffusers can read in {folder}, got an error: {reason}") from None
     check_keys(folder, type(network).__name__, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
     return network
+
+
+@contextmanager
+def read_errors(folder: Path, expected: str) -> Iterator[None]:
+    """Turns what a library raises on files that it cannot read into an InputError that says what was expected."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # on a damaged file they may raise anything
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"expected {expected} in {folder}, got {type(error).__name__}: {reason}") from None
 
 
 def check_keys(folder: Path, kind: str, missing: list[str], unexpected: list[str]) -> None:

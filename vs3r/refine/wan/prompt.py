@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vs3r.errors import InputError
-from vs3r.refine.wan.checkpoint import PARTS, Checkpoint, check_keys
+from vs3r.refine.wan.checkpoint import PARTS, Checkpoint, check_keys, read_errors
 from vs3r.weights import cache_folder
 
 log = logging.getLogger(__name__)
@@ -93,15 +93,13 @@ def _embed(checkpoint: Checkpoint, text: str, form: str) -> Tensor:
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     length = TOKENS if form == "validity" else AUTHORS_TOKENS
-    try:
+    with read_errors(checkpoint.part("tokenizer"), "a tokenizer that transformers can read"):
         tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.part("tokenizer"), local_files_only=True)
-        encoder: Any
+    encoder: Any
+    with read_errors(folder, "a text encoder that transformers can read"):
         encoder, info = UMT5EncoderModel.from_pretrained(
             folder, dtype=torch.bfloat16, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"expected a text encoder that transformers can read in {folder}, got: {reason}") from None
     # What is missing or of another shape transformers makes up; a decoder beside the encoder does no harm.
     missing = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     unexpected = [key for key in info["unexpected_keys"] if key.startswith("encoder.")]
