@@ -93,7 +93,7 @@ def test_a_cache_that_cannot_be_used_costs_time_only(
         caplog.clear()
         assert torch.equal(load(folder), expected)
         assert "cannot be read" in caplog.text and "is computed anew" in caplog.text
-        assert path.read_bytes() == whole
+        assert path.stat().st_size == len(whole)
 
     def full(_: object, partial: Path, **__: object) -> None:
         partial.write_bytes(whole[:100])
@@ -124,4 +124,30 @@ def test_a_damaged_text_encoder_is_one_line(
     with pytest.raises(
         InputError, match=rf"^expected {kind} that transformers can read in {path.parent}, got \w+: .*$"
     ):
+        load(folder)
+
+
+def test_a_text_encoder_that_was_a_link_may_be_deleted(folder: Path, tmp_path: Path) -> None:
+    """As in the cache of the Hugging Face hub."""
+    path = folder / "text_encoder" / "model.safetensors"
+    blob = path.rename(tmp_path / "blob")
+    path.symlink_to(blob)
+    expected = load(folder)
+    blob.unlink()
+    assert torch.equal(load(folder), expected)
+    path.unlink()
+    assert torch.equal(load(folder), expected)
+
+
+def test_the_text_encoder_of_an_original_checkpoint_may_be_deleted(folder: Path, own_cache: Path) -> None:
+    """Of those some have one of their own, and some that of `wan2.2-parts`."""
+    for name, original in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
+        (folder / name).rename(folder / original)
+    expected = load(folder)
+    shutil.rmtree(folder / "text_encoder")
+    assert torch.equal(load(folder), expected)
+    parts = own_cache / "vs3r" / "weights" / "wan2.2-parts" / "text_encoder"
+    parts.mkdir(parents=True)
+    (parts / "model.safetensors").touch()  # another text encoder
+    with pytest.raises(InputError, match=r"expected a text encoder that transformers can read in .*wan2.2-parts"):
         load(folder)

@@ -22,8 +22,6 @@ TOKENS = 512
 """Length of the embedding, the prompt's own tokens first, zeros after them."""
 AUTHORS_TOKENS = 226
 """Length in the form of the paper's released code: padding is not masked, and what comes of it stays in."""
-_ENCODER = "text_encoder"
-"""In the header of a kept prompt: names and sizes of the encoder's files."""
 
 
 def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
@@ -39,11 +37,12 @@ def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
     Raises:
         InputError: it was never computed, and there is no text encoder, or another model's.
     """
-    encoder = checkpoint.part("text_encoder").resolve()
-    name = hashlib.sha256(repr((text, form, str(encoder))).encode()).hexdigest()[:32]
+    # Not by the encoder's folder: where a checkpoint has none of its own any more, that is another.
+    name = hashlib.sha256(repr((text, form, str(checkpoint.folder.resolve()))).encode()).hexdigest()[:32]
     path = cache_folder("prompts") / f"{name}.safetensors"
-    files = repr(sorted((file.name, file.stat().st_size) for file in encoder.glob("*")))
-    kept = _read_kept(path, files if encoder.is_dir() else None)
+    encoder = checkpoint.part("text_encoder")
+    files = {file.name: str(file.stat().st_size) for file in encoder.glob("*") if file.is_file()}
+    kept = _read_kept(path, files)
     if kept is not None:
         return kept.float()
     found = _embed(checkpoint, text, form)
@@ -51,13 +50,13 @@ def load_prompt(checkpoint: Checkpoint, text: str, *, form: str) -> Tensor:
     return found.float()
 
 
-def _read_kept(path: Path, files: str | None) -> Tensor | None:
-    """A kept prompt, unless there is none, or other files than those of the encoder made it."""
+def _read_kept(path: Path, files: dict[str, str]) -> Tensor | None:
+    """A kept prompt, unless there is none, or it was computed without one of the encoder's files that are there now."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            if files is None or file.metadata() == {_ENCODER: files}:
+            if files.items() <= file.metadata().items():
                 return file.get_tensor("prompt")  # type: ignore[no-any-return]
     except FileNotFoundError:
         pass
@@ -66,14 +65,15 @@ def _read_kept(path: Path, files: str | None) -> Tensor | None:
     return None
 
 
-def _keep(path: Path, prompt: Tensor, files: str) -> None:
+def _keep(path: Path, prompt: Tensor, files: dict[str, str]) -> None:
+    """Keep a prompt, with names and sizes of the encoder's files in the header."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"prompt": prompt.contiguous()}, partial, metadata={_ENCODER: files})
+        save_file({"prompt": prompt.contiguous()}, partial, metadata=files)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         log.warning("the embedded prompt cannot be kept (%s) and is computed at every start", error)
