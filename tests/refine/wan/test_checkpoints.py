@@ -176,9 +176,10 @@ def test_what_is_wrong_with_it_is_said(fun_folder: Path) -> None:
     with pytest.raises(InputError, match=r"expected the weights of an expert of Wan2.2 in .*high_noise_model"):
         load_model(config(fun_folder))
     save_file(state, path)
-    (path.parent / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"expected the weights of an expert of Wan2.2 in .*high_noise_model"):
-        load_model(config(fun_folder))
+    for damaged in ("{", "[]", '{"num_heads": "two"}'):
+        (path.parent / "config.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"expected the weights of an expert of Wan2.2 in .*high_noise_model"):
+            load_model(config(fun_folder))
     (path.parent / "config.json").write_text(json.dumps({"num_heads": 2}))
     shutil.rmtree(weights_folder(PARTS) / "vae")
     with pytest.raises(InputError, match=r"autoencoder of Wan2.2 .* vs3r weights fetch wan2.2-parts"):
@@ -189,3 +190,32 @@ def test_an_expert_of_other_channels_is_refused(tmp_path: Path) -> None:
     make_expert(0, in_channels=20).save_pretrained(tmp_path / "transformer")
     with pytest.raises(InputError, match=r"in_channels 36, .* got 20, 16, None"):
         load_model(config(tmp_path))
+
+
+@pytest.mark.parametrize(("part", "kind"), [("transformer", "WanTransformer3DModel"), ("vae", "AutoencoderKLWan")])
+def test_a_file_that_is_not_what_the_index_says_is_told(wan_folder: Path, tmp_path: Path, part: str, kind: str) -> None:
+    folder = Path(shutil.copytree(wan_folder, tmp_path / "copy"))
+    whole = folder / part / "diffusion_pytorch_model.safetensors"
+    state = load_file(whole)
+    whole.unlink()
+    keys = sorted(state)
+    first, rest = keys[:5], keys[5:]
+    index = {key: f"{1 if key in first else 2}.safetensors" for key in keys}
+    listed = whole.with_name(whole.name + ".index.json")
+    listed.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for name, contents in (("1", first), ("2", rest)):
+        save_file({key: state[key] for key in contents}, folder / part / f"{name}.safetensors")
+    load_model(config(folder))
+    shutil.copy(folder / part / "1.safetensors", folder / part / "2.safetensors")
+    with pytest.raises(InputError, match=f"the weights of a {kind} in .*: {len(rest)} tensors are missing and 0 "):
+        load_model(config(folder))
+    listed.write_text("{}")
+    with pytest.raises(InputError, match=r"expected weights that diffusers can read in .*KeyError: 'weight_map'"):
+        load_model(config(folder))
+
+
+def test_a_configuration_that_is_none_is_told(wan_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(wan_folder, tmp_path / "copy"))
+    (folder / "transformer" / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"no config\.json that can be read"):
+        load_model(config(folder))
