@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -91,7 +90,7 @@ def fetch(name: str, progress: ByteProgress | None = None) -> list[StoredFile]:
         unfinished.write_text(json.dumps({"source": entry.source, "files": [asdict(f) for f in files]}, indent=1))
         os.replace(unfinished, folder / MANIFEST)
         (folder / UNFINISHED).unlink(missing_ok=True)
-    except OSError as error:  # the network's own are BackendErrors by now
+    except OSError as error:  # the network's own are BackendErrors by now, see _network and _hub
         raise OutputError(f"cannot write the weights to {folder}: {error.strerror or error}") from None
     return files
 
@@ -148,10 +147,10 @@ def _from_hub(entry: WeightSet, folder: Path, show: ByteProgress) -> list[Stored
     with _hub(entry):
         info = HfApi().model_info(entry.repository, files_metadata=True, timeout=_TIMEOUT_S)
         listed = [f for f in info.siblings or [] if any(fnmatch.fnmatch(f.rfilename, p) for p in entry.patterns)]
+        token = get_token()
     if not listed:
         raise InputError(f"{entry.source} has no file {' or '.join(entry.patterns)} any more; update vs3r")
     _announce(folder, [file.rfilename for file in listed])
-    token = get_token()
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     return [
         _fetched(
@@ -200,12 +199,7 @@ def _fetched(
         target.parent.mkdir(parents=True, exist_ok=True)
         if not sha256:
             part.unlink(missing_ok=True)
-        try:
-            _download(url, part, headers, shown)
-        except urllib.error.HTTPError as error:
-            raise BackendError(_refusal(entry, error)) from None
-        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            raise BackendError(_broken(entry, getattr(error, "reason", None) or error)) from None
+        _download(entry, part, url=url, headers=headers, show=shown)
         found = sha256_of(part, shown)
         if not found.startswith(sha256):
             part.unlink()
@@ -217,34 +211,54 @@ def _fetched(
     return StoredFile(path=name, size=target.stat().st_size, sha256=found, stated=bool(sha256))
 
 
-def _download(url: str, part: Path, headers: dict[str, str], show: ByteProgress) -> None:
+def _download(entry: WeightSet, part: Path, *, url: str, headers: dict[str, str], show: ByteProgress) -> None:
     """The rest of a file behind what `part` already holds."""
     begin = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
-    for name, value in headers.items():
-        # Where the server sends us on to is no business of its password.
-        request.add_unredirected_header(name, value)
-    try:
-        response: HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing behind what is there: complete, or of another file; the checksum tells
-            return
-        raise
+    with _network(entry):
+        request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+        for name, value in headers.items():
+            # Where the server sends us on to is no business of its password.
+            request.add_unredirected_header(name, value)
+        try:
+            response: HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # nothing behind what is there: complete, or of another file; the checksum tells
+                return
+            raise
     with response:
         # A server that does not know ranges answers 200 and begins anew.
         begin = begin if response.status == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else begin + int(length)
+        with _network(entry):
+            length = response.headers.get("Content-Length")
+            total = None if length is None else begin + int(length)
         if total is not None and shutil.disk_usage(part.parent).free < total - begin:
             raise OutputError(f"{part.parent} has no room for the {(total - begin) / 2**30:.2f} GiB still to come")
         done = begin
         with part.open("ab" if begin else "wb") as file:
-            while chunk := response.read(_CHUNK):
+            for chunk in _chunks(entry, response):
                 file.write(chunk)
                 done += len(chunk)
                 show(part.name, done, total)
     if total is not None and done != total:
-        raise HTTPException(f"the connection broke off after {done} of {total} bytes")
+        raise BackendError(_broken(entry, f"the connection broke off after {done} of {total} bytes"))
+
+
+def _chunks(entry: WeightSet, response: HTTPResponse) -> Iterator[bytes]:
+    """What comes. Errors of whoever takes it stay theirs: the disk's are no errors of the network."""
+    with _network(entry):
+        while chunk := response.read(_CHUNK):
+            yield chunk
+
+
+@contextmanager
+def _network(entry: WeightSet) -> Iterator[None]:
+    """What urllib's errors mean for the user; ValueErrors are of what a server or the environment has it read."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        raise BackendError(_refusal(entry, error)) from None
+    except (OSError, HTTPException, ValueError) as error:
+        raise BackendError(_broken(entry, getattr(error, "reason", None) or error)) from None
 
 
 @contextmanager
@@ -258,15 +272,8 @@ def _hub(entry: WeightSet) -> Iterator[None]:
         raise BackendError(_on_request(entry)) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise BackendError(_closed(entry)) from None
-    except (_http_error(), ConnectionError) as error:
+    except Exception as error:  # which HTTP client it brings along differs, and so does what that raises
         raise BackendError(_broken(entry, error.__cause__ or error)) from None
-
-
-def _http_error() -> type[Exception]:
-    """The base of the errors of the HTTP client that huggingface_hub brings along."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError.__bases__[0]
 
 
 def _refusal(entry: WeightSet, error: urllib.error.HTTPError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import ssl
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from vs3r import weights
 from vs3r.engine import cli
 from vs3r.engine.weights import fetch, is_here, stored, verify
-from vs3r.errors import BackendError, InputError
+from vs3r.errors import BackendError, InputError, OutputError
 from vs3r.weights import WEIGHTS, find_weights, load_checkpoint, weights_folder
 
 NAME = "raft-large"
@@ -41,6 +42,7 @@ class Publisher(ThreadingHTTPServer):
     gated = False
     files_gated = False
     mirror = ""
+    length = ""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -95,7 +97,7 @@ class Answer(BaseHTTPRequestHandler):
         known = bool(range_header) and self.server.knows_ranges
         rest = data[begin:] if known else data
         head = {
-            "Content-Length": str(len(rest)),
+            "Content-Length": self.server.length or str(len(rest)),
             "ETag": f'"{self.server.stated}"',
             "X-Repo-Commit": REVISION,
             "Accept-Ranges": "bytes",
@@ -157,12 +159,31 @@ def test_a_broken_off_transfer_is_continued(publisher: Publisher) -> None:
 
 
 @pytest.mark.usefixtures("publisher")
-def test_a_secure_connection_that_breaks_is_not_the_disks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), OSError(errno.EHOSTUNREACH, "No route to host")],
+)
+def test_a_connection_that_breaks_is_not_the_disks_fault(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     def read(*_: object) -> bytes:
-        raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+        raise error
 
     monkeypatch.setattr(HTTPResponse, "read", read)
-    with pytest.raises(BackendError, match=r"cannot reach .*what has come is kept"):
+    with pytest.raises(BackendError, match=rf"cannot reach .*{error.strerror}.*what has come is kept"):
+        fetch(NAME)
+
+
+@pytest.mark.usefixtures("publisher")
+def test_a_full_disk_is_not_the_networks_fault() -> None:
+    folder = weights_folder(NAME)
+    folder.mkdir(parents=True)
+    (folder / "raft.pth.part").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"cannot write the weights to .*: No space left on device"):
+        fetch(NAME)
+
+
+def test_a_server_that_tells_no_length(publisher: Publisher) -> None:
+    publisher.length = "abc"
+    with pytest.raises(BackendError, match=r"cannot reach .*'abc'"):
         fetch(NAME)
 
 
@@ -255,6 +276,34 @@ def test_a_transfer_from_the_hub_is_continued(hub: Publisher) -> None:
     assert (weights_folder(HUB_NAME) / "model.safetensors").read_bytes() == DATA
     fetch(HUB_NAME)
     assert sum("resolve" in path for _, path, _ in hub.asked) == 2, "what is there was fetched again"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."),
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        type("InvalidURL", (Exception,), {})("Invalid port: 'abc'"),
+    ],
+)
+@pytest.mark.usefixtures("hub")
+def test_what_keeps_from_reaching_the_hub_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """A proxy, certificates that are not there, an address that is none."""
+
+    def ask(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
+    with pytest.raises(BackendError, match=r"cannot reach huggingface.co/facebook/VGGT-1B .*check the network") as told:
+        fetch(HUB_NAME)
+    assert str(error) in str(told.value)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_token_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_gehe\xefm")
+    with pytest.raises(BackendError, match=r"cannot reach huggingface.co/facebook/VGGT-1B .*codec can't encode"):
+        fetch(HUB_NAME)
 
 
 def test_what_did_not_come_may_be_put_there_by_hand(hub: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
