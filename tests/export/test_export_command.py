@@ -35,10 +35,12 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> EagerFormat:
     return fake
 
 
-def test_export_then_run(fake: EagerFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("pixels", [16000, 1920 * 1080])
+def test_export_then_run(fake: EagerFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixels: int) -> None:
+    """A clip is analyzed as it is where that is smaller than asked for: what counts is the size that it has."""
     clip, track = tmp_path / "in.mp4", tmp_path / "out.vs3r"
     write_clip(clip, Clip(frames=2, width=160, height=100))
-    run = ["analyze", str(clip), "-o", str(track), "-y", "-q", "--flow", "raft", "--analysis-pixels", "16000"]
+    run = ["analyze", str(clip), "-o", str(track), "-y", "-q", "--flow", "raft", "--analysis-pixels", str(pixels)]
     run += ["--raft-iterations", "1", "--runtime", "aoti"]
     assert cli.run([*run, "--cached-engines-only"]) == 1
     assert "build it with vs3r export, or leave out --cached-engines-only" in capsys.readouterr().err

@@ -21,8 +21,6 @@ from vs3r.weights import load_checkpoint
 log = logging.getLogger(__name__)
 
 WEIGHTS = "raft-large"
-# The correlation of all pairs of a picture of a megapixel takes 1.4 GB; larger pictures correlate on demand.
-_ALL_PAIRS_PIXELS = 1 << 20
 
 
 class RaftFlow:
@@ -113,7 +111,7 @@ def load_network(config: FlowConfig, device: torch.device | None = None) -> Raft
     Raises:
         InputError: the weights were not fetched, or are not RAFT's.
     """
-    network = Raft(iterations=config.raft_iterations, on_demand=config.analysis_pixels > _ALL_PAIRS_PIXELS)
+    network = Raft(iterations=config.raft_iterations)
     load_raft(network, load_checkpoint(WEIGHTS))
     device = default_device() if device is None else device
     log.info("RAFT runs on %s in %s", device, config.raft_precision)

@@ -142,18 +142,19 @@ class UpdateBlock(nn.Module):
 class Raft(nn.Module):
     """The network. Low-precision weights compute in that precision; coordinates and correlations stay in float32."""
 
-    def __init__(self, *, iterations: int = 12, on_demand: bool = False) -> None:
+    def __init__(self, *, iterations: int = 12, all_pairs_pixels: int = 1 << 20) -> None:
         """
         Args:
             iterations: refinements of the flow, >= 1.
-            on_demand: correlate at every lookup instead of keeping all pairs: memory O(HW), not O((HW)^2); slower.
+            all_pairs_pixels: larger pictures are correlated at every lookup instead of keeping all pairs, which takes
+                1.4 GB for a megapixel: memory O(HW), not O((HW)^2); slower.
         """
         super().__init__()
         self.fnet = Encoder(256, nn.InstanceNorm2d)
         self.cnet = Encoder(256, nn.BatchNorm2d)
         self.update_block = UpdateBlock()
         self.iterations = iterations
-        self.on_demand = on_demand
+        self.all_pairs_pixels = all_pairs_pixels
 
     def forward(self, src: Tensor, dst: Tensor, start: Tensor) -> Tensor:
         """Flow from src to dst.
@@ -167,7 +168,8 @@ class Raft(nn.Module):
         dtype = self.fnet.conv1.weight.dtype
         encode, refine = part(Encoder.forward), part(Raft._refined)
         features = encode(self.fnet, torch.cat([src, dst]).to(dtype)).float()
-        lookup = (OnDemand if self.on_demand else AllPairs)(*features.chunk(2))
+        keep_all = src.shape[2] * src.shape[3] <= self.all_pairs_pixels
+        lookup = (AllPairs if keep_all else OnDemand)(*features.chunk(2))
         hidden, context = encode(self.cnet, src.to(dtype)).chunk(2, 1)
         hidden, context = torch.tanh(hidden), F.relu(context)
         here = _pixel_grid(start)
