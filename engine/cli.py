@@ -341,11 +341,11 @@ cli.add_command(train)
 )
 @click.option(
     "--width",
-    type=click.INT,
+    type=click.IntRange(min=1),
     default=480,
     help="of the picture that analysis sees, in pixels; vggt4d takes its shape  [default 480]",
 )
-@click.option("--height", type=click.INT, default=270, help="of the same  [default 270]")
+@click.option("--height", type=click.IntRange(min=1), default=270, help="of the same  [default 270]")
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "fp16", "bf16")),

@@ -120,6 +120,10 @@ def test_what_cannot_be_exported(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert cli.run(["export", *args]) == 1
         assert message in capsys.readouterr().err
+    for sides in (["--width", "-480", "--height", "-270"], ["--width", "0"]):
+        for model in ("raft", "vggt4d"):
+            assert cli.run(["export", model, "--format", "aoti", *sides]) == 1
+            assert "Invalid value for '--width'" in capsys.readouterr().err
     (weights_folder("raft-large") / "raft.pth").unlink()
     assert cli.run(["export", "raft", "--format", "aoti"]) == 1
     assert "vs3r weights fetch raft-large" in capsys.readouterr().err
