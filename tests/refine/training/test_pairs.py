@@ -171,6 +171,14 @@ def test_packing_keeps_half_precision() -> None:
         unpack({"clean": clean[0], "render": render[0, :, :2], "mask": mask[0]})
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_no_gpu(video: Path, wan_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        BackendError, match=r"^train make-pairs needs an NVIDIA GPU .* finds none; ask .*: --device cpu "
+    ):
+        make_pairs([video], tmp_path / "pairs", settings(wan_folder, device="auto"))
+
+
 def test_from_the_command_line(
     video: Path, wan_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -352,6 +352,12 @@ def test_what_is_missing_or_does_not_fit_is_said(wan_folder: Path, pairs: Path, 
         train_dvdm(pairs, tmp_path / "other", settings(tmp_path / "ti2v"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_no_gpu(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"^train dvdm needs an NVIDIA GPU .* finds none; ask .*: --device cpu "):
+        train_dvdm(pairs, tmp_path / "out", settings(wan_folder, device="auto"))
+
+
 def test_from_the_command_line(
     wan_folder: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

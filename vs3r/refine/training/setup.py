@@ -95,6 +95,6 @@ def load_setup(config: TrainConfig) -> TrainSetup:
             f"expected weights with two experts, such as wan2.2-i2v-a14b, got {config.weights}: "
             "TI2V-5B is not fine-tuned here"
         )
-    device = find_device(config.device)
+    device = find_device(config.device, work="train dvdm", advice="ask for the processor by name: --device cpu")
     text = load_prompt(checkpoint, config.prompt, form=config.condition)
     return TrainSetup(config=config, checkpoint=checkpoint, text=text, accelerator=make_accelerator(device))

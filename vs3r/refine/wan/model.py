@@ -112,7 +112,8 @@ def load_model(config: WanConfig) -> WanModel:
     checkpoint = find_checkpoint(config.wan_weights, only_low=config.wan_experts == "low")
     if config.wan_lora is not None and not Path(config.wan_lora).is_dir():
         raise InputError(f"expected a folder with LoRAs, got {config.wan_lora}; see docs/refine.md")
-    device = find_device(config.wan_device)
+    advice = "use --refine fill, or ask for the processor by name: --wan-device cpu"
+    device = find_device(config.wan_device, work="refine wan", advice=advice)
     precision = choose_precision(config.wan_precision, device)
     config = replace(config, wan_precision=precision)
     attention = choose_attention(config.wan_attention, device)
@@ -134,18 +135,18 @@ def load_codec(checkpoint: Checkpoint, device: torch.device) -> VideoCodec:
 
 
 def load_encoder(weights: str, asked: str) -> tuple[VideoCodec, Layout]:
-    """The autoencoder alone.
+    """The autoencoder alone, for `train make-pairs`.
 
     Args:
-        weights: as WanConfig.wan_weights.
-        asked: as WanConfig.wan_device.
+        weights: as PairsConfig.weights.
+        asked: as PairsConfig.device.
     Raises:
         InputError: weights are missing, or are of another model.
         BackendError: it cannot run here.
     """
     require_packages()
     checkpoint = find_checkpoint(weights, only_low=False)
-    device = find_device(asked)
+    device = find_device(asked, work="train make-pairs", advice="ask for the processor by name: --device cpu")
     return load_codec(checkpoint, device), checkpoint.layout
 
 
@@ -233,9 +234,13 @@ def _need(config: WanConfig, layout: Layout) -> str:
     )
 
 
-def find_device(asked: str) -> torch.device:
-    """WanConfig.wan_device as PyTorch names it.
+def find_device(asked: str, *, work: str, advice: str) -> torch.device:
+    """An option that takes auto and cpu, as PyTorch names it; auto is the GPU.
 
+    Args:
+        asked: the option's value.
+        work: that needs it, for the message.
+        advice: what to do where there is no GPU, which ends by how to ask for the processor.
     Raises:
         BackendError: there is no GPU.
     """
@@ -243,7 +248,7 @@ def find_device(asked: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise BackendError(
-            "refine wan needs an NVIDIA GPU and PyTorch with CUDA, and finds none; use --refine fill, "
-            "or ask for the processor by name: --wan-device cpu (days for a clip with the published model)"
+            f"{work} needs an NVIDIA GPU and PyTorch with CUDA, and finds none; {advice} (days for a clip with the "
+            "published model)"
         )
     return torch.device("cuda")
