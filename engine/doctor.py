@@ -14,11 +14,15 @@ from vs3r import __version__
 from vs3r.config import EncodeConfig
 from vs3r.engine.threads import usable_cores
 
+_REFINEMENT = "diffusion refinement; install with: pip install 'vs3r[refine]'"
 _OPTIONAL = {
     "matplotlib": "plots: vs3r evaluate --plot; install with: pip install matplotlib",
     "grpcio": "vs3r serve, and --server; install with: pip install 'vs3r[server]'",
     "triton": "GPU kernels; install with: pip install 'vs3r[gpu]'",
-    "diffusers": "diffusion refinement; install with: pip install 'vs3r[refine]'",
+    "diffusers": _REFINEMENT,
+    "transformers": _REFINEMENT,
+    "accelerate": _REFINEMENT,
+    "peft": _REFINEMENT,
     "huggingface_hub": "fetching weights of VGGT and Wan; install with: pip install 'vs3r[weights]'",
 }
 _DECODERS = ("h264", "hevc", "mpeg4", "mjpeg", "prores", "dnxhd", "vp9", "av1", "ffv1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from tests.engine.clips import Clip, write_clip
 from vs3r.config import Config
 from vs3r.engine import cli
+from vs3r.engine.doctor import examine
 from vs3r.engine.media import VideoReader
 from vs3r.engine.options import config_from, flag_of
 from vs3r.engine.progress import Progress
@@ -227,6 +229,21 @@ def test_doctor(vs3r: Shell) -> None:
     assert findings["GPU"]["detail"]
     # What the extras bring is told, whether it is here or not.
     assert findings["grpcio"]["ok"]
+
+
+@pytest.mark.parametrize("name", ["accelerate", "diffusers", "peft", "transformers"])
+def test_doctor_tells_every_package_that_refinement_needs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    version = importlib.metadata.version
+
+    def without(asked: str) -> str:
+        if asked == name:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(asked)
+
+    monkeypatch.setattr("importlib.metadata.version", without)
+    (found,) = [finding for finding in examine() if finding.name == name]
+    assert not found.ok
+    assert found.detail == "not installed: needed for diffusion refinement; install with: pip install 'vs3r[refine]'"
 
 
 def test_existing_output_needs_overwrite(vs3r: Shell, clip: Path, tmp_path: Path) -> None:
