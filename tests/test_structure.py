@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -152,17 +153,30 @@ def test_no_init_directly_in_kernels() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_wheel(tmp_path: Path) -> None:
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what packages are made of, and of tests at its root."""
     copy = tmp_path / "project"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
+    (copy / "tests").mkdir(parents=True)
+    for name in (
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "tests/__init__.py",
+        "tests/test_structure.py",
+    ):
+        shutil.copy(ROOT / name, copy / name)
     for folder in FOLDERS:
         if (ROOT / folder).is_dir():
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=ignore)
+    return copy
+
+
+def test_wheel(project: Path, tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, project],
         check=True,
         capture_output=True,
     )
@@ -177,6 +191,17 @@ def test_wheel(tmp_path: Path) -> None:
     assert "vs3r/py.typed" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert "vs3r = vs3r.__main__:main" in scripts
+
+
+def test_source_distribution(project: Path, tmp_path: Path) -> None:
+    """It has the package and no tests: those that setuptools would take cannot be collected alone."""
+    build = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=project, check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {n for n in names if n.endswith(".py")} == {module_file(module, path) for path, module in sources()}
+    assert {"vs3r/py.typed", "LICENSE", "README.md", "pyproject.toml"} <= names
 
 
 def module_file(module: str, path: Path) -> str:
