@@ -201,10 +201,15 @@ def check_frame(track: CameraTrack, index: int, frame: Frame, *, first_s: Fracti
     if index >= len(track):
         raise _foreign(f"{len(track)} frames", "more")
     expected, came = int(track.pts[index]) * track.time_base, frame.pts * frame.time_base
+    unit = max(track.time_base, frame.time_base)
+    tolerance = unit / 2
     if first_s is not None:
         expected, came = expected - int(track.pts[0]) * track.time_base, came - first_s
-    # Matroska rounds times to milliseconds, this frame's and the first one's.
-    if abs(expected - came) > max(track.time_base, frame.time_base):
+        # Matroska rounds times to milliseconds, this frame's and the first one's: up to a unit in all, which is
+        # the next frame's time where a frame is a unit long (AVI).
+        to_next = min(np.diff(track.pts[max(0, index - 1) : index + 2]), default=0) * track.time_base
+        tolerance = min(unit, max(unit, to_next) / 2)
+    if abs(expected - came) > tolerance:
         raise _foreign(f"frame {index} at {float(expected):.4f} s", f"{float(came):.4f} s")
 
 

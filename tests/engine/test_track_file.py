@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.engine.fakes import FMT, make_frame, make_geometry
-from vs3r.engine.track_file import TrackBuilder, load_track, save_track
+from vs3r.engine.track_file import TrackBuilder, check_frame, load_track, save_track
 from vs3r.errors import InputError, OutputError, TrackError
 from vs3r.types import CameraTrack
 
@@ -235,6 +235,34 @@ def test_what_a_camera_may_do(tmp_path: Path, array: str, index: Any, value: flo
     """A telescope, a lens of 177 degrees, a part of a picture, a long way, a slow shutter, a wild turn."""
     loaded = load_track(altered(tmp_path, **{array: with_value(getattr(TRACK, array), index, value)}))
     assert np.all(getattr(loaded, array)[index] == value)
+
+
+MILLI = Fraction(1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("track_unit", "unit", "first", "same", "other"),
+    [
+        (Fraction(1, 25), Fraction(1, 25), None, 2, 3),
+        (Fraction(1, 25), Fraction(1, 25), 0, 2, 3),
+        (Fraction(1, 25), Fraction(1, 25), 7, 9, 10),
+        (Fraction(1, 25), MILLI, None, 100, 120),
+        (Fraction(1, 25), MILLI, 0, 81, 120),
+        (MILLI, Fraction(1, 25), 0, 2, 3),
+        (MILLI, Fraction(1, 25), None, 2, 1),
+        (MILLI, MILLI, 23, 104, 105),
+    ],
+)
+def test_the_next_frame_is_another(
+    track_unit: Fraction, unit: Fraction, first: int | None, same: int, other: int
+) -> None:
+    """Frame 2 of a clip of 25 frames a second, whose first is at `first` units, and what is too far from it."""
+    times = np.arange(5) * int(Fraction(1, 25) / track_unit)
+    track = replace(make_track(), time_base=track_unit, pts=times.astype(np.int64))
+    first_s = None if first is None else first * unit
+    check_frame(track, 2, replace(make_frame(0), pts=same, time_base=unit), first_s=first_s)
+    with pytest.raises(TrackError, match="does not belong to this clip: the track has frame 2 at"):
+        check_frame(track, 2, replace(make_frame(0), pts=other, time_base=unit), first_s=first_s)
 
 
 def test_unwritable(tmp_path: Path) -> None:
