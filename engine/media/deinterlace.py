@@ -14,12 +14,20 @@ from av.video.frame import VideoFrame
 _PARITY = {2: "tff", 4: "tff", 3: "bff", 5: "bff"}
 
 
+# Decoders that flag no picture whatever was encoded, as tried. Others say of each picture what it is (ProRes, DNxHD,
+# FFV1, DV, MPEG, H.264), take the container's word for it themselves (uncompressed video), or are not known.
+_FLAGS_NONE = frozenset(
+    ("mjpeg", "png", "qtrle", "huffyuv", "ffvhuff", "r210", "r10k", "avrp", "yuv4", "y41p", "targa", "tiff")
+)
+
+
 def stated_parity(context: VideoCodecContext) -> str | None:
     """Which field of all pictures comes first ("tff" or "bff") by what the container says; None where it says nothing.
 
-    Codecs that reorder pictures (MPEG, H.264) flag each one as what it is, which counts for more.
+    A picture that its decoder does not flag is progressive, unless the decoder flags none: only then the container
+    counts. Progressive pictures are kept in files that are called interlaced, too (PsF).
     """
-    return None if context.codec.reorder else _PARITY.get(context.field_order)
+    return _PARITY.get(context.field_order) if context.name in _FLAGS_NONE else None
 
 
 class Deinterlacer:

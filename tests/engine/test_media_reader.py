@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from tests.engine.clips import Clip, flat_planes, make_frames, moving_planes, write_clip
 from vs3r.engine.media import VideoReader, probe
 from vs3r.engine.media.deinterlace import stated_parity
-from vs3r.engine.media.formats import frame_of, picture_format
+from vs3r.engine.media.formats import frame_of, picture_format, planes_of
 from vs3r.engine.media.timing import Timeline
 from vs3r.errors import MediaError
 from vs3r.types import Plane
@@ -183,12 +183,37 @@ def test_the_container_alone_says_that_it_is_interlaced(tmp_path: Path, field_or
         assert changed[2:-2].mean() > 10
 
 
-@pytest.mark.parametrize(("codec", "expected"), [("mjpeg", "tff"), ("h264", None), ("mpeg2video", None)])
+@pytest.mark.parametrize(
+    ("codec", "expected"),
+    [
+        *[(name, "tff") for name in ("mjpeg", "png", "qtrle", "huffyuv", "ffvhuff")],
+        *[(name, None) for name in ("h264", "mpeg2video", "prores", "dnxhd", "ffv1", "dvvideo", "utvideo", "cfhd")],
+    ],
+)
 def test_pictures_that_say_what_they_are_count_for_more_than_the_container(codec: str, expected: str | None) -> None:
     context = av.CodecContext.create(codec, "r")
     assert isinstance(context, VideoCodecContext)
     context.field_order = 2
     assert stated_parity(context) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"), [("a.mov", "prores_ks", "yuv422p10le"), ("a.mkv", "ffv1", "yuv420p")]
+)
+def test_progressive_pictures_in_a_container_that_says_interlaced_stay(
+    tmp_path: Path, name: str, codec: str, pix_fmt: str
+) -> None:
+    _stated(tmp_path / name, codec, pix_fmt, 2)
+    with av.open(str(tmp_path / name)) as container:
+        assert container.streams.video[0].codec_context.field_order == 2
+        pictures = list(container.decode(video=0))
+    with VideoReader(tmp_path / name) as reader:
+        got = list(reader)
+        assert not reader.info.interlaced
+        assert reader.notes == ()
+    for frame, picture in zip(got, pictures, strict=True):
+        for plane, expected in zip(frame.planes, planes_of(picture, frame.format), strict=True):
+            np.testing.assert_array_equal(plane, expected)
 
 
 def test_closed_captions_are_named(tmp_path: Path) -> None:
