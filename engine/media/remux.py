@@ -22,6 +22,8 @@ from vs3r.engine.media.tags import content_tags, has_language, muxer_keeps_timec
 from vs3r.engine.media.timing import Timeline
 
 _COVER_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+# Of the average rate: so much more may the rate without missing pictures be.
+_MAX_MISSING = Fraction(1, 5)
 
 
 @dataclass(slots=True, eq=False)
@@ -129,13 +131,18 @@ class Remuxer:
         timecode = tags.get("timecode")
         if timecode is None or self._container_format == "matroska":
             return average
-        # Where pictures are missing, the average is lower than the rate that the time code counts in.
-        nominal = stream.guessed_rate or average
-        if muxer_keeps_timecode(timecode, nominal, self._container_format):
-            return nominal
+        rates = [average]
+        # Where pictures are missing, the average is lower than the rate that the time code counts in, which FFmpeg
+        # finds. Where pictures lie between the others' times, it finds a multiple.
+        guessed = stream.guessed_rate
+        if guessed and abs(guessed - average) <= average * _MAX_MISSING:
+            rates.insert(0, guessed)
+        for rate in rates:
+            if muxer_keeps_timecode(timecode, rate, self._container_format):
+                return rate
         self._left_out.add("timecode")  # the muxer may refuse it and all else
-        rate = f"{float(nominal):.6g} frames a second"
-        self.notes.append(f"the time code {timecode} is left out: it does not fit {rate}")
+        tried = f"{float(rates[0]):.6g} frames a second"
+        self.notes.append(f"the time code {timecode} is left out: it does not fit {tried}")
         return average
 
     def _kept(self, tags: dict[str, str]) -> dict[str, str]:

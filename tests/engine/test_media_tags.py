@@ -13,6 +13,7 @@ from av.audio.frame import AudioFrame
 
 from tests.engine.clips import Clip, flat_planes, write_clip
 from tests.engine.test_media_writer import copy
+from vs3r.engine.media import remux
 from vs3r.engine.media.formats import frame_of
 from vs3r.engine.media.tags import muxer_keeps
 
@@ -71,6 +72,36 @@ def test_time_code_of_a_source_with_missing_pictures(tmp_path: Path, ending: str
     source = write_clip(tmp_path / "a.mov", clip)
     assert copy(source, tmp_path / f"b{ending}") == ()
     assert _timecode(tmp_path / f"b{ending}") == _timecode(source) == (timecode, 30)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov"])
+def test_time_code_of_a_source_with_pictures_between_the_others_times(tmp_path: Path, ending: str) -> None:
+    """FFmpeg finds 60 frames a second in it."""
+    pts = tuple(1000 * i + 500 * (i % 7 == 3) for i in range(40))
+    clip = Clip(
+        frames=40, pts=pts, rate=Fraction(30), time_base=Fraction(1, 30000), metadata={"timecode": "01:00:00:00"}
+    )  # fmt: skip
+    source = write_clip(tmp_path / "a.mov", clip)
+    with av.open(str(source)) as container:
+        assert container.streams.video[0].guessed_rate == 60
+    assert copy(source, tmp_path / f"b{ending}") == ()
+    assert _timecode(tmp_path / f"b{ending}") == _timecode(source) == ("01:00:00:00", 30)
+
+
+def test_a_time_code_that_fits_the_average_rate_only_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def keeps(_timecode: str, rate: Fraction, _muxer: str) -> bool:
+        asked.append(rate)
+        return len(asked) > 1
+
+    monkeypatch.setattr(remux, "muxer_keeps_timecode", keeps)
+    pts = tuple(1000 * i for i in range(23) if i not in (7, 8, 15))
+    clip = Clip(
+        frames=20, pts=pts, rate=Fraction(30), time_base=Fraction(1, 30000), metadata={"timecode": "01:00:00:00"}
+    )
+    assert copy(write_clip(tmp_path / "a.mov", clip), tmp_path / "b.mov") == ()
+    assert [round(rate) for rate in asked] == [30, 26]
 
 
 @pytest.mark.parametrize(("timecode", "rate"), [("01:00:00;00", 25), ("01:00:00:00", 600)])
