@@ -138,7 +138,8 @@ def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
         rights = stat.S_IMODE(os.stat(temporary).st_mode)
         # One entry: safetensors writes several in random order, and a file should depend on the track only.
         save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
-        os.chmod(temporary, rights)
+        with contextlib.suppress(PermissionError):  # some mounts have no rights to change (FUSE, CIFS)
+            os.chmod(temporary, rights)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

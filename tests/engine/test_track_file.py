@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -280,6 +281,16 @@ def test_rights_are_those_of_any_new_file(tmp_path: Path, umask: int, rights: in
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.vs3r").stat().st_mode) == rights
+
+
+def test_a_mount_that_refuses_rights_takes_the_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, _rights: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    save_track(make_track(), tmp_path / "a.vs3r")
+    assert len(load_track(tmp_path / "a.vs3r")) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["a.vs3r"]
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
