@@ -194,7 +194,8 @@ class Remuxer:
             return False  # a chapter or time code track: both are written from their metadata
         if self._goes_into(stream, self._container_format):
             return True
-        others = [ending for ending, muxer in MUXERS.items() if self._goes_into(stream, muxer)]
+        muxers = [(ending, muxer) for ending, muxer in MUXERS.items() if muxer != self._container_format]
+        others = [ending for ending, muxer in muxers if self._goes_into(stream, muxer)]
         where = f"; {' or '.join(others)} keeps it" if others else ""
         self.notes.append(
             f"{_name(stream)} is left out: it cannot be copied into the {self._container_format} container{where}"

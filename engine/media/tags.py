@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from fractions import Fraction
 
@@ -52,6 +53,7 @@ def has_language(stream: Stream) -> bool:
     return stream.metadata.get("language", "und") not in ("", "und")
 
 
+@functools.lru_cache(maxsize=256)
 def _language(name: str, muxer: str) -> str | None:
     """A language as the muxer can write it, None where it cannot."""
     name = next((iso for iso, other in _QUICKTIME.items() if other == name), name)
