@@ -169,15 +169,26 @@ def _sources(
 ) -> dict[int, Frame]:
     first, last = max(0, index - window.before), min(len(track) - 1, index + window.after)
     needed = [i for i in range(first, last + 1) if track.segment[i] == track.segment[index]]
-    # Those of another format are left from before the client sent this one.
-    held = ((i, memory.find(session, i)) for i in needed)
-    frames = {i: frame for i, frame in held if frame is not None and frame.format == fmt}
-    missing = [i for i in needed if i not in frames]
-    if missing and session.file is not None:
-        for i, frame in session.file.read(missing[0], missing[-1], check):
-            if i in missing and frame.format == fmt:
+    frames: dict[int, Frame] = {}
+
+    def take(i: int, frame: Frame) -> None:
+        # Held at once, not when all have come: the next call starts behind it even if this one is given up.
+        if frame.format == fmt:
+            frames[i] = frame
+            memory.hold(session, i, frame)
+
+    def find() -> list[int]:
+        """What is in memory, and the numbers of the rest."""
+        for i in needed:
+            frame = memory.find(session, i)
+            # Those of another format are left from before the client sent this one.
+            if frame is not None and frame.format == fmt:
                 frames[i] = frame
-                memory.hold(session, i, frame)
+        return [i for i in needed if i not in frames]
+
+    file = session.file
+    if find() and file is not None:
+        file.read(find, take, check)
     missing = [i for i in needed if i not in frames]
     if missing:
         raise Problem(

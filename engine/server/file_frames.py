@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,18 +92,29 @@ class FileFrames:
         self._frames: Iterator[tuple[int, Frame]] = iter(())
         self._next = 0
 
-    def read(self, first: int, last: int, check: Callable[[], object]) -> list[tuple[int, Frame]]:
-        """Frames number first to last with their numbers; fewer where the file ends.
+    def read(
+        self,
+        wanted: Callable[[], Sequence[int]],
+        take: Callable[[int, Frame], object],
+        check: Callable[[], object],
+    ) -> None:
+        """Decode frames; fewer where the file ends.
 
-        Frames before the first are decoded and dropped where the reader stands elsewhere. `check` is called before each
-        frame; where it raises, the next read goes on from there.
+        Those before the first one wanted are decoded and dropped where the reader stands elsewhere.
 
+        Args:
+            wanted: their numbers, increasing; asked when it is this read's turn, as the one before may have taken some.
+            take: gets each of them as soon as it is decoded.
+            check: called before each frame; where it raises, the frames so far are taken, and the reader stays there.
         Raises:
             Problem: the file is gone, or cannot be used any more.
         """
         try:
             with self._lock, media_problems(self._path, self._name, "FAILED_PRECONDITION"):
-                return self._read(first, last, check)
+                check()  # it may have waited long
+                numbers = wanted()
+                if numbers:
+                    self._read(numbers, take, check)
         finally:
             self._opened.keep(self)
 
@@ -113,23 +124,20 @@ class FileFrames:
         with self._lock:
             self._close()
 
-    def _read(self, first: int, last: int, check: Callable[[], object]) -> list[tuple[int, Frame]]:
-        found = []
-        check()  # it may have waited long
-        if self._reader is None or self._next > first:
+    def _read(self, numbers: Sequence[int], take: Callable[[int, Frame], object], check: Callable[[], object]) -> None:
+        if self._reader is None or self._next > numbers[0]:
             self._close()
             self._reader = VideoReader(self._path, threads=1)
             self._frames = enumerate(self._reader)
-        while self._next <= last:
+        while self._next <= numbers[-1]:
             check()
             index, frame = next(self._frames, (-1, None))
             if frame is None:
                 self._close()
                 break
             self._next = index + 1
-            if index >= first:
-                found.append((index, frame))
-        return found
+            if index in numbers:
+                take(index, frame)
 
     def _close(self) -> None:
         if self._reader is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,14 @@ import pytest
 
 from tests.engine.clips import Clip, write_clip
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, refusal, shaky_models, wait_until
+from vs3r.engine.media import VideoReader
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, OpenFiles
 from vs3r.engine.server.frame_calls import FrameCalls
 from vs3r.engine.server.problems import Problem, client_gone
 from vs3r.engine.server.serve import Server
+from vs3r.types import Frame
 
 CLIP = Clip(frames=24, width=64, height=48, codec="ffv1")
 
@@ -30,6 +32,19 @@ def times_open(path: Path) -> int:
     """How often this process, which is the server's, has a file open."""
     links = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
     return sum(os.readlink(link) == str(path) for link in links if link.is_symlink())
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry each time that frames are read from a file's beginning."""
+    opened = list[object]()
+
+    def noted(*arguments: Any, **named: Any) -> VideoReader:
+        opened.append(arguments)
+        return VideoReader(*arguments, **named)
+
+    monkeypatch.setattr("vs3r.engine.server.file_frames.VideoReader", noted)
+    return opened
 
 
 @contextmanager
@@ -92,21 +107,59 @@ def test_nothing_is_drawn_for_who_has_gone(serve: Serve, monkeypatch: pytest.Mon
         assert client.get_frame(session, 8).sequence == 8
 
 
-def test_reading_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
-    """In the middle of a file, and the next read goes on from there."""
-    file, checks = FileFrames(write_clip(tmp_path / "in.mkv", CLIP), "in.mkv", OpenFiles()), list[int]()
+def gives_up(after: int) -> Callable[[], None]:
+    """A client that goes away when so many frames have been decoded."""
+    left = [after + 1]  # asked before the first one, too
 
-    def give_up() -> None:
-        checks.append(0)
-        if len(checks) == 10:
+    def check() -> None:
+        left[0] -= 1
+        if left[0] < 0:
             raise client_gone()
 
-    with pytest.raises(Problem, match="the call has ended"):
-        file.read(20, 23, give_up)
-    checks.clear()
-    assert [index for index, _ in file.read(15, 16, lambda: checks.append(0))] == [15, 16]
-    assert len(checks) == 1 + 9  # frames 8 to 16
+    return check
+
+
+def test_reading_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    """In the middle of a file. What was decoded is taken, and the next read goes on from there."""
+    file = FileFrames(write_clip(tmp_path / "in.mkv", CLIP), "in.mkv", OpenFiles())
+    taken, decoded = dict[int, Frame](), list[int]()
+
+    def missing(first: int) -> Callable[[], list[int]]:
+        return lambda: [i for i in range(first, first + 8) if i not in taken]
+
+    for first in (8, 9, 10):  # windows that overlap, as those of a client that scrubs
+        with pytest.raises(Problem, match="the call has ended"):
+            file.read(missing(first), taken.__setitem__, gives_up(3 if first > 8 else 11))
+    assert sorted(taken) == list(range(8, 17))
+    file.read(missing(11), taken.__setitem__, lambda: decoded.append(0))
+    assert sorted(taken) == list(range(8, 19))
+    assert len(decoded) == 1 + 2  # frames 17 and 18, and nothing before them again
     file.close()
+
+
+def test_frames_of_a_call_that_was_given_up_are_kept(serve: Serve, tmp_path: Path, opened: list[object]) -> None:
+    """The next one waits for it, and goes on where it stood."""
+    write_clip(tmp_path / "in.mkv", CLIP)
+    server = serve(media_root=str(tmp_path))
+    with connected(server) as client:
+        session = server.state.sessions.get(client.create_session("clip", CONFIG).name)
+        client.analyze_file(session.name, "in.mkv")
+        memory, models = server.state.memory, server.state.models
+        memory.forget(session)
+        opened.clear()
+        with ThreadPoolExecutor() as beside:
+            waiting = list[Future[access.Drawn]]()
+            leave = gives_up(12)
+
+            def check() -> None:
+                if not waiting:  # nothing is decoded yet: it finds none of its frames held, and waits
+                    waiting.append(beside.submit(access.draw, session, memory, models, 11, lambda: None))
+                leave()
+
+            with pytest.raises(Problem, match="the call has ended"):
+                access.draw(session, memory, models, 10, check)
+            assert waiting[0].result(30).picture.index == 11
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])
