@@ -56,22 +56,27 @@ class OpenFiles:
 
     def __init__(self, most: int = 8) -> None:
         self._most = most
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # closing a file takes it off the list
         self._files: OrderedDict[FileFrames, None] = OrderedDict()
 
     def keep(self, file: FileFrames) -> None:
-        """A file has been read; those read longest ago are closed."""
+        """An open file is being read."""
         with self._lock:
             self._files[file] = None
             self._files.move_to_end(file)
-            surplus = [self._files.popitem(last=False)[0] for _ in range(len(self._files) - self._most)]
-        for old in surplus:
-            old.close()
 
     def forget(self, file: FileFrames) -> None:
         """A file is closed."""
         with self._lock:
             self._files.pop(file, None)
+
+    def close_surplus(self) -> None:
+        """Close the files read longest ago; not those being read, which would have to be waited for."""
+        with self._lock:
+            for file in list(self._files):
+                if len(self._files) <= self._most:
+                    return
+                file.close_unless_read()
 
 
 class FileFrames:
@@ -116,19 +121,27 @@ class FileFrames:
                 if numbers:
                     self._read(numbers, take, check)
         finally:
-            self._opened.keep(self)
+            self._opened.close_surplus()
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
-        self._opened.forget(self)
         with self._lock:
             self._close()
+
+    def close_unless_read(self) -> None:
+        """Close the file, but not in the middle of a read."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._lock.release()
 
     def _read(self, numbers: Sequence[int], take: Callable[[int, Frame], object], check: Callable[[], object]) -> None:
         if self._reader is None or self._next > numbers[0]:
             self._close()
             self._reader = VideoReader(self._path, threads=1)
             self._frames = enumerate(self._reader)
+        self._opened.keep(self)
         while self._next <= numbers[-1]:
             check()
             index, frame = next(self._frames, (-1, None))
@@ -143,3 +156,4 @@ class FileFrames:
         if self._reader is not None:
             self._reader.close()
         self._reader, self._frames, self._next = None, iter(()), 0
+        self._opened.forget(self)

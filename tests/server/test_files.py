@@ -79,6 +79,49 @@ def test_few_files_stay_open(serve: Serve, tmp_path: Path) -> None:
         assert times_open(path) == 0
 
 
+def test_a_file_that_is_being_read_stays_open(tmp_path: Path, opened: list[object]) -> None:
+    """Its reader keeps its place, and nobody who reads another file waits for it."""
+    path, files = write_clip(tmp_path / "in.mkv", CLIP), OpenFiles()
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        reading.set()
+        assert go_on.wait(60)
+
+    def read(file: FileFrames, number: int, check: Callable[[], object] = lambda: None) -> None:
+        file.read(lambda: [number], lambda *_: None, check)
+
+    long, others = FileFrames(path, "in.mkv", files), [FileFrames(path, "in.mkv", files) for _ in range(9)]
+    read(long, 0)
+    with ThreadPoolExecutor() as beside:
+        try:
+            slowly = beside.submit(read, long, 9, slow)
+            assert reading.wait(30)
+            for file in others:
+                beside.submit(read, file, 0).result(10)
+        finally:
+            go_on.set()
+        slowly.result(30)
+    assert times_open(path) == 8
+    opened.clear()
+    read(long, 10)
+    assert opened == []
+    for file in (long, *others):
+        file.close()
+    assert times_open(path) == 0
+
+
+def test_a_closed_file_takes_no_place(tmp_path: Path) -> None:
+    """One that was read to its end closes itself: it does not count among those that stay open."""
+    path = write_clip(tmp_path / "in.mkv", CLIP)
+    files = OpenFiles(most=1)
+    open_one, ended = FileFrames(path, "in.mkv", files), FileFrames(path, "in.mkv", files)
+    open_one.read(lambda: [0], lambda *_: None, lambda: None)
+    ended.read(lambda: [CLIP.frames], lambda *_: None, lambda: None)
+    assert times_open(path) == 1
+    open_one.close()
+
+
 def test_nothing_is_drawn_for_who_has_gone(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that were cancelled while they waited for their turn cost nothing but that."""
     contexts, drawn, get_frame = list[grpc.ServicerContext](), list[object](), FrameCalls.get_frame
