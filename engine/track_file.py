@@ -110,11 +110,13 @@ def _padded(row_motion: DoubleArray) -> DoubleArray:
     return out
 
 
-def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
+def save_track(track: CameraTrack, path: str | os.PathLike[str], *, private: bool = False) -> None:
     """Write a track; the file appears under its name when it is complete, and replaces one of that name.
 
     A link stays, and what it leads to is written.
 
+    Args:
+        private: only its owner may read it; otherwise whoever may read any new file here.
     Raises:
         OutputError: it cannot be written.
     """
@@ -133,8 +135,8 @@ def save_track(track: CameraTrack, path: str | os.PathLike[str]) -> None:
     # A name of our own beside the target, so that the rename stays on one disk; short, so that it is never too long.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
     try:
-        # safetensors makes files for their owner only; this one gets the rights of any new file here.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        # safetensors makes files for their owner only; this one gets the rights of any new file here, unless private.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
         rights = stat.S_IMODE(os.stat(temporary).st_mode)
         # One entry: safetensors writes several in random order, and a file should depend on the track only.
         save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})

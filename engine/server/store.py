@@ -53,7 +53,7 @@ class TrackStore:
     def save(self, track_id: str, track: CameraTrack) -> bool:
         """Keep a track; False where the disk does not take it."""
         try:
-            save_track(track, self.path(track_id))
+            save_track(track, self.path(track_id), private=True)
         except OutputError:
             log.warning("track %s cannot be written to the cache folder", track_id)
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -49,6 +50,18 @@ def test_a_track_that_cannot_be_read_now_stays(tmp_path: Path) -> None:
     assert not isinstance(caught.value, TrackError)
     again = store.load("a")
     assert again is not None and len(again) == len(make_track())
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_tracks_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
+    """In a folder that was there before, whose rights stay, as well."""
+    tmp_path.chmod(0o755)
+    store, old = TrackStore(tmp_path, 1 << 30), os.umask(umask)
+    try:
+        assert store.save("a", make_track())
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(store.path("a").stat().st_mode) == 0o600
 
 
 def test_a_track_in_use_is_in_memory_once(tmp_path: Path) -> None:
