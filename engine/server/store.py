@@ -34,6 +34,8 @@ class TrackStore:
         self._folder = folder
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        # Of each id that is read or written now: under the one lock above a large track would keep all others waiting.
+        self._busy = weakref.WeakValueDictionary[str, threading.Lock]()
         self._in_use = weakref.WeakValueDictionary[str, CameraTrack]()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,19 +49,20 @@ class TrackStore:
 
         As long as somebody has it, it is in memory once.
         """
-        with self._lock:
+        with self._lock_of(track_id):
             return self._load(track_id)
 
     def save(self, track_id: str, track: CameraTrack) -> bool:
         """Keep a track; False where the disk does not take it."""
-        try:
-            save_track(track, self.path(track_id), private=True)
-        except OutputError:
-            log.warning("track %s cannot be written to the cache folder", track_id)
-            return False
-        with self._lock:
-            self._in_use[track_id] = track
-            self._shrink(keep=track_id)
+        with self._lock_of(track_id):
+            try:
+                save_track(track, self.path(track_id), private=True)
+            except OutputError:
+                log.warning("track %s cannot be written to the cache folder", track_id)
+                return False
+            with self._lock:
+                self._in_use[track_id] = track
+                self._shrink(keep=track_id)
         return True
 
     def path(self, track_id: str) -> Path:
@@ -71,11 +74,16 @@ class TrackStore:
         """Size of all tracks."""
         return sum(size for _, size, _ in self._files())
 
+    def _lock_of(self, track_id: str) -> threading.Lock:
+        with self._lock:
+            return self._busy.setdefault(track_id, threading.Lock())
+
     def _load(self, track_id: str) -> CameraTrack | None:
         path = self.path(track_id)
         try:
             os.utime(path)
-            track = self._in_use.get(track_id)
+            with self._lock:
+                track = self._in_use.get(track_id)
             if track is None:
                 track = load_track(path)
         except TrackError:
@@ -87,7 +95,8 @@ class TrackStore:
                 log.warning("track %s cannot be read", track_id)
                 log.debug("its origin", exc_info=error)
             return None
-        self._in_use[track_id] = track
+        with self._lock:
+            self._in_use[track_id] = track
         return track
 
     def _shrink(self, *, keep: str) -> None:

@@ -6,7 +6,9 @@ import gc
 import os
 import resource
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.server.conftest import CONFIG, FRAMES, Serve, connected
 from vs3r.engine.server.store import TrackStore
 from vs3r.engine.track_file import load_track
 from vs3r.errors import InputError, TrackError
+from vs3r.types import CameraTrack
 
 
 @contextmanager
@@ -78,6 +81,34 @@ def test_a_track_in_use_is_in_memory_once(tmp_path: Path) -> None:
     assert store.load("a") is newer
     store.path("a").unlink()
     assert store.load("a") is None
+
+
+def test_a_track_that_is_being_read_keeps_no_other_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it read twice, by another session of its clip."""
+    store, read = TrackStore(tmp_path, 1 << 30), list[str]()
+    for name in ("long", "short"):
+        assert store.save(name, make_track())
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> CameraTrack:
+        read.append(path.stem)
+        if path == store.path("long"):
+            reading.set()
+            assert go_on.wait(60)
+        return load_track(path)
+
+    monkeypatch.setattr("vs3r.engine.server.store.load_track", slow)
+    with ThreadPoolExecutor() as beside:
+        try:
+            first = beside.submit(store.load, "long")
+            assert reading.wait(30)
+            second = beside.submit(store.load, "long")
+            assert beside.submit(store.load, "short").result(10) is not None
+        finally:
+            go_on.set()
+        found = first.result(30)
+        assert found is not None and second.result(30) is found
+    assert read == ["long", "short"]
 
 
 def test_sessions_of_a_clip_share_its_track(serve: Serve) -> None:
