@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -138,17 +138,18 @@ class Server:
 
     def _listen(self) -> str:
         address = self._config.listen
-        if address.startswith("unix:") and _is_taken(address.removeprefix("unix:")):
+        on_file = address.startswith("unix:")
+        if on_file and _is_taken(address.removeprefix("unix:")):
             raise InputError(f"cannot listen on {address}: taken; choose another")
         try:
-            with _private_files():
+            with _private_files() if on_file else nullcontext():
                 if self._config.tls_cert is None:
                     port = self._grpc.add_insecure_port(address)
                 else:
                     port = self._grpc.add_secure_port(address, _tls_credentials(self._config))
         except RuntimeError:
             raise InputError(f"cannot listen on {address}: taken, or not of this machine; choose another") from None
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        return address if on_file else f"{address.rpartition(':')[0]}:{port}"
 
 
 def _tls_credentials(config: ServeConfig) -> Any:
@@ -265,7 +266,10 @@ def _parser(kind: Any) -> Callable[[bytes], Any]:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """What is made is for its owner alone, from the first moment on: a socket needs no token."""
+    """What is made is for its owner alone, from the first moment on: a socket needs no token.
+
+    By the umask, which all threads of the process share: files that others make meanwhile are so, too.
+    """
     old = os.umask(0o077)
     try:
         yield
