@@ -12,8 +12,6 @@ from av.video.frame import VideoFrame
 
 # AVFieldOrder to bwdif's parity. Two numbers each, as FFmpeg's decoders of uncompressed video take them.
 _PARITY = {2: "tff", 4: "tff", 3: "bff", 5: "bff"}
-
-
 # Decoders that flag no picture whatever was encoded, as tried. Others say of each picture what it is (ProRes, DNxHD,
 # FFV1, DV, MPEG, H.264), take the container's word for it themselves (uncompressed video), or are not known.
 _FLAGS_NONE = frozenset(

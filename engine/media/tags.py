@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from fractions import Fraction
 
 import av
+from av.container import InputContainer, OutputContainer
 from av.stream import Stream
 
 # Written by every muxer for itself; the source's would be wrong or doubled.
@@ -61,13 +63,12 @@ def _language(name: str, muxer: str) -> str | None:
         return name
     pair = next((pair for pair in _PAIRS if name in pair), ())
     names = dict.fromkeys((name, *pair, _QUICKTIME.get(name, name)))
-    trial = io.BytesIO()
-    with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
+
+    def fill(out: OutputContainer) -> None:
         for candidate in names:
             out.add_mux_stream("mov_text", time_base=Fraction(1, 1000)).metadata["language"] = candidate
-        out.start_encoding()
-    trial.seek(0)
-    with av.open(trial, metadata_errors="surrogateescape") as kept:
+
+    with _written(muxer, fill) as kept:
         found = [stream.metadata.get("language") for stream in kept.streams]
     return next((wanted for wanted, got in zip(names, found, strict=True) if wanted == got), None)
 
@@ -78,28 +79,37 @@ def muxer_keeps(tags: dict[str, str], muxer: str) -> bool:
     The muxer itself is asked: a file of the tags alone is written to memory and read again.
     """
     tags = {key: value for key, value in tags.items() if value and key.lower() not in _APART}
-    trial = io.BytesIO()
-    with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
+
+    def fill(out: OutputContainer) -> None:
         out.metadata.update(tags)
         out.add_mux_stream("mov_text", time_base=Fraction(1, 1000))
-        out.start_encoding()
-    trial.seek(0)
-    with av.open(trial, metadata_errors="surrogateescape") as kept:
+
+    with _written(muxer, fill) as kept:
         return {key.lower() for key in tags} <= {key.lower() for key in kept.metadata}
 
 
 def muxer_keeps_timecode(timecode: str, rate: Fraction, muxer: str) -> bool:
     """Whether an MP4 or MOV muxer makes a time code track for `rate` frames per second; asked as in muxer_keeps."""
-    trial = io.BytesIO()
+
+    def fill(out: OutputContainer) -> None:
+        out.metadata["timecode"] = timecode
+        # An encoder that takes any rate.
+        context = out.add_stream("png", rate=rate).codec_context
+        context.width, context.height, context.pix_fmt = 16, 16, "gray"
+
     try:
-        with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
-            out.metadata["timecode"] = timecode
-            # An encoder that takes any rate.
-            context = out.add_stream("png", rate=rate).codec_context
-            context.width, context.height, context.pix_fmt = 16, 16, "gray"
-            out.start_encoding()
+        kept = _written(muxer, fill)
     except av.FFmpegError:
         return False  # more than 255 frames a second
-    trial.seek(0)
-    with av.open(trial, metadata_errors="surrogateescape") as kept:
+    with kept:
         return any(stream.type == "data" for stream in kept.streams)
+
+
+def _written(muxer: str, fill: Callable[[OutputContainer], None]) -> InputContainer:
+    """A file of what `fill` gives it, but no packets, as the muxer writes it to memory; to be read and closed."""
+    trial = io.BytesIO()
+    with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
+        fill(out)
+        out.start_encoding()
+    trial.seek(0)
+    return av.open(trial, "r", metadata_errors="surrogateescape")

@@ -182,7 +182,7 @@ class Fusion:
         for mine, plane, weight in zip(ours, theirs, weights, strict=True):
             exposed.append(_exposure(plane, mine - plane, weight, limit))
             rest.append(mine - plane - exposed[-1])
-        same_hue = _cauchy(self._hue(rest), SAME_HUE * limit)
+        same_hue = _geman_mcclure(self._hue(rest), SAME_HUE * limit)
         offsets = []
         for number, weight in enumerate(weights):
             local = LOCAL_COLOUR * limit if self._is_chroma(number) else limit
@@ -202,8 +202,8 @@ class Fusion:
         return f32(np.abs(colours).max(axis=0))
 
 
-def _cauchy(off_by: FloatArray, width: float) -> FloatArray:
-    """Weights of what is off by so much, in [0, 1]."""
+def _geman_mcclure(off_by: FloatArray, width: float) -> FloatArray:
+    """Weights of what is off by so much under Geman and McClure's loss, in [0, 1]."""
     return f32(1.0 / np.square(1.0 + np.square(off_by * np.float32(1.0 / width))))
 
 
@@ -222,7 +222,7 @@ def _exposure(theirs: FloatArray, difference: FloatArray, weight: FloatArray, li
     value = value.clip(low, high) - middle
     level, gain = np.median(off), np.float32(0.0)
     for width in EXPOSURE_WIDTHS:
-        believed = weight * _cauchy(off - level - gain * value, width * limit)
+        believed = weight * _geman_mcclure(off - level - gain * value, width * limit)
         believed /= believed.sum()
         mean_value, mean_off = believed @ value, believed @ off
         apart = believed * (value - mean_value)
@@ -233,7 +233,7 @@ def _exposure(theirs: FloatArray, difference: FloatArray, weight: FloatArray, li
 
 def _mean_around(rest: FloatArray, weight: FloatArray, local: float) -> FloatArray:
     """What differs around each cell, at most `local`; where more does, something moved there, which counts little."""
-    weight = weight * _cauchy(rest, local)
+    weight = weight * _geman_mcclure(rest, local)
     sigma = max(1.0, OFFSET_SMOOTH * max(weight.shape))
     total = f32(cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
     mean = f32(cv2.GaussianBlur(rest.clip(-local, local) * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
