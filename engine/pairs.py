@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,9 +162,16 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file as a whole or not at all."""
+    with as_a_whole(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def as_a_whole(path: Path) -> Iterator[Path]:
+    """A name beside a file's to write to: it takes the file's place at the end, and goes where that is not reached."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(text)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -267,11 +275,8 @@ def _make(
 def _write_pair(path: Path, pair: Pair, header: dict[str, Any]) -> None:
     from vs3r.refine.training.pairs import pack
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(pack(pair), temporary, metadata={_HEADER: json.dumps(header)})
-        os.replace(temporary, path)
+        with as_a_whole(path) as temporary:
+            save_file(pack(pair), temporary, metadata={_HEADER: json.dumps(header)})
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write the pair {path}: {error}; check that the folder has room") from None
-    finally:
-        temporary.unlink(missing_ok=True)

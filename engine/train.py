@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vs3r.config import TrainConfig
-from vs3r.engine.pairs import keep_settings, load_pair
+from vs3r.engine.pairs import as_a_whole, keep_settings, load_pair
 from vs3r.engine.threads import Stopped
 from vs3r.errors import InputError, OutputError
 
@@ -211,16 +211,13 @@ class _Run:
             return
         folder = self.out / "checkpoints"
         path = folder / f"{trainer.part}-{trainer.steps:06d}.safetensors"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             # The checkpoint last: once it is there, so is the LoRA.
             trainer.save_lora(self.out / trainer.part)
-            save_file(trainer.state(), temporary)
-            os.replace(temporary, path)
+            with as_a_whole(path) as temporary:
+                save_file(trainer.state(), temporary)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"cannot write the checkpoint {path}: {error}; check that the disk has room") from None
-        finally:
-            temporary.unlink(missing_ok=True)
         for _, old in _checkpoints(self.out, trainer.part)[:-_KEPT]:
             old.unlink()
 
@@ -269,14 +266,11 @@ def write_clip(path: Path, pictures: np.ndarray[tuple[int, ...], np.dtype[np.uin
     Raises:
         OutputError: the disk is full, for one.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _encode_clip(temporary, pictures)
-        os.replace(temporary, path)
+        with as_a_whole(path) as temporary:
+            _encode_clip(temporary, pictures)
     except (OSError, av.FFmpegError) as error:
         raise OutputError(f"cannot write the clip {path}: {error.strerror}; check that the disk has room") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode_clip(path: Path, pictures: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
