@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vs3r.geometry import se3_retract, skew
 from vs3r.reconstruct import bundle
-from vs3r.reconstruct.bundle import _free, _Linear, _linearise, _Prior, _Seen, adjust, reprojection_error, robust_weight
+from vs3r.reconstruct.bundle import Seen, _free, _Linear, _linearise, _Prior, adjust, reprojection_error, robust_weight
 from vs3r.reconstruct.problem import Edges, Problem, State
 from vs3r.types import ROW_MOTION_ORDER
 
@@ -132,7 +132,7 @@ def jacobians(state: State, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 def linearised(state: State, problem: Problem) -> tuple[float, _Linear]:
     """Cost and normal equations with a loss 3 px wide."""
-    seen = _Seen.of(state, problem)
+    seen = Seen.of(state, problem)
     cost, weight = seen.cost(problem, 3.0)
     return float(cost), _linearise(state, problem, seen, weight, _free(problem, len(state.log_focal)))
 
@@ -171,7 +171,7 @@ def test_the_gradient_is_that_of_the_robust_cost(rotation_only: bool) -> None:
     total, found = linearised(state, problem)
 
     def cost(of: State) -> float:
-        return float(_Seen.of(of, problem).cost(problem, 3.0)[0])
+        return float(Seen.of(of, problem).cost(problem, 3.0)[0])
 
     assert cost(state) == pytest.approx(total, rel=1e-12)
     step = 1e-6
@@ -305,7 +305,7 @@ def test_the_readout_is_recovered(rotation_only: bool, monkeypatch: pytest.Monke
     # Twice the cost of holding the read-out off by a little, over its square.
     off, hold = 1e-4, 1e12
     held = solved(found, replace(problem, readout_prior=(0.02 + off, hold)))
-    cost = float(_Seen.of(held, problem).cost(problem, 1.0)[0])
+    cost = float(Seen.of(held, problem).cost(problem, 1.0)[0])
     assert float(held.readout) == pytest.approx(0.02 + off, abs=1e-7)
     assert cost / off**2 == pytest.approx(float(found.readout_info), rel=0.02)
 
@@ -359,7 +359,7 @@ def test_the_cost_never_rises(rotation_only: bool, seed: int) -> None:
     prior = _Prior(problem, float(state.inv_depth.median()))
 
     def cost(of: State) -> float:
-        return float(_Seen.of(of, problem).cost(problem, 4.0)[0] + prior.cost(of))
+        return float(Seen.of(of, problem).cost(problem, 4.0)[0] + prior.cost(of))
 
     first = last = cost(state)
     for _ in range(10):

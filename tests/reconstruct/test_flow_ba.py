@@ -229,7 +229,7 @@ def test_a_rolling_shutter_is_measured(name: str, readout_frames: float, shown: 
     found = found[::shown]
     part, _ = beginning(name)
     stacked = {field: np.stack([getattr(view, field) for view in rolled]) for field in View.__dataclass_fields__}
-    assert reconstruction_errors(found, part, Footage(**stacked)).rotation_deg <= 0.04
+    assert reconstruction_errors(found, part, Footage(**stacked)).rotation_deg <= 0.0066
     off_frames = np.abs([g.readout_s * 30 - readout_frames for g in found])
     assert off_frames[0] < 0.08 and off_frames[-1] < 0.05
     # The camera of the first row is that of half a read-out before.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.reconstruct.test_bundle import FOCAL_PX, project, random, scene
+from vs3r.geometry import rigid_inverse, se3_retract
 from vs3r.reconstruct import wobble
 from vs3r.reconstruct.bundle import reprojection_error
 from vs3r.reconstruct.problem import Problem, State
@@ -96,3 +97,21 @@ def test_ends_turn_as_the_flow_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (believed, state):
         assert not found.wobble[REACH:-REACH].any() and found.wobble[:REACH, :2].any()
         assert torch.equal(found.cam_from_world[REACH:-REACH], start.cam_from_world[REACH:-REACH])
+
+
+def test_ends_are_placed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first frame of all too; nothing moves where the camera only turns."""
+    monkeypatch.setattr(wobble, "PRIOR_PX2", 1e-3)
+    true, problem, shutter = bent_ends(0.7)
+    assert problem.first_free_pose == 1
+    off = random(7)(12, 6) * torch.tensor([0.02] * 3 + [2 / FOCAL_PX] * 3).double()
+    off[REACH:-REACH] = 0
+    start = replace(true, wobble=torch.zeros_like(true.wobble), cam_from_world=se3_retract(off, true.cam_from_world))
+    state = start
+    for _ in range(6):
+        state = turn_ends(state, problem, shutter)
+    before, after = ((s.cam_from_world - true.cam_from_world)[:, :3].flatten(1).norm(dim=1) for s in (start, state))
+    assert (after[:REACH] < 0.02 * before[:REACH]).all() and (after[-REACH:] < 0.02 * before[-REACH:]).all()
+    turned = turn_ends(start, replace(problem, rotation_only=True), shutter)
+    moved = (turned.cam_from_world @ rigid_inverse(start.cam_from_world))[:, :3, 3]
+    assert float(moved.abs().max()) < 1e-12

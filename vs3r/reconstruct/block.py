@@ -61,6 +61,9 @@ MIN_GAIN = 0.15
 # Turns within frames must explain this much more: people who move look like them (at most 0.05 in a rendered crowd with
 # a global shutter; 0.08 on a street with a rolling one, 0.1 to 0.28 where the camera vibrates).
 WAVES_GAIN = 0.06
+# And so much of all flow: where nearly everything is explained, what is left is noise, which follows any turn (at most
+# 0.0014 of a rendered walk, 0.002 and more where phones film).
+WAVES_LEAST = 0.0015
 # Nothing holds the scale of a world in which the camera walks on, and what is believed of its steps makes them a little
 # short, block by block, and inverse depths as much too large. So each block goes this share of the way back, in the
 # logarithm, to where the typical inverse depth is 1.
@@ -349,7 +352,7 @@ class BlockSolver:
         waves = False
         if not self._global_shutter:
             turned = find_wobble(state, problem, self._shutter)
-            waves = self._left(turned, problem, fresh) < (1 - WAVES_GAIN) * left
+            waves = left - self._left(turned, problem, fresh) > max(WAVES_GAIN * left, WAVES_LEAST)
         if waves:
             state = self._adjusted(turned, problem, 1.5, 3, waves=True)
             state = find_wobble(state, problem, self._shutter)

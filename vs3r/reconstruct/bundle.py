@@ -65,17 +65,11 @@ class _Linear:
     """(m, k, P) between the k unknowns above that may change and the inverse depths of each frame."""
 
 
-def reprojection(state: State, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Where the state sees the points less where the flow does, (E, 2, P) pixels; which are ahead, (E, P)."""
-    seen = _Seen.of(state, problem)
-    return seen.residual, seen.ahead
-
-
 def reprojection_error(state: State, problem: Problem) -> Tensor:
     """Distance between where state and flow see the points, (E, P) pixels; 1e3 where behind the camera."""
-    residual, ahead = reprojection(state, problem)
+    seen = Seen.of(state, problem)
     # norm takes ten times as long over an axis of two.
-    return torch.where(ahead, residual.square().sum(1).sqrt(), 1e3)
+    return torch.where(seen.ahead, seen.residual.square().sum(1).sqrt(), 1e3)
 
 
 def inv_depth_at_target(state: State, edges: Edges) -> Tensor:
@@ -96,7 +90,7 @@ def _dst_from_src(state: State, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
+class Seen:
     """The points of the source frames in the destination cameras; coordinates are times the inverse depth."""
 
     residual: Tensor
@@ -119,7 +113,7 @@ class _Seen:
     """(E, 1) focal length of the destination."""
 
     @staticmethod
-    def of(state: State, problem: Problem) -> _Seen:
+    def of(state: State, problem: Problem) -> Seen:
         e, dtype = problem.edges, problem.edges.target.dtype
         from_pixels, R, t = (v.to(dtype) for v in _dst_from_src(state, e))
         f = state.log_focal.exp()[e.dst, None].to(dtype)
@@ -134,7 +128,7 @@ class _Seen:
         z = Y[:, 2].clamp_min(NEAREST)
         slope = Y[:, :2] / z[:, None]
         residual = torch.addcmul(-target, f[:, None], slope)
-        return _Seen(residual, Y[:, 2] > 1e-2, z, slope, source, from_pixels, R, t, f)
+        return Seen(residual, Y[:, 2] > 1e-2, z, slope, source, from_pixels, R, t, f)
 
     def cost(self, problem: Problem, width_px: float) -> tuple[Tensor, Tensor]:
         """Robust cost and the weights (E, P) of the squared residuals."""
@@ -225,7 +219,7 @@ class _Prior:
         return H, torch.cat([g.reshape(-1), (self._k_readout * (state.readout - self._readout)).reshape(1)])
 
 
-def _derivatives(state: State, problem: Problem, seen: _Seen) -> Tensor:
+def _derivatives(state: State, problem: Problem, seen: Seen) -> Tensor:
     """(E, L + 1, 2, P) how the points move in the picture with each of L = 8 or 9 unknowns of an edge: dst translation
     (3), dst rotation (3), dst log f, src log f, and the read-out where it is unknown; then the residual itself."""
     e, dtype = problem.edges, problem.edges.target.dtype
@@ -259,7 +253,7 @@ def _derivatives(state: State, problem: Problem, seen: _Seen) -> Tensor:
     return J
 
 
-def _rows_from_unknowns(seen: _Seen, rows: int) -> Tensor:
+def _rows_from_unknowns(seen: Seen, rows: int) -> Tensor:
     """(E, L, 15) from the unknowns of an edge (src pose, src log f, dst pose, dst log f, read-out) to the L `rows` of
     _derivatives: dst_from_src * exp(-xi_src) = exp(-Ad xi_src) * dst_from_src."""
     M = torch.zeros(len(seen.R), rows, 15, dtype=seen.R.dtype)
@@ -272,7 +266,7 @@ def _rows_from_unknowns(seen: _Seen, rows: int) -> Tensor:
     return M
 
 
-def _linearise(state: State, problem: Problem, seen: _Seen, weight: Tensor, free: Tensor) -> _Linear:
+def _linearise(state: State, problem: Problem, seen: Seen, weight: Tensor, free: Tensor) -> _Linear:
     """Normal equations of the data term: of each frame translation, rotation and log f, 7 increments; the read-out.
 
     Args:
@@ -390,7 +384,7 @@ def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) 
         return (k_near * (rho - near) ** 2 + k_begin * (rho - begin) ** 2).sum()
 
     damping = 1e-4
-    seen = _Seen.of(state, problem)
+    seen = Seen.of(state, problem)
     cost, weight = seen.cost(problem, width_px)
     for _ in range(iterations):
         data, (prior_hessian, prior_gradient) = _linearise(state, problem, seen, weight, free), prior.normal(state)
@@ -420,7 +414,7 @@ def _adjusted(state: State, problem: Problem, width_px: float, iterations: int) 
                     inv_depth=inv_depth,
                     readout=state.readout + step[-1],
                 )
-                trial_seen = _Seen.of(trial, problem)
+                trial_seen = Seen.of(trial, problem)
                 trial_cost, trial_weight = trial_seen.cost(problem, width_px)
                 after = trial_cost + prior.cost(trial)
                 if problem.moves_depth:

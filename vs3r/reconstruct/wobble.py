@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vs3r.geometry import se3_retract
-from vs3r.reconstruct.bundle import assembled, reprojection, robust_weight
+from vs3r.reconstruct.bundle import Seen, assembled, robust_weight
 from vs3r.reconstruct.problem import Problem, State
 from vs3r.reconstruct.rolling import Shutter, rectify
 from vs3r.types import ROW_MOTION_ORDER
@@ -61,82 +61,102 @@ def find_wobble(state: State, problem: Problem, shutter: Shutter) -> State:
 
 
 def turn_ends(state: State, problem: Problem, shutter: Shutter) -> State:
-    """The same for those frames only whose neighbours to one side are missing: a polynomial through few says little."""
+    """The same for those frames only whose neighbours to one side are missing: a polynomial through few says little.
+
+    Where the camera moves, those frames move as well, at depths that stay: a step to the side turns the picture more
+    the nearer a line is, and found one after the other either takes most of what the other had.
+    """
     std_px = END_STD_PX * abs(float(state.readout)) / shutter.interval_s
     if std_px < END_MIN_STD_PX:
         return state
     edges, ends = problem.edges, shutter.at_an_end
     problem = replace(problem, edges=edges.select(ends[edges.src] | ends[edges.dst]))
-    return _turned(state, problem, shutter, ends, order=END_ORDER, std_px=std_px)
+    return _turned(state, problem, shutter, ends, order=END_ORDER, std_px=std_px, moves=not problem.rotation_only)
 
 
-def _turned(state: State, problem: Problem, shutter: Shutter, frames: Tensor, *, order: int, std_px: float) -> State:
-    """Turns of the given frames.
+def _turned(
+    state: State,
+    problem: Problem,
+    shutter: Shutter,
+    frames: Tensor,
+    *,
+    order: int,
+    std_px: float,
+    moves: bool = False,
+) -> State:
+    """Turns of the given frames, and where `moves` their steps.
 
-    A turn about x or y is taken for a shift of the picture, so that both share one block of the normal equations;
-    linear least squares, weighted by the state's residuals.
+    A turn about x or y is taken for a shift of the picture; linear least squares, weighted by the state's residuals.
     """
-    n, parts, count = len(state.log_focal), 3, 1 + order
-    normal, right = _normal_equations(state, problem, shutter, count)
+    n, count = len(state.log_focal), 1 + order
+    turns = 3 * count
+    normal, right = _normal_equations(state, problem, shutter, count, moves=moves)
+    size = len(right) // n
     focal = state.log_focal.exp()[:, None, None]
-    shifts = torch.zeros(n, parts, count).double()
+    shifts, known = torch.zeros(n, 3, count).double(), torch.zeros(n, 3, count).double()
     coefficients = torch.linalg.solve(_BASIS[1:, 1:].T, state.wobble * focal)[:, :order]
     shifts[:, :, 1:] = _TURN_FROM_SHIFT.T @ coefficients.transpose(1, 2)
-    known = torch.zeros(n, parts, count).double()
     known[:, :, 1:] = PRIOR_PX2 / std_px**2
-    right += (known * shifts).reshape(-1)
     # What no observation tells of, a frame's turn as a whole, stays.
-    normal += torch.diag(known.reshape(-1) + 1e-6)
-    free = torch.zeros(n, parts, count, dtype=torch.bool)
+    pull, held = torch.zeros(n, size).double(), torch.full((n, size), 1e-6).double()
+    pull[:, :turns] = (known * shifts).flatten(1)
+    held[:, :turns] += known.flatten(1)
+    free = torch.zeros(n, size, dtype=torch.bool)
     free[frames] = True
     free[: problem.first_free_structure] = False
-    free[: problem.first_free_pose, :, 0] = False
+    if frames.all():  # as one they may turn anywhere
+        free[: problem.first_free_pose, :turns:count] = False
     free = free.reshape(-1)
-    step = torch.zeros(n * parts * count).double()
+    step = torch.zeros(n * size).double()
+    normal += torch.diag(held.reshape(-1))
+    right += pull.reshape(-1)
     step[free] = -torch.linalg.solve(normal[free][:, free], right[free])
-    turn = (_TURN_FROM_SHIFT @ step.reshape(n, parts, count)).transpose(1, 2) / focal
-    xi = torch.cat([torch.zeros(n, 3).double(), turn[:, 0]], 1)
+    step = step.reshape(n, size)
+    turn = (_TURN_FROM_SHIFT @ step[:, :turns].reshape(n, 3, count)).transpose(1, 2) / focal
+    moved = step[:, turns:] if moves else torch.zeros(n, 3).double()
     return replace(
         state,
-        cam_from_world=se3_retract(xi, state.cam_from_world),
+        cam_from_world=se3_retract(torch.cat([moved, turn[:, 0]], 1), state.cam_from_world),
         wobble=state.wobble + _BASIS[1:count, 1:].T @ turn[:, 1:],
     )
 
 
-def _normal_equations(state: State, problem: Problem, shutter: Shutter, count: int) -> tuple[Tensor, Tensor]:
-    """Hessian (3 count n, 3 count n) and gradient of the coefficients of each frame's shifts and roll."""
+def _normal_equations(
+    state: State, problem: Problem, shutter: Shutter, count: int, *, moves: bool
+) -> tuple[Tensor, Tensor]:
+    """Hessian (n size, n size) and gradient of the coefficients of each frame's shifts and roll, then, where it `moves`
+    as well, of its translation."""
     edges, n = problem.edges, len(state.log_focal)
-    residual, ahead = reprojection(state, replace(problem, edges=rectify(edges, state, shutter)))
-    _, weight = robust_weight(residual, WIDTH_PX)
-    weight, residual = (weight * edges.weight * ahead)[:, ::EVERY], residual[:, :, ::EVERY].transpose(1, 2)
+    seen = Seen.of(state, replace(problem, edges=rectify(edges, state, shutter)))
+    _, weight = robust_weight(seen.residual, WIDTH_PX)
+    weight, residual = (weight * edges.weight * seen.ahead)[:, ::EVERY], seen.residual[:, :, ::EVERY]
     basis, radius = _BASIS[:count, :count].T.to(weight.dtype), float(state.log_focal.exp().mean())
 
-    def design(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def values(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(E, P, count): values of the basis at points (E, 2 or 3, P), and how a roll moves them right and down."""
         x, y = points[:, 0, ::EVERY, None], points[:, 1, ::EVERY, None]
         line = points[:, shutter.axis, ::EVERY] / shutter.length
-        values = torch.stack([line**p for p in range(count)], -1) @ basis
-        return values, values * (-y / radius), values * (x / radius)
+        at = torch.stack([line**p for p in range(count)], -1) @ basis
+        return at, at * (-y / radius), at * (x / radius)
 
     # Shifts are taken from source and target; the residual is where the source is expected less the target.
     shift, across, down = (
-        torch.cat([-a, b], -1) for a, b in zip(design(edges.source), design(edges.target), strict=True)
+        torch.cat([-a, b], -1) for a, b in zip(values(edges.source), values(edges.target), strict=True)
     )
-    w_shift, w_across, w_down = ((m * weight[..., None]).transpose(1, 2) for m in (shift, across, down))
-    both, right, below = w_shift @ shift, w_shift @ across, w_shift @ down
-    rolls, none = w_across @ across + w_down @ down, torch.zeros_like(both)
-    H = torch.cat(
-        [
-            torch.cat([both, none, right], 2),
-            torch.cat([none, both, below], 2),
-            torch.cat([right.mT, below.mT, rolls], 2),
-        ],
-        1,
-    )
-    u, v = residual[..., :1], residual[..., 1:]
-    g = torch.cat([w_shift @ u, w_shift @ v, w_across @ u + w_down @ v], 1).squeeze(-1)
-    size, columns = 3 * count, torch.arange(count)
-    cols = torch.cat(
-        [frame[:, None] * size + part * count + columns for part in range(3) for frame in (edges.src, edges.dst)], 1
-    )
+    none = torch.zeros_like(shift)
+    # How each part moves the picture right and down.
+    parts = [(shift, none), (none, shift), (across, down)]
+    columns = [torch.arange(part * count, (part + 1) * count) for part in range(3)]
+    if moves:
+        near = (state.inv_depth[edges.src].to(weight.dtype) * seen.f / seen.z)[:, ::EVERY]
+        zero, (a, b) = torch.zeros_like(near), seen.slope[:, :, ::EVERY].unbind(1)
+        right, below = torch.stack([near, zero, -near * a], -1), torch.stack([zero, near, -near * b], -1)
+        parts.append((torch.cat([-right, right], -1), torch.cat([-below, below], -1)))
+        columns.append(torch.arange(3 * count, 3 * count + 3))
+    u, v = (torch.cat(axis, -1) for axis in zip(*parts, strict=True))
+    u_weighed, v_weighed = ((m * weight[..., None]).mT for m in (u, v))
+    H = u_weighed @ u + v_weighed @ v
+    g = (u_weighed @ residual[:, 0, :, None] + v_weighed @ residual[:, 1, :, None]).squeeze(-1)
+    size = sum(len(own) for own in columns)
+    cols = torch.cat([frame[:, None] * size + own for own in columns for frame in (edges.src, edges.dst)], 1)
     return assembled(n * size, cols, H.double(), g.double())
