@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -424,6 +425,27 @@ def test_a_hard_cut_begins_a_segment(at: int) -> None:
         np.testing.assert_array_equal(ours.inv_depth, theirs.inv_depth)
     first = make_frames(before)
     assert_same(found[:at], run(first, maker(first, readout_ms=0)))
+
+
+@pytest.mark.parametrize(("level", "count"), [(255, 1), (16, 3)])
+def test_a_flash_or_a_moment_of_black_is_no_cut(level: int, count: int) -> None:
+    """The camera goes on through it, and what shows nothing of the scene is no part of it. Rotations are at most 0.0044
+    degrees off, as without it."""
+    shown = list(pictures("walking"))
+    blank = range(13, 13 + count)
+    for k in blank:
+        shown[k] = np.full_like(shown[k], level)
+    frames = make_frames(shown)
+    found = run(frames, maker(frames, HFOV_DEG))
+    check(found, frames)
+    assert {g.segment for g in found} == {0}
+    assert [float(g.dynamic.min()) == 1 for g in found] == [k in blank for k in range(COUNT)]
+    true = np.linalg.inv(beginning("walking")[0].world_from_cam)
+    off = []
+    for a, b in itertools.pairwise(k for k in range(COUNT) if k not in blank):
+        step, true_step = (T[b] @ np.linalg.inv(T[a]) for T in (np.stack([g.cam_from_world for g in found]), true))
+        off.append(np.rad2deg(np.linalg.norm(so3_log(torch.from_numpy(step[:3, :3] @ true_step[:3, :3].T)))))
+    assert max(off) < 0.01
 
 
 def test_a_world_of_another_scale_returns_to_its_own() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from vs3r.config import Config
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.flow_ba import BLOCK, OVERLAP, FlowBundleAdjustment
+from vs3r.reconstruct.shots import BLINK_FRAMES
 from vs3r.types import Frame, FrameGeometry, PictureFormat
 
 __all__ = ["Reconstructor", "delay_frames", "make_reconstructor"]
@@ -51,7 +52,7 @@ def make_reconstructor(config: Config, fmt: PictureFormat, prepare: Prepare = ea
 
 def delay_frames(config: Config) -> int:
     """How many frames at most are pushed before the geometry of the first of them is returned."""
-    adjustment = 2 * BLOCK + OVERLAP
+    adjustment = BLINK_FRAMES + 2 * BLOCK + OVERLAP
     if config.reconstruct.backend == "flow-ba":
         return adjustment
     # A window, and the stride until the next one is full.

@@ -277,7 +277,7 @@ class BlockSolver:
         )
         if edges is None:
             return state
-        edges = straight_edges(edges.select((edges.src - edges.dst).abs() == 1), state)
+        edges = straight_edges(edges.select(_nearest(edges)), state)
         steps = self._problem(edges, len(old), rotation_only=True)
         state = replace(state, cam_from_world=_leapt(state, edges, len(old)))
         for width in STEP_WIDTHS_PX:
@@ -438,6 +438,13 @@ class BlockSolver:
         return depth
 
 
+def _nearest(edges: Edges) -> Tensor:
+    """(E,) which edges join a frame to the nearest one before it that it is joined to at all."""
+    before, frame = torch.minimum(edges.src, edges.dst), torch.maximum(edges.src, edges.dst)
+    nearest = torch.zeros(int(frame.max()) + 1, dtype=before.dtype).scatter_reduce(0, frame, before, "amax")
+    return before == nearest[frame]
+
+
 def _leapt(state: State, steps: Edges, known: int) -> Tensor:
     """(n, 4, 4) cameras of which the first `known` stand where they do, and each further one where the one before it
     does, or turned from there if the picture leapt."""
@@ -451,6 +458,7 @@ def _leapt(state: State, steps: Edges, known: int) -> Tensor:
         T[k] = T[k - 1]
         if k in ahead:
             e = ahead[k]
+            T[k] = T[steps.src[e]]
             shift = shared_shift(steps.source[e, :2], steps.target[e], steps.weight[e], shift)
             if shift.norm() > STEP_WIDTHS_PX[0]:
                 T[k, :3] = turn(shift, focal) @ T[k, :3]

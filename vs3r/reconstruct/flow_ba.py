@@ -8,7 +8,7 @@ depend on how the frames arrived.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -24,13 +24,12 @@ from vs3r.reconstruct.block import Believe, BlockSolver, Solved
 from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement
 from vs3r.reconstruct.problem import Edges, State
 from vs3r.reconstruct.rolling import REACH, Shutter, bent_points, rectify
+from vs3r.reconstruct.shots import ObservedFrame, Shots
 from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, read_axis
 
 BLOCK = 8
 # The newest frames are seen from one side only, and their translations come out short: they are adjusted again.
 OVERLAP = 4
-# Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
-CONNECTED = 0.25
 # What surrounds a cell is told by those this far around it, by untrusted ones a little as well; it counts as much as
 # flow that is trusted so much.
 EVEN_CELLS = 3.0
@@ -39,28 +38,6 @@ EVEN_TRUST = 0.05
 # A picture is shown again where it differs by less than this on average, and the flow between them is less than that.
 REPEAT_GREY = 0.5
 REPEAT_PX = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ObservedFrame:
-    """What is known of a frame when it has been seen, in the numbers of all frames seen."""
-
-    index: int
-    """Frame number."""
-    pts_s: float
-    """Time in seconds."""
-    exposed_s: float
-    """When the picture was taken: the time of the first frame that shows it."""
-    first_shown: int
-    """Number of that frame."""
-    picture: npt.NDArray[np.uint8]
-    """(H, W) what analysis sees of it."""
-    found: list[Observation]
-    """Flow between it and earlier frames."""
-    agreement: float
-    """Share of the picture on which flow from the frame before and back agree, in [0, 1]."""
-    change: float
-    """How much the histogram differs from that of the frame before, in [0, 2]."""
 
 
 class FlowBundleAdjustment:
@@ -93,13 +70,14 @@ class FlowBundleAdjustment:
         """See Reconstructor."""
         self._first: int | None = None
         self._segment = 0
+        self._shots = Shots()
         self._solver.reset()
         self._start_segment()
 
     def _start_segment(self) -> None:
-        self._last_agreement = 1.0
         self._observed: list[Observation] = []
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
+        self._blank: set[int] = set()
         self._pending: list[ObservedFrame] = []
         self._solved: list[Solved] = []
 
@@ -125,22 +103,27 @@ class FlowBundleAdjustment:
 
     def push(self, observed: ObservedFrame, /) -> list[FrameGeometry]:
         """See Reconstructor."""
+        return [geometry for known in self._shots.push(observed) for geometry in self.take(known)]
+
+    def take(self, observed: ObservedFrame) -> list[FrameGeometry]:
+        """The same for a frame of which it is known to which shot it belongs."""
         done: list[FrameGeometry] = []
         if self._first is None:
             self._first = self._segment_first = observed.index
             self._first_s = observed.pts_s
-        else:
-            # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
-            sudden, self._last_agreement = self._last_agreement > CONNECTED, observed.agreement
-            if sudden and is_cut(observed):
-                done = self._finish()
-                self._segment += 1
-                self._segment_first = observed.index
-                self._solver.cut()
-                self._start_segment()
+        elif observed.begins:
+            done = self._finish()
+            self._segment += 1
+            self._segment_first = observed.index
+            self._solver.cut()
+            self._start_segment()
         if observed.first_shown < self._first:  # by the stream before a reset
             observed = replace(observed, exposed_s=self._first_s)
-        self._observed += [o for o in observed.found if min(o.src, o.dst) >= self._segment_first]
+        if observed.blank:
+            self._blank.add(observed.index)
+        self._observed += [
+            o for o in observed.found if min(o.src, o.dst) >= self._segment_first and not {o.src, o.dst} & self._blank
+        ]
         self._pictures[observed.index] = observed.picture
         self._pending.append(observed)
         # The first block of a segment has no solved frames to lean on and takes twice as many.
@@ -151,7 +134,7 @@ class FlowBundleAdjustment:
 
     def flush(self) -> list[FrameGeometry]:
         """See Reconstructor."""
-        return self._finish()
+        return [geometry for known in self._shots.flush() for geometry in self.take(known)] + self._finish()
 
     def _finish(self) -> list[FrameGeometry]:
         return self._solve(len(self._pending)) if self._pending else []
@@ -167,6 +150,9 @@ class FlowBundleAdjustment:
         axis = read_axis(self._format.width, self._format.height)
         self._shutter = Shutter(exposed_s, self._size[axis], axis)
         state, flat = self._solver.solve(old, edges, self._shutter, first=base)
+        for k in range(len(old), len(exposed_s)):
+            if base + k in self._blank:
+                state.inv_depth[k] = state.inv_depth[k - 1]
         done, self._pending = self._pending[:ready], self._pending[ready:]
         for k, seen in enumerate(done, len(old)):
             self._solved.append(
@@ -254,7 +240,8 @@ class FlowBundleAdjustment:
         last = base + len(state.log_focal) - 1
         found = [o for o in self._observed if o.src == index and base <= o.dst <= last and abs(o.dst - index) <= 4]
         if not found:
-            return np.zeros(fine[::-1], np.float32)
+            # What shows nothing of the shot is no place of its world.
+            return np.full(fine[::-1], index in self._blank, np.float32)
         cell = (grid.width / fine[0], grid.height / fine[1])
         fine_depth = np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
         depths = torch.from_numpy(fine_depth).flatten().expand(len(state.log_focal), -1)
@@ -299,10 +286,3 @@ def _is_repeat(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], step
     if cv2.norm(before, after, cv2.NORM_L1) > REPEAT_GREY * after.size:
         return False
     return all(float(np.median(np.abs(o.flow))) < REPEAT_PX for o in steps)
-
-
-def is_cut(observed: ObservedFrame) -> bool:
-    """The picture changed, no flow explains it, and nothing in it is found again."""
-    if observed.agreement > CONNECTED or any(o.aligned for o in observed.found):
-        return False
-    return observed.change > (0.25 if observed.agreement < CONNECTED / 5 else 0.5)

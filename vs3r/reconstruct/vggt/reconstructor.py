@@ -22,9 +22,10 @@ from vs3r.config import Config
 from vs3r.flow import analysis_size
 from vs3r.geometry import rigid_inverse
 from vs3r.networks import Prepare, eager
-from vs3r.reconstruct.flow_ba import BLOCK, CONNECTED, FlowBundleAdjustment, ObservedFrame, is_cut
+from vs3r.reconstruct.flow_ba import BLOCK, FlowBundleAdjustment
 from vs3r.reconstruct.observe import Grid, Observation
 from vs3r.reconstruct.problem import State
+from vs3r.reconstruct.shots import ObservedFrame, Shots
 from vs3r.reconstruct.vggt.chain import Chain, FrameEstimate
 from vs3r.reconstruct.vggt.window import WindowNetwork, load_network
 from vs3r.types import FloatArray, Frame, FrameGeometry, PictureFormat
@@ -84,7 +85,8 @@ class Vggt4d:
         self._adjustment.reset()
         self._first: int | None = None
         self._estimates: dict[int, FrameEstimate] = {}  # in the numbers of all frames seen
-        self._last_agreement = 1.0
+        self._shots = Shots()
+        self._unsorted: dict[int, npt.NDArray[np.uint8]] = {}  # pictures by number, of which the shot is not known yet
         self._start_segment()
 
     def _start_segment(self) -> None:
@@ -97,17 +99,23 @@ class Vggt4d:
 
     def push(self, observed: ObservedPicture, /) -> list[FrameGeometry]:
         """See Reconstructor."""
+        self._unsorted[observed.flow.index] = observed.picture
+        return [geometry for known in self._shots.push(observed.flow) for geometry in self._take(known)]
+
+    def flush(self) -> list[FrameGeometry]:
+        """See Reconstructor."""
+        done = [geometry for known in self._shots.flush() for geometry in self._take(known)]
+        return done + self._finish() + [self._with_mask(each) for each in self._adjustment.flush()]
+
+    def _take(self, flow: ObservedFrame) -> list[FrameGeometry]:
+        """The next frame, of which it is known to which shot it belongs."""
         done: list[FrameGeometry] = []
-        flow = observed.flow
         if self._first is None:
             self._first = flow.index
-        else:
-            # As the adjustment sees it: a window of two scenes makes no sense.
-            sudden, self._last_agreement = self._last_agreement > CONNECTED, flow.agreement
-            if sudden and is_cut(flow):
-                done = self._finish()
-                self._start_segment()
-        self._pictures = [*self._pictures, observed.picture][-self._length :]
+        elif flow.begins:  # a window of two scenes makes no sense
+            done = self._finish()
+            self._start_segment()
+        self._pictures = [*self._pictures, self._unsorted.pop(flow.index)][-self._length :]
         self._waiting.append(flow)
         self._count += 1
         begin = self._started * self._stride
@@ -115,10 +123,6 @@ class Vggt4d:
             self._started += 1
             done += self._window(final=begin + self._stride)
         return done
-
-    def flush(self) -> list[FrameGeometry]:
-        """See Reconstructor."""
-        return self._finish() + [self._with_mask(each) for each in self._adjustment.flush()]
 
     def _finish(self) -> list[FrameGeometry]:
         """The segment ends: its last frames."""
@@ -156,7 +160,7 @@ class Vggt4d:
             observed = self._waiting.pop(0)
             self._estimates[observed.index] = estimate
             found = [self._still(each) for each in observed.found]
-            done += self._adjustment.push(dataclasses.replace(observed, found=found))
+            done += self._adjustment.take(dataclasses.replace(observed, found=found))
         done = [self._with_mask(each) for each in done]
         for old in [n for n in self._estimates if n < max(self._estimates) - _REACH]:
             del self._estimates[old]

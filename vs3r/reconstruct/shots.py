@@ -1,0 +1,106 @@
+"""Which frames belong to one shot, and which show nothing of it: a flash, black for a moment, another shot for a blink.
+
+Whether a picture that no flow joins to the one before begins another shot is known when the next ones have come: where
+one of them is joined to what was before, it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from vs3r.reconstruct.observe import Observation, agreement
+
+# Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
+CONNECTED = 0.25
+# So many frames in a row may show nothing of their shot.
+BLINK_FRAMES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ObservedFrame:
+    """What is known of a frame when it has been seen, in the numbers of all frames seen."""
+
+    index: int
+    """Frame number."""
+    pts_s: float
+    """Time in seconds."""
+    exposed_s: float
+    """When the picture was taken: the time of the first frame that shows it."""
+    first_shown: int
+    """Number of that frame."""
+    picture: npt.NDArray[np.uint8]
+    """(H, W) what analysis sees of it."""
+    found: list[Observation]
+    """Flow between it and earlier frames."""
+    agreement: float
+    """Share of the picture on which flow from the frame before and back agree, in [0, 1]."""
+    change: float
+    """How much the histogram differs from that of the frame before, in [0, 2]."""
+    begins: bool = False
+    """It is the first of a shot (Shots)."""
+    blank: bool = False
+    """It shows nothing of its shot (Shots)."""
+
+
+class Shots:
+    """Finds where shots begin, at most BLINK_FRAMES later."""
+
+    def __init__(self) -> None:
+        self._waiting: list[ObservedFrame] = []
+        self._first: int | None = None  # of the shot
+        self._blank: set[int] = set()  # the newest
+        self._last_agreement = 1.0
+
+    def push(self, observed: ObservedFrame) -> list[ObservedFrame]:
+        """Take the next frame; returns those of which it is known by now where they belong, in order."""
+        self._waiting.append(observed)
+        return self._known(BLINK_FRAMES)
+
+    def flush(self) -> list[ObservedFrame]:
+        """The rest: no more frames come."""
+        return self._known(0)
+
+    def _known(self, patience: int) -> list[ObservedFrame]:
+        done: list[ObservedFrame] = []
+        while self._waiting:
+            frame = self._waiting[0]
+            if self._first is None:  # whatever was before a reset
+                frame = replace(frame, agreement=1.0)
+            # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
+            sudden = self._last_agreement > CONNECTED and is_cut(frame)
+            blink = next((k for k, later in enumerate(self._waiting) if sudden and self._joined(later, frame.index)), 0)
+            if blink:
+                done += [replace(blank, blank=True) for blank in self._waiting[:blink]]
+                self._blank = {blank.index for blank in self._waiting[:blink]}
+                self._waiting[:blink] = []
+                self._waiting[0] = replace(self._waiting[0], agreement=1.0)
+                continue
+            if sudden and len(self._waiting) <= patience:
+                break
+            if sudden or self._first is None:
+                self._first = frame.index
+            done.append(replace(frame, begins=sudden))
+            self._last_agreement = frame.agreement
+            del self._waiting[0]
+        return done
+
+    def _joined(self, later: ObservedFrame, index: int) -> bool:
+        """Flow joins it to a frame before `index` that shows the shot."""
+        assert self._first is not None
+        pairs: dict[int, list[Observation]] = {}
+        for found in later.found:
+            pairs.setdefault(min(found.src, found.dst), []).append(found)
+        return any(
+            self._first <= before < index and before not in self._blank and agreement(found) > CONNECTED
+            for before, found in pairs.items()
+        )
+
+
+def is_cut(observed: ObservedFrame) -> bool:
+    """The picture changed, no flow explains it, and nothing in it is found again."""
+    if observed.agreement > CONNECTED or any(o.aligned for o in observed.found):
+        return False
+    return observed.change > (0.25 if observed.agreement < CONNECTED / 5 else 0.5)
