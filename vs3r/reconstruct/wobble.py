@@ -28,6 +28,8 @@ PRIOR_PX2 = 50.0
 END_STD_PX = 1.0
 END_MIN_STD_PX = 0.02
 END_ORDER = 2
+# And how far it may move, a point of typical depth: where all is far away nothing tells that from a turn.
+END_MOVE_STD_PX = 0.4
 # Width of the Geman-McClure loss.
 WIDTH_PX = 2.0
 # Of the points every so many are enough: a frame has 21 unknowns.
@@ -101,6 +103,10 @@ def _turned(
     pull, held = torch.zeros(n, size).double(), torch.full((n, size), 1e-6).double()
     pull[:, :turns] = (known * shifts).flatten(1)
     held[:, :turns] += known.flatten(1)
+    if moves:
+        # How far one length moves a point of typical depth in the picture.
+        px = float(state.inv_depth[problem.first_free_structure :].median() * state.log_focal.exp().mean())
+        held[:, turns:] += PRIOR_PX2 / END_MOVE_STD_PX**2 * px**2
     free = torch.zeros(n, size, dtype=torch.bool)
     free[frames] = True
     free[: problem.first_free_structure] = False
