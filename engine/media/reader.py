@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +33,11 @@ from vs3r.types import Frame, PictureFormat
 _FULL_RANGE = 2
 _BT2020 = 9
 _MAX_READ_ERRORS = 100
+_ALL_AROUND = "a 360-degree picture: it is stabilized as a flat one, and no longer marked as what it is"
+_STEREO = "stereoscopic (3D): it is stabilized as one flat picture; the mark, or a view stored apart, is dropped"
+# With FFmpeg's number of the projection, or of the arrangement of views, that is an ordinary picture's.
+_UNLIKE_FILM = (("SPHERICAL", 4, _ALL_AROUND), ("STEREO3D", 0, _STEREO))
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _LOST_METADATA = {"DOVI_RPU_BUFFER": "Dolby Vision", "DYNAMIC_HDR_PLUS": "HDR10+", "DYNAMIC_HDR_VIVID": "HDR Vivid"}
 
 
@@ -299,7 +305,7 @@ class VideoReader:
             color=_color_tags(container, stream, first, fmt),
             hdr=hdr_metadata(first),
             interlaced=interlaced,
-            notes=tuple(_source_notes(first, interlaced)),
+            notes=tuple(_source_notes(stream, first, interlaced)),
         )
 
     def _format(self, first: VideoFrame) -> PictureFormat:
@@ -318,10 +324,17 @@ class VideoReader:
 _INTERLACED_NOTE = "the source is interlaced: deinterlaced (bwdif), one frame per frame"
 
 
-def _source_notes(first: VideoFrame, interlaced: bool) -> Iterator[str]:
+def _source_notes(stream: VideoStream, first: VideoFrame, interlaced: bool) -> Iterator[str]:
     if interlaced:
         yield _INTERLACED_NOTE
     kinds = side_data(first)
+    for kind, usual, what in _UNLIKE_FILM:
+        if kind in kinds and struct.unpack_from("=i", kinds[kind]) != (usual,):
+            yield f"the source is {what}"
+    decoder = _ALPHA_DECODERS.get(stream.codec_context.name)
+    if decoder is not None and ("alpha_mode", "1") in {(k.lower(), v) for k, v in stream.metadata.items()}:
+        convert = f"ffmpeg -c:v {decoder} -i IN -c:v ffv1 -c:a copy OUT.mkv"
+        yield f"the alpha channel is dropped: WebM stores it apart; a file that has it inside is made by: {convert}"
     for kind, name in _LOST_METADATA.items():
         if kind in kinds:
             yield f"the source's dynamic {name} metadata is dropped: it describes the pictures before stabilization"

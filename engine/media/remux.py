@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from vs3r.engine.media.encoders import MUXERS
 from vs3r.engine.media.info import MediaInfo
 from vs3r.engine.media.reader import open_input
-from vs3r.engine.media.tags import content_tags, has_language, muxer_keeps_timecode, stream_tags
+from vs3r.engine.media.tags import content_tags, has_language, muxer_keeps_data, muxer_keeps_timecode, stream_tags
 from vs3r.engine.media.timing import Timeline
 
 _COVER_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
@@ -210,7 +210,9 @@ class Remuxer:
         return self._muxer_takes(stream, muxer)
 
     def _muxer_takes(self, stream: Stream, muxer: str) -> bool:
-        """Ask the muxer itself: write a file of this stream alone, with its first packet, to memory."""
+        """Ask the muxer itself: write a file of this stream alone, with a packet, to memory."""
+        if stream.type == "data":
+            return muxer_keeps_data(stream, muxer)
         trial = av.open(io.BytesIO(), "w", format=muxer, metadata_errors="surrogateescape")
         complete = False
         try:
@@ -272,6 +274,7 @@ def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
 
 
 def _name(stream: Stream) -> str:
-    codec = stream.codec_context.name if stream.codec_context is not None else stream.name
+    # PyAV's sound and pictures without a decoder have no name at all.
+    codec = stream.codec_context.name if stream.codec_context is not None else getattr(stream, "name", None)
     language = f", {stream.language}" if stream.language else ""
     return f"{stream.type} stream {stream.index} ({codec or 'unknown codec'}{language})"

@@ -9,10 +9,13 @@ from fractions import Fraction
 
 import av
 from av.container import InputContainer, OutputContainer
+from av.packet import Packet
 from av.stream import Stream
 
 # Written by every muxer for itself; the source's would be wrong or doubled.
 _OWN = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "rotate"}
+# Of pictures that are not made here: alpha stored apart, and two views in one.
+_OWN |= {"alpha_mode", "stereo_mode"}
 # MP4 and MOV hold these in the header and in a track of its own.
 _APART = {"creation_time", "timecode"}
 
@@ -103,6 +106,23 @@ def muxer_keeps_timecode(timecode: str, rate: Fraction, muxer: str) -> bool:
         return False  # more than 255 frames a second
     with kept:
         return any(stream.type == "data" for stream in kept.streams)
+
+
+def muxer_keeps_data(stream: Stream, muxer: str) -> bool:
+    """Whether a muxer copies a data stream (telemetry): MOV's takes any, and writes a damaged track for most."""
+    trial = io.BytesIO()
+    try:
+        with av.open(trial, "w", format=muxer, metadata_errors="surrogateescape") as out:
+            copy = out.add_stream_from_template(stream, opaque=True)
+            out.start_encoding()
+            packet = Packet(b"\0")
+            packet.stream, packet.pts, packet.dts = copy, 0, 0
+            out.mux_one(packet)
+        trial.seek(0)
+        with av.open(trial, metadata_errors="surrogateescape") as kept:
+            return stream.name is not None and [other.name for other in kept.streams] == [stream.name]
+    except (ValueError, av.FFmpegError):
+        return False
 
 
 def _written(muxer: str, fill: Callable[[OutputContainer], None]) -> InputContainer:

@@ -1,0 +1,114 @@
+"""Files of phones, drones and action cameras: telemetry, sound without a decoder, pictures unlike other films."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from av.packet import Packet
+from av.stream import Stream
+
+from tests.engine.clips import Clip, write_clip
+from tests.engine.test_media_writer import copy
+from vs3r.engine.media import probe
+
+
+def _with_telemetry(path: Path, video: Path) -> Path:
+    """MPEG-TS with a stream of KLV beside the pictures."""
+    with av.open(str(video)) as movie, av.open(str(path), "w", format="mpegts") as out:
+        main = out.add_stream_from_template(movie.streams.video[0], opaque=True)
+        data = out.add_data_stream("klv")
+        for packet in movie.demux(video=0):
+            if packet.dts is None:
+                continue
+            beside: Packet[Stream] = Packet(b"\x06\x0e\x2b\x34payload")
+            beside.stream, beside.time_base = data, Fraction(packet.time_base)
+            beside.pts = beside.dts = packet.dts
+            out.mux(beside)
+            packet.stream = main
+            out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv"])
+def test_telemetry_that_would_be_damaged_is_left_out_and_named(tmp_path: Path, ending: str) -> None:
+    source = _with_telemetry(tmp_path / "a.ts", write_clip(tmp_path / "v.mp4", Clip(frames=5)))
+    target = tmp_path / f"b{ending}"
+    (note,) = copy(source, target)
+    container = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}[ending]
+    assert note == f"data stream 1 (klv) is left out: it cannot be copied into the {container} container"
+    with av.open(str(target)) as container_read:
+        assert [stream.type for stream in container_read.streams] == ["video"]
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov"])
+def test_telemetry_that_stays_whole_is_copied(tmp_path: Path, ending: str) -> None:
+    data = write_clip(tmp_path / "v.mp4", Clip(frames=5, subtitles="mov_text")).read_bytes()
+    handler = data.replace(b"sbtl", b"meta").replace(b"text\0\0\0\0", b"meta\0\0\0\0")
+    (tmp_path / "a.mp4").write_bytes(handler.replace(b"tx3g", b"gpmd"))
+    assert copy(tmp_path / "a.mp4", tmp_path / f"b{ending}") == ()
+    with av.open(str(tmp_path / f"b{ending}")) as container:
+        (stream,) = container.streams.data
+        assert [bytes(packet) for packet in container.demux(stream) if packet.size]
+
+
+def test_sound_without_a_decoder_does_not_cost_the_picture(tmp_path: Path) -> None:
+    data = write_clip(tmp_path / "v.mp4", Clip(frames=5, audio="ac3")).read_bytes()
+    assert b"ac-3" in data
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"ac-3", b"apac").replace(b"dac3", b"dapa"))
+    (note,) = copy(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    assert note == "audio stream 1 (unknown codec, und) is left out: it cannot be copied into the mp4 container"
+
+
+def _as_sphere(path: Path, target: Path) -> Path:
+    """An MP4 file with the mark of 360-degree pictures, as tools add it to the end of a track."""
+    data = bytearray(path.read_bytes())
+    track = data.index(b"trak") - 4
+    (size,) = struct.unpack_from(">I", data, track)
+    xml = (
+        b'<?xml version="1.0"?><rdf:SphericalVideo xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" '
+        b'xmlns:GSpherical="http://ns.google.com/videos/1.0/spherical/"><GSpherical:Spherical>true'
+        b"</GSpherical:Spherical><GSpherical:Stitched>true</GSpherical:Stitched><GSpherical:StitchingSoftware>a"
+        b"</GSpherical:StitchingSoftware><GSpherical:ProjectionType>"
+        b"equirectangular</GSpherical:ProjectionType></rdf:SphericalVideo>"
+    )
+    box = struct.pack(">I4s", 24 + len(xml), b"uuid") + bytes.fromhex("ffcc8263f8554a938814587a02521fdd") + xml
+    data[track + size : track + size] = box
+    for start in (track, data.index(b"moov") - 4):
+        (old,) = struct.unpack_from(">I", data, start)
+        struct.pack_into(">I", data, start, old + len(box))
+    target.write_bytes(data)
+    return target
+
+
+def test_pictures_all_around_are_named(tmp_path: Path) -> None:
+    source = _as_sphere(write_clip(tmp_path / "v.mp4", Clip(frames=3)), tmp_path / "a.mp4")
+    (note,) = probe(source).notes
+    assert note.startswith("the source is a 360-degree picture: ")
+
+
+def test_stereoscopic_pictures_are_named(tmp_path: Path) -> None:
+    clip = Clip(frames=3, options={"x264-params": "frame-packing=3"})
+    (note,) = probe(write_clip(tmp_path / "a.mp4", clip)).notes
+    assert note.startswith("the source is stereoscopic (3D): ")
+
+
+def test_alpha_that_webm_stores_apart_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "a.webm"
+    video = write_clip(tmp_path / "v.mkv", Clip(frames=3, codec="libvpx-vp9"))
+    with av.open(str(video)) as movie, av.open(str(source), "w") as out:
+        stream = out.add_stream_from_template(movie.streams.video[0], opaque=True)
+        stream.metadata["alpha_mode"] = "1"
+        for packet in movie.demux():
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    (note,) = probe(source).notes
+    assert note.startswith("the alpha channel is dropped: ")
+    assert "ffmpeg -c:v libvpx-vp9 -i IN" in note
+    copy(source, tmp_path / "b.mkv")
+    with av.open(str(tmp_path / "b.mkv")) as container:
+        assert "alpha_mode" not in {key.lower() for key in container.streams.video[0].metadata}
