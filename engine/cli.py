@@ -7,10 +7,13 @@ and exit code 1, an interrupt exit code 130. Everything heavy is imported by the
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from vs3r.engine.weights import StoredFile
 
 _INTERRUPTED = 130
+_IMPATIENT_S = 3.0
 _READOUT_WORTH_TELLING_S = 1e-3
 
 
@@ -41,15 +45,18 @@ def main() -> NoReturn:
     """Entry point of the `vs3r` program."""
     # numpy's BLAS would solve small systems in a thread a core, which wait for each other. Read when numpy is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # nohup has SIGHUP ignored: that stays.
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _terminate)
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, interrupt)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             # Closed by whoever started us (2>&-): Python has none then, and a file of ours would take its descriptor.
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
             setattr(sys, name, os.fdopen(descriptor, "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name that the terminal cannot show must not fail what is done
     keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
@@ -98,9 +105,18 @@ def _fail(message: str, *, code: int = 1) -> int:
     return code
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Polite termination, or a closed terminal, cleans up as Ctrl-C does."""
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Ctrl-C, a polite termination or a closed terminal: what runs cleans up and ends."""
+
+    def __init__(self) -> None:
+        self._last_s = -math.inf
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        """Those that follow at once, as of somebody impatient, belong to the first: cleaning up is not cut short."""
+        now_s = time.monotonic()
+        if now_s - self._last_s > _IMPATIENT_S:
+            self._last_s = now_s
+            raise KeyboardInterrupt
 
 
 overwrite_option = click.option("--overwrite", "-y", is_flag=True, help="replace an output file that exists")

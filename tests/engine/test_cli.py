@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -207,6 +208,14 @@ def test_closed_streams_do_no_harm(clip: Path, tmp_path: Path, closed: int) -> N
     assert len(list(VideoReader(target))) == 12
 
 
+def test_a_name_that_the_terminal_cannot_show_does_no_harm(clip: Path, tmp_path: Path) -> None:
+    target = tmp_path / "\u9577.mp4"
+    args = (*VS3R, "compare", str(clip), str(clip), "-o", str(target))
+    done = subprocess.run(args, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, b"error" in done.stderr) == (0, False)
+    assert done.stdout.startswith(os.fsencode(tmp_path / "?.mp4"))
+
+
 def test_full_standard_output_is_one_line(vs3r: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -356,8 +365,9 @@ def test_bug_is_one_line_and_debug_tells_more(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_at_the_first_frame(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupt_at_the_first_frame(tmp_path: Path, number: signal.Signals, count: int) -> None:
     long = write_clip(tmp_path / "long.mp4", Clip(frames=1500))
     target = tmp_path / "out" / "steady.mp4"
     target.parent.mkdir()
@@ -369,9 +379,12 @@ def test_interrupt_at_the_first_frame(tmp_path: Path, number: signal.Signals) ->
     ) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "progress"
-        process.send_signal(number)
+        for _ in range(count):
+            process.send_signal(number)
+            time.sleep(0.02)  # as somebody impatient presses
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # The very end of the program no longer catches anything.
+    assert process.returncode in ((130,) if count == 1 else (130, -number))
     assert err == "vs3r: error: interrupted; no unfinished file is left\n"
     assert not list(target.parent.iterdir())
 
