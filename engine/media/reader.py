@@ -12,13 +12,14 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import av
 import av.logging
 from av.container import Flags as ContainerFlags
 from av.container import InputContainer
 from av.format import Flags as FormatFlags
+from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -26,7 +27,7 @@ from av.video.stream import VideoStream
 from vs3r.engine.media.deinterlace import Deinterlacer, stated_parity
 from vs3r.engine.media.formats import Converter, picture_format, planar_name, planes_of
 from vs3r.engine.media.info import ColorTags, MediaInfo, display_matrix, hdr_metadata, side_data
-from vs3r.engine.media.timing import Timeline
+from vs3r.engine.media.timing import Joins, Timeline
 from vs3r.errors import MediaError
 from vs3r.types import Frame, PictureFormat
 
@@ -211,6 +212,7 @@ class VideoReader:
         self._stream.codec_context.thread_count = self._threads
         self._stream.codec_context.thread_type = "AUTO"
         times: deque[int] | None = None
+        joins = Joins(self._stream.time_base or Fraction(1)) if restarts_clock(self._container) else None
         first = True
         errors_in_a_row = 0
         packets = self._container.demux(self._stream)
@@ -226,6 +228,8 @@ class VideoReader:
                 packets = self._container.demux(self._stream)
                 continue
             if packet is None:
+                if joins is not None and len(joins.shifts) > 1:
+                    self._problems.append(f"the file joins {len(joins.shifts)} recordings: each follows the one before")
                 return
             errors_in_a_row = 0
             if packet.dts is not None and packet.size == 0:
@@ -233,6 +237,9 @@ class VideoReader:
             if first and packet.pts is None and packet.dts is not None:
                 times = deque()
             first = False
+            if joins is not None:
+                joins.meet(packet.dts, packet.duration or 0)
+                move(packet, joins.shifts[-1])
             if times is not None and packet.dts is not None:
                 times.append(packet.dts)
             try:
@@ -356,9 +363,21 @@ def _duration_s(stream: VideoStream, container: InputContainer) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
+def restarts_clock(container: InputContainer) -> bool:
+    """MPEG-TS and its kin count from anywhere, and may begin to count anew."""
+    return bool(container.format.flags & cast("int", FormatFlags.ts_discont.value))
+
+
+def move(packet: Packet[Any], by_s: Fraction) -> None:
+    """Change a packet's times."""
+    shift = round(by_s / packet.time_base)
+    packet.pts = None if packet.pts is None else packet.pts + shift
+    packet.dts = None if packet.dts is None else packet.dts + shift
+
+
 def _origin_s(container: InputContainer) -> Fraction:
-    # MPEG-TS and its kin count from anywhere; elsewhere a late start is meant.
-    if not container.format.flags & cast("int", FormatFlags.ts_discont.value) or not container.start_time:
+    # Elsewhere a late start is meant.
+    if not restarts_clock(container) or not container.start_time:
         return Fraction(0)
     return Fraction(container.start_time, av.time_base)
 

@@ -17,9 +17,9 @@ from av.video.stream import VideoStream
 
 from vs3r.engine.media.encoders import MUXERS
 from vs3r.engine.media.info import MediaInfo
-from vs3r.engine.media.reader import open_input
+from vs3r.engine.media.reader import move, open_input, restarts_clock
 from vs3r.engine.media.tags import content_tags, has_language, muxer_keeps_data, muxer_keeps_timecode, stream_tags
-from vs3r.engine.media.timing import Timeline
+from vs3r.engine.media.timing import Joins, Timeline
 
 _COVER_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 # Of the average rate: so much more may the rate without missing pictures be.
@@ -101,10 +101,13 @@ class Remuxer:
             if not isinstance(stream, AttachmentStream):
                 time_base = stream.time_base or Fraction(1, 1000)
                 self._tracks[stream.index] = _Track(stream, copy, Timeline(time_base, 1))
+        streams = [track.source for track in self._tracks.values()]
+        if restarts_clock(self._source):
+            streams.append(self._source.streams[self._info.stream_index])
         for stream in self._source.streams:
-            stream.discard = Discard.default if stream.index in self._tracks else Discard.all
+            stream.discard = Discard.default if stream in streams else Discard.all
         if self._tracks:
-            self._packets = self._source.demux([track.source for track in self._tracks.values()])
+            self._packets = self._of_tracks(streams)
             self._advance()
 
     def mux_until(self, time_s: Fraction | None, out: OutputContainer) -> None:
@@ -181,9 +184,21 @@ class Remuxer:
             if note not in self.notes:
                 self.notes.append(note)
 
+    def _of_tracks(self, streams: list[Stream]) -> Iterator[Packet[Stream]]:
+        """The packets of all tracks, in the file's order; those of the pictures tell where recordings were joined."""
+        joins = {stream.index: Joins(stream.time_base or Fraction(1, 1000)) for stream in streams}
+        pictures = joins.get(self._info.stream_index)
+        for packet in self._source.demux(streams):
+            if packet.size > 0 and pictures is not None:
+                own = joins[packet.stream_index]
+                own.meet(packet.pts if packet.dts is None else packet.dts, packet.duration or 0)
+                move(packet, own.shift_like(pictures))
+            if packet.size > 0 and packet.stream_index in self._tracks:
+                yield packet
+
     def _advance(self) -> None:
         try:
-            self._next = next((p for p in self._packets if p.size > 0), None)
+            self._next = next(self._packets, None)
         except av.FFmpegError:
             self._next = None
             self.notes.append("the other streams (sound, subtitles) end early: the source is damaged there")

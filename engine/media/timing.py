@@ -1,8 +1,11 @@
-"""Presentation times that only ever grow."""
+"""Times that only ever grow."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+
+_HOLE_S = 3600
+"""Nothing is missing for so long: seconds."""
 
 
 class Timeline:
@@ -42,3 +45,36 @@ class Timeline:
             self._step = duration
         self._previous = placed
         return placed
+
+
+class Joins:
+    """Recordings joined end to end in a broadcast format, each of which counts from anywhere.
+
+    A step of a second or more back begins the next one, or of hours on, which is how FFmpeg reads steps far back: it
+    takes them for the clock's overflow. The next one follows the pictures of the one before, with all its
+    streams: moved by itself, sound would drift by what it is longer than the pictures of each recording.
+    """
+
+    def __init__(self, time_base: Fraction) -> None:
+        self._time_base = time_base
+        self._previous: int | None = None
+        self._step = 0
+        self.shifts = [Fraction(0)]
+        """Seconds to add to the times of each recording so far, by this stream alone."""
+
+    def meet(self, time: int | None, duration: int) -> None:
+        """Look at the next packet: its decoding time, and how long it is (0 when unknown)."""
+        if time is None:
+            return
+        step = 0 if self._previous is None else time - self._previous
+        if step * self._time_base <= -1 or step * self._time_base >= _HOLE_S:
+            self.shifts.append(self.shifts[-1] + (self._step - step) * self._time_base)
+        self._step = duration or max(step, 0)
+        self._previous = time
+
+    def shift_like(self, pictures: Joins) -> Fraction:
+        """Seconds to add to the packet met last; those of the pictures, as far as they have been met."""
+        number, known = len(self.shifts) - 1, len(pictures.shifts) - 1
+        if number <= known:
+            return pictures.shifts[number]
+        return pictures.shifts[known] + self.shifts[number] - self.shifts[known]
