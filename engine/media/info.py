@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataKind
 from av.video.frame import VideoFrame
 
 from vs3r.types import PictureFormat
@@ -77,6 +78,16 @@ class MediaInfo:
     """The source is interlaced; frames are delivered deinterlaced, one for one."""
     notes: tuple[str, ...]
     """One-line remarks worth telling the user."""
+
+
+def _unnamed(kinds: type[SideDataKind], number: object) -> SideDataKind:
+    kind = object.__new__(kinds)
+    kind._name_ = f"UNNAMED_{number}"
+    return kind
+
+
+# PyAV has no names for FFmpeg's newer kinds (Exif, views of 3D), and fails on all of a picture's beside one of them.
+SideDataKind._missing_ = classmethod(_unnamed)  # type: ignore[assignment]
 
 
 def side_data(frame: VideoFrame) -> dict[str, bytes]:

@@ -112,3 +112,24 @@ def test_alpha_that_webm_stores_apart_is_named(tmp_path: Path) -> None:
     copy(source, tmp_path / "b.mkv")
     with av.open(str(tmp_path / "b.mkv")) as container:
         assert "alpha_mode" not in {key.lower() for key in container.streams.video[0].metadata}
+
+
+def test_pictures_with_exif_are_read_with_all_that_is_beside_them(tmp_path: Path) -> None:
+    """Motion JPEG of cameras. PyAV has no name for FFmpeg's kind of side data."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x28\x01\x03\0\x01\0\0\0\x02\0\0\0\0\0\0\0"
+    video = write_clip(tmp_path / "v.mov", Clip(frames=3, codec="mjpeg", color=(2, 2, 2, 2), rotation_deg=90))
+    with av.open(str(video)) as movie, av.open(str(tmp_path / "a.mov"), "w") as out:
+        stream = out.add_stream_from_template(movie.streams.video[0], opaque=True)
+        for packet in movie.demux():
+            if packet.dts is not None:
+                data = bytes(packet)
+                tagged: Packet[Stream] = Packet(
+                    data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+                )
+                tagged.stream, tagged.time_base = stream, packet.time_base
+                tagged.pts, tagged.dts, tagged.is_keyframe = packet.pts, packet.dts, True
+                out.mux(tagged)
+    info = probe(tmp_path / "a.mov")
+    assert info.display_matrix == probe(video).display_matrix is not None
+    copy(tmp_path / "a.mov", tmp_path / "b.mp4")
+    assert probe(tmp_path / "b.mp4").rotation_deg == info.rotation_deg
