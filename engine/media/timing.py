@@ -6,6 +6,8 @@ from fractions import Fraction
 
 _HOLE_S = 3600
 """Nothing is missing for so long: seconds."""
+_DISORDER_S = Fraction(1, 5)
+"""Decoding times of one recording may be out of order by less: seconds."""
 
 
 class Timeline:
@@ -50,9 +52,9 @@ class Timeline:
 class Joins:
     """Recordings joined end to end in a broadcast format, each of which counts from anywhere.
 
-    A step of a second or more back begins the next one, or of hours on, which is how FFmpeg reads steps far back: it
-    takes them for the clock's overflow. The next one follows the pictures of the one before, with all its
-    streams: moved by itself, sound would drift by what it is longer than the pictures of each recording.
+    A step of a fifth of a second back begins the next one, or of an hour on: FFmpeg takes a step far back for the
+    clock's overflow. It follows the pictures of the one before, with all its streams: moved by itself, sound would
+    drift by what it is longer than the pictures of each recording.
     """
 
     def __init__(self, time_base: Fraction) -> None:
@@ -67,7 +69,7 @@ class Joins:
         if time is None:
             return
         step = 0 if self._previous is None else time - self._previous
-        if step * self._time_base <= -1 or step * self._time_base >= _HOLE_S:
+        if not -_DISORDER_S < step * self._time_base < _HOLE_S:
             self.shifts.append(self.shifts[-1] + (self._step - step) * self._time_base)
         self._step = duration or max(step, 0)
         self._previous = time
