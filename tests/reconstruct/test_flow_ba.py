@@ -274,6 +274,20 @@ def test_no_camera_reads_longer_than_from_one_frame_to_the_next() -> None:
     np.testing.assert_allclose([g.readout_s for g in found], 1 / 240)
 
 
+def test_frames_that_suddenly_come_much_faster() -> None:
+    """As in slow motion, or with wrong times. Within a frame no camera turns further than between frames."""
+    rolled = views("rotation", readout_frames=0.7)
+    grey = [np.asarray(cv2.cvtColor(view.rgb, cv2.COLOR_RGB2GRAY), np.uint8) for view in rolled]
+    times = [600 * i if i < 20 else 600 * 20 + (i - 20) for i in range(len(grey))]
+    frames = [
+        replace(frame, pts=pts, time_base=Fraction(1, 18_000))
+        for frame, pts in zip(make_frames(grey), times, strict=True)
+    ]
+    found = run(frames, maker(frames))
+    turns = [np.abs(0.5 ** np.arange(1, 7)[:, None] * g.row_motion[:, 3:]).sum(0).max() for g in found]
+    assert max(turns) < np.deg2rad(5)
+
+
 @pytest.mark.parametrize("name", ["rotation", "walking", "still"])
 def test_a_global_shutter_is_none(name: str) -> None:
     """Worst seen 0.003 frames."""

@@ -71,3 +71,15 @@ def test_one_that_is_given_stays() -> None:
     assert settled(belief) and belief.readout_s == -0.02
     belief.reset()
     assert belief.readout_s == -0.02
+
+
+def test_frames_that_come_much_faster_say_nothing_of_a_longer_one() -> None:
+    """As where a clip goes on in slow motion, or its times are wrong: what was found is kept for what comes later."""
+    belief = ReadoutBelief(None)
+    belief.learn(after_block(belief, 0.6, 2 * SETTLED_PX2), INTERVAL_S)
+    found_s = belief.readout_s
+    for faster_s in (INTERVAL_S / 10, INTERVAL_S / 1000):
+        assert belief.prior(faster_s, faster_s)[0] == faster_s
+        belief.learn(after_block(belief, 0.1, SETTLED_PX2), faster_s)
+    assert belief.readout_s == found_s
+    assert belief.prior(found_s, INTERVAL_S)[0] == pytest.approx(found_s, rel=0.02)

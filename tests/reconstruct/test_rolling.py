@@ -123,6 +123,14 @@ def in_camera(cam_from_world: Tensor, points: Tensor) -> Tensor:
     return seen[:, :2] / seen[:, 2:3] * FOCAL_PX
 
 
+def test_motion_beside_frames_of_nearly_one_time() -> None:
+    """Times are repaired so where they are wrong: what the camera does between such frames is not its speed."""
+    pts = torch.cat([torch.arange(12), 12 + torch.arange(6) * 1e-3]).double() / FPS
+    poses = camera_at(torch.arange(18).double() / FPS)
+    turns = Shutter(pts.tolist(), HEIGHT).motion(poses)[:, :, 3:] * (0.5 / FPS) ** torch.arange(1, 7)[:, None]
+    assert float(turns.abs().sum(1).max()) < np.deg2rad(2)
+
+
 @pytest.mark.parametrize("readout_frames", [-1.0, 0.3, 0.9])
 def test_rectified_observations_are_those_of_a_global_shutter(readout_frames: float) -> None:
     """Of 1.2 to 3.8 px of rolling shutter 0.007 px stay at worst."""

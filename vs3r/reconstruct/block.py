@@ -26,7 +26,7 @@ from vs3r.reconstruct.leap import shared_shift, turn
 from vs3r.reconstruct.mounted import MountedBelief
 from vs3r.reconstruct.observe import Grid, sample
 from vs3r.reconstruct.problem import Edges, Problem, State
-from vs3r.reconstruct.readout import ReadoutBelief
+from vs3r.reconstruct.readout import ReadoutBelief, clipped
 from vs3r.reconstruct.rolling import Shutter, rectify, straight_edges
 from vs3r.reconstruct.wobble import find_wobble, turn_ends
 from vs3r.types import ROW_MOTION_ORDER
@@ -262,9 +262,8 @@ class BlockSolver:
         focals = [s.log_focal for s in old] or [torch.tensor(self._log_focals[self._distortion], dtype=torch.float64)]
         n = len(old) + new
         level = float(old[-1].inv_depth.median()) if old else 1.0
-        # No camera reads longer than from one picture to the next, nor is the motion within a frame known for longer.
         interval_s = self._shutter.interval_s
-        readout_s = min(max(self._readout.readout_s, -interval_s), interval_s)
+        readout_s = clipped(self._readout.readout_s, interval_s)
         _, known_of_it = self._readout.prior(readout_s, interval_s)
         state = State(
             cam_from_world=torch.stack((poses + [poses[-1]] * new)[:n]),
@@ -369,7 +368,9 @@ class BlockSolver:
         seen = rectify(problem.edges, state, self._shutter, free=self._readout.unsettled and not waves)
         prior = self._readout.prior(float(state.readout), self._shutter.interval_s)
         now = replace(problem, edges=seen, readout_prior=prior)
-        return self._adjust(state, now, width_px=width_px, iterations=iterations)
+        state = self._adjust(state, now, width_px=width_px, iterations=iterations)
+        interval_s = self._shutter.interval_s
+        return replace(state, readout=state.readout.clamp(-interval_s, interval_s))
 
     def _left(self, state: State, problem: Problem, fresh: Edges) -> float:
         """What share of the flow of the fresh edges stays unexplained, in [0, 1]."""

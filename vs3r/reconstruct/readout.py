@@ -17,6 +17,8 @@ SHORT_FRAMES = 0.3
 # From here on it is settled; a cut takes it back to this, for it may have been to another camera.
 SETTLED_PX2 = 1e5
 AFTER_CUT_PX2 = 1e4
+# In intervals between frames: what is longer was not found in such frames.
+MUCH_FASTER = 2.0
 
 
 class ReadoutBelief:
@@ -48,17 +50,23 @@ class ReadoutBelief:
     def prior(self, readout_s: float, interval_s: float) -> tuple[float, float]:
         """Expected read-out in seconds and its inverse variance, see Problem.readout_prior, for one near the given."""
         total = self._seen_px2 + _doubt_px2(readout_s / interval_s)
-        return self._seen_s * self._seen_px2 / total, total / interval_s**2
+        return clipped(self._seen_s * self._seen_px2 / total, interval_s), total / interval_s**2
 
     def learn(self, state: State, interval_s: float) -> None:
         """Take what a block of frames says, which was adjusted with that prior."""
-        if self._given_s is not None:
+        # Frames that follow each other much faster than before say nothing of a read-out that is longer than they take.
+        if self._given_s is not None or abs(self.readout_s) > MUCH_FASTER * interval_s:
             return
         self.readout_s = float(state.readout)
         total = float(state.readout_info) * interval_s**2
         self._seen_px2 = max(total - _doubt_px2(self.readout_s / interval_s), 1e-3)
         # It is the mean of what was seen and of none.
         self._seen_s = self.readout_s * total / self._seen_px2
+
+
+def clipped(readout_s: float, interval_s: float) -> float:
+    """No camera reads longer than from one picture to the next, nor is the motion within a frame known for longer."""
+    return min(max(readout_s, -interval_s), interval_s)
 
 
 def _doubt_px2(readout_frames: float) -> float:

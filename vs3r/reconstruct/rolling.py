@@ -26,6 +26,8 @@ from vs3r.types import ROW_MOTION_ORDER
 
 # The motion within a frame is the polynomial through the poses of so many frames to each side.
 REACH = 4
+# Those that are closer to each other than this are one, in intervals between frames.
+NEAREST = 0.3
 # Step of the derivative with respect to the read-out, in intervals between frames.
 _DELTA = 0.01
 
@@ -76,11 +78,23 @@ class Shutter:
             self._solve[i, :, : len(near)] = found / self.interval_s**powers
 
     def _neighbours(self, times: Sequence[float], i: int) -> list[int]:
+        before, after = self._to_one_side(times, i, -1), self._to_one_side(times, i, 1)
         # A polynomial through points of one side only swings out: near an end, take fewer.
-        before, after = min(i, REACH), min(len(times) - 1 - i, REACH)
-        before, after = min(before, max(after + 1, 2)), min(after, max(before + 1, 2))
-        within = (REACH + 0.5) * self.interval_s
-        return [k for k in range(i - before, i + after + 1) if k != i and abs(times[k] - times[i]) < within]
+        count_before, count_after = min(len(before), max(len(after) + 1, 2)), min(len(after), max(len(before) + 1, 2))
+        return before[:count_before][::-1] + after[:count_after]
+
+    def _to_one_side(self, times: Sequence[float], i: int, step: int) -> list[int]:
+        """The nearest frames before (-1) or after (1) frame i that the polynomial may go through, nearest first."""
+        found: list[int] = []
+        last = times[i]
+        for k in range(i + step, len(times) if step > 0 else -1, step):
+            if len(found) == REACH or abs(times[k] - times[i]) >= (REACH + 0.5) * self.interval_s:
+                break
+            # Through poses at nearly one time it would swing out as well: times are repaired so where they are wrong.
+            if abs(times[k] - last) >= NEAREST * self.interval_s:
+                found.append(k)
+                last = times[k]
+        return found
 
     def motion(self, cam_from_world: Tensor) -> Tensor:
         """How a camera with poses (n, 4, 4) moves around each frame's time.
