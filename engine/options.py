@@ -78,7 +78,7 @@ def _option(section: str, spec: Field[Any], annotation: Any) -> Callable[[Comman
         return click.option(flag_of(section, spec.name), name, is_flag=True, default=None, help=meta["doc"])
     notes = []
     if meta["low"] is not None and meta["high"] is not None:
-        notes.append(f"{meta['low']:g} to {meta['high']:g}")
+        notes.append(f"{meta['low']:.10g} to {meta['high']:.10g}")
     if spec.default is not None:
         notes.append(f"default {spec.default}")
     note = f"  [{'; '.join(notes)}]" if notes else ""

@@ -36,8 +36,8 @@ def check(config: Any) -> None:
 
 def _interval(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f"a value from {low:g} to {high:g}"
-    return f"at least {low:g}" if low is not None else f"at most {high:g}"
+        return f"a value from {low:.10g} to {high:.10g}"
+    return f"at least {low:.10g}" if low is not None else f"at most {high:.10g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,9 +90,15 @@ def test_every_setting_is_an_option_with_its_documentation_and_bounds() -> None:
             assert isinstance(flag.type, click.Choice)
             assert tuple(flag.type.choices) == spec.metadata["choices"]
         elif spec.metadata["high"] is not None:
-            assert f"{spec.metadata['low']:g} to {spec.metadata['high']:g}" in text
+            assert f"{spec.metadata['low']:.10g} to {spec.metadata['high']:.10g}" in text
     own = {"--overwrite", "--json", "--quiet", "--server", "--server-token-file", "--server-ca"}
     assert set(offered) == set(names) | own
+
+
+def test_bounds_are_told_to_the_last_digit(vs3r: Shell) -> None:
+    assert "[0 to 2147483647;" in (flags("stabilize")["--wan-seed"].help or "")
+    done = vs3r("stabilize", "in.mp4", "out.mp4", "--analysis-pixels", "1")
+    assert done.err == "vs3r: error: analysis_pixels: expected a value from 4096 to 2073600; got 1\n"
 
 
 def test_other_commands_offer_their_sections() -> None:
