@@ -100,7 +100,9 @@ class Remuxer:
             copy = _add_copy(out, stream)
             if not isinstance(stream, AttachmentStream):
                 time_base = stream.time_base or Fraction(1, 1000)
-                self._tracks[stream.index] = _Track(stream, copy, Timeline(time_base, 1))
+                # What lies closer may come to lie at one time in the output, whose muxer refuses it then.
+                timeline = Timeline(time_base, 1, least=max(1, round(Fraction(1, 1000) / time_base)))
+                self._tracks[stream.index] = _Track(stream, copy, timeline)
         streams = [track.source for track in self._tracks.values()]
         if restarts_clock(self._source):
             streams.append(self._source.streams[self._info.stream_index])

@@ -13,7 +13,7 @@ _DISORDER_S = Fraction(1, 5)
 class Timeline:
     """Repairs the times of one stream, changing as little as possible.
 
-    - A time that is not after the one before (duplicate, small step back) becomes one unit after it: the frames that
+    - A time that is not after the one before (duplicate, small step back) becomes a little after it: the frames that
       follow keep their own times, so picture and sound stay together.
     - A step back of a second or more means that the clock was restarted (broadcast recordings, joined files): all
       later times move, so that they go on where the stream was.
@@ -21,8 +21,14 @@ class Timeline:
     - Gaps are kept: variable frame rate stays variable.
     """
 
-    def __init__(self, time_base: Fraction, nominal: int) -> None:
-        """`nominal` is the usual length of a frame or packet in units of time_base, at least 1."""
+    def __init__(self, time_base: Fraction, nominal: int, *, least: int = 1) -> None:
+        """
+        Args:
+            time_base: seconds per unit of the times.
+            nominal: the usual length of a frame or packet in units, at least 1.
+            least: units between times of which one was repaired, at least 1.
+        """
+        self._least = least
         self._second = max(1, round(1 / time_base))
         self._step = max(1, nominal)
         self._offset = 0
@@ -40,7 +46,7 @@ class Timeline:
                 self._offset += expected - placed
                 placed = expected
             else:
-                placed = self._previous + 1
+                placed = self._previous + self._least
         elif time is None:
             self.repaired += 1
         if duration > 0:

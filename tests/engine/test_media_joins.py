@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.engine.clips import Clip, write_clip
-from tests.engine.test_media_writer import copy, read
+from tests.engine.test_media_writer import copy, packets, read
 from vs3r.engine.media import VideoReader
 from vs3r.engine.media.timing import Joins
 
@@ -43,14 +43,16 @@ def _clicks_s(path: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
-@pytest.mark.parametrize("starts_s", [(0, 0, 0, 0, 0, 0), (20_000, 0, 30_000)])
+@pytest.mark.parametrize("starts_s", [(0,) * 12, (20_000, 0, 30_000)])
 def test_sound_does_not_drift_from_join_to_join(tmp_path: Path, starts_s: tuple[int, ...], ending: str) -> None:
     """As recorders of streams and tools that cut them into parts leave them. Sound is longer than the pictures."""
-    clip = Clip(frames=40, pts=tuple(range(0, 1600, 40)), time_base=MILLI, flash_frame=15, audio="aac")
+    pts = tuple(range(0, 1600, 40))
+    clip = Clip(frames=40, pts=pts, last_duration=110, time_base=MILLI, flash_frame=15, audio="aac")
     one = write_clip(tmp_path / "one.ts", clip)
     parts = [_later(one, tmp_path / f"{i}.ts", start_s).read_bytes() for i, start_s in enumerate(starts_s)]
     (tmp_path / "joined.ts").write_bytes(b"".join(parts))
-    copy(tmp_path / "joined.ts", tmp_path / f"b{ending}")
+    assert copy(tmp_path / "joined.ts", tmp_path / f"b{ending}") == ()
+    assert len(packets(tmp_path / f"b{ending}", "audio")) == len(packets(tmp_path / "joined.ts", "audio"))
     frames = read(tmp_path / f"b{ending}")
     assert len(frames) == 40 * len(starts_s)
     flashes_s = [f.pts_s for f in frames if float(f.planes[0].mean()) > 128]

@@ -107,6 +107,11 @@ def test_timeline_repairs_little() -> None:
     assert line.repaired == 2
 
 
+def test_timeline_keeps_the_distance_that_is_asked_for() -> None:
+    line = Timeline(MILLI, 40, least=3)
+    assert [line.place(t) for t in (0, 0, 2, 8, 9)] == [0, 3, 6, 8, 9]
+
+
 def test_timeline_follows_a_restarted_clock() -> None:
     line = Timeline(MILLI, 40)
     times = [5000, 5040, 5080, 0, 40, 80]
