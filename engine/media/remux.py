@@ -188,13 +188,20 @@ class Remuxer:
 
     def _of_tracks(self, streams: list[Stream]) -> Iterator[Packet[Stream]]:
         """The packets of all tracks, in the file's order; those of the pictures tell where recordings were joined."""
-        joins = {stream.index: Joins(stream.time_base or Fraction(1, 1000)) for stream in streams}
-        pictures = joins.get(self._info.stream_index)
+        joins: dict[int, Joins] = {}
+        main = self._info.stream_index
+        pictures = Joins(self._info.time_base) if restarts_clock(self._source) else None
         for packet in self._source.demux(streams):
             if packet.size > 0 and pictures is not None:
-                own = joins[packet.stream_index]
-                own.meet(packet.pts if packet.dts is None else packet.dts, packet.duration or 0)
-                move(packet, own.shift_like(pictures))
+                time = packet.pts if packet.dts is None else packet.dts
+                if packet.stream_index == main:
+                    pictures.meet(time, packet.duration or 0)
+                elif packet.stream.type == "audio":
+                    own = joins.setdefault(packet.stream_index, Joins(packet.time_base, pictures))
+                    own.meet(time, packet.duration or 0)
+                    move(packet, own.shift_like(pictures))
+                else:  # too seldom to tell
+                    move(packet, pictures.shifts[-1])
             if packet.size > 0 and packet.stream_index in self._tracks:
                 yield packet
 

@@ -63,11 +63,16 @@ class Joins:
     drift by what it is longer than the pictures of each recording.
     """
 
-    def __init__(self, time_base: Fraction) -> None:
+    def __init__(self, time_base: Fraction, begun: Joins | None = None) -> None:
+        """
+        Args:
+            time_base: seconds per unit of the times.
+            begun: the pictures', for a stream that may begin in a later recording.
+        """
         self._time_base = time_base
         self._previous: int | None = None
         self._step = 0
-        self.shifts = [Fraction(0)]
+        self.shifts: list[Fraction] = [Fraction(0)] if begun is None else list(begun.shifts)
         """Seconds to add to the times of each recording so far, by this stream alone."""
 
     def meet(self, time: int | None, duration: int) -> None:

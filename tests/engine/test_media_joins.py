@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
+from av.stream import Stream
 
 from tests.engine.clips import Clip, write_clip
 from tests.engine.test_media_writer import copy, packets, read
@@ -85,6 +87,41 @@ def test_sound_moves_as_the_pictures_do() -> None:
     assert sound.shift_like(pictures) == Fraction(3080 + 2030, 1000)
     pictures.meet(10, 40)
     assert sound.shift_like(pictures) == Fraction(3080 + 2070, 1000)
+
+
+def test_sound_that_begins_in_a_later_recording() -> None:
+    pictures = Joins(MILLI)
+    for time in (5000, 5040, 2000):
+        pictures.meet(time, 40)
+    sound = Joins(MILLI, pictures)
+    sound.meet(2010, 50)
+    assert sound.shift_like(pictures) == pictures.shifts[1]
+
+
+def test_subtitles_move_with_the_pictures(tmp_path: Path) -> None:
+    """They are too seldom to tell of a join: here each recording's begin later than those of the one before ended."""
+    pts = tuple(range(0, 3200, 40))
+    one = write_clip(tmp_path / "v.ts", Clip(frames=80, pts=pts, time_base=MILLI))
+    parts = []
+    for number, time in enumerate((0, 2)):
+        with av.open(str(one)) as container, av.open(str(tmp_path / f"{number}.ts"), "w") as out:
+            main = out.add_stream_from_template(container.streams.video[0], opaque=True)
+            words = out.add_mux_stream("dvbsub", time_base=Fraction(1, 90_000))
+            packet: Packet[Stream] = Packet(b"\x0f\x80\0\1\0\0")
+            packet.stream, packet.time_base = words, Fraction(1)
+            packet.pts = packet.dts = time + 1
+            beside = [packet]
+            for moving in container.demux(video=0):
+                if moving.dts is not None:
+                    if beside and moving.dts * moving.time_base >= time + 1:
+                        out.mux(beside.pop())
+                    moving.stream = main
+                    out.mux(moving)
+        parts.append((tmp_path / f"{number}.ts").read_bytes())
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    copy(tmp_path / "joined.ts", tmp_path / "b.mkv")
+    first, second = (time_s for time_s, _ in packets(tmp_path / "b.mkv", "subtitle"))
+    assert float(second - first) == pytest.approx(3.2 + 2, abs=0.1)
 
 
 @pytest.mark.parametrize("time", [4900, 5040 + 3_599_000])
