@@ -34,6 +34,8 @@ from vs3r.types import Frame, PictureFormat
 _FULL_RANGE = 2
 _BT2020 = 9
 _MAX_READ_ERRORS = 100
+# Ten minutes (in microseconds), or so many bytes.
+_LONG_LOOK = {"analyzeduration": "600000000", "probesize": "200000000"}
 _ALL_AROUND = "a 360-degree picture: it is stabilized as a flat one, and no longer marked as what it is"
 _STEREO = "stereoscopic (3D): it is stabilized as one flat picture; the mark, or a view stored apart, is dropped"
 # With FFmpeg's number of the projection, or of the arrangement of views, that is an ordinary picture's.
@@ -60,13 +62,11 @@ def open_input(path: Path) -> InputContainer:
             raise MediaError(f"expected a video file, got an empty one (0 bytes): {path}")
         with open(path, "rb"):
             pass
-        container = av.open(
-            # The prefix keeps names with a colon from being read as addresses.
-            f"file:{os.fspath(path)}",
-            "r",
-            container_options={"protocol_whitelist": "file"},
-            metadata_errors="surrogateescape",
-        )
+        container = _opened(path)
+        if any(s.codec_context is not None and not s.codec_context.sample_rate for s in container.streams.audio):
+            # Sound that begins later than FFmpeg looks for it could not be copied.
+            container.close()
+            container = _opened(path, _LONG_LOOK)
     except FileNotFoundError:
         raise MediaError(f"input file not found: {path}; check the path") from None
     except (av.FFmpegError, ValueError) as error:
@@ -85,6 +85,16 @@ def open_input(path: Path) -> InputContainer:
         container.close()
         raise MediaError(f"expected a video file, got a text file: {path}")
     return container
+
+
+def _opened(path: Path, look: dict[str, str] | None = None) -> InputContainer:
+    return av.open(
+        # The prefix keeps names with a colon from being read as addresses.
+        f"file:{os.fspath(path)}",
+        "r",
+        container_options={"protocol_whitelist": "file"} | (look or {}),
+        metadata_errors="surrogateescape",
+    )
 
 
 def main_video(container: InputContainer, path: Path) -> VideoStream:

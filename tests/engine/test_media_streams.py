@@ -133,3 +133,25 @@ def test_pictures_with_exif_are_read_with_all_that_is_beside_them(tmp_path: Path
     assert info.display_matrix == probe(video).display_matrix is not None
     copy(tmp_path / "a.mov", tmp_path / "b.mp4")
     assert probe(tmp_path / "b.mp4").rotation_deg == info.rotation_deg
+
+
+def test_sound_that_begins_late_is_copied(tmp_path: Path) -> None:
+    """Later than FFmpeg looks: MPEG-TS does not say beforehand what it will be."""
+    video = write_clip(tmp_path / "v.ts", Clip(frames=300))
+    sound = write_clip(tmp_path / "s.ts", Clip(frames=50, audio="aac"))
+    with av.open(str(video)) as movie, av.open(str(sound)) as band, av.open(str(tmp_path / "a.ts"), "w") as out:
+        main = out.add_stream_from_template(movie.streams.video[0], opaque=True)
+        beside = out.add_stream_from_template(band.streams.audio[0], opaque=True)
+        late = [p for p in band.demux(audio=0) if p.dts is not None and p.pts is not None]
+        for packet in movie.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = main
+                out.mux(packet)
+        for piece in late:
+            piece.stream, shift = beside, round(10 / piece.time_base)
+            piece.pts, piece.dts = (piece.pts or 0) + shift, (piece.dts or 0) + shift
+            out.mux(piece)
+    assert copy(tmp_path / "a.ts", tmp_path / "b.mp4") == ()
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        assert sum(1 for packet in container.demux(audio=0) if packet.size) == len(late)
+        assert container.streams.audio[0].codec_context.sample_rate == 48_000
