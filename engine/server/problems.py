@@ -132,18 +132,16 @@ def edge(call: Call, *, admit: Callable[[Any], None], told: Callable[[str], None
     """A call as gRPC sees it.
 
     Args:
-        call: takes the request (or an iterator of them) and the context; gives the response (or an iterator of them).
+        call: takes an iterator of requests and the context; gives the response (or an iterator of them).
         admit: takes the context; raises a Problem where the caller may not come in.
         told: gets the name of the status code that the call ended with.
         streams: the call gives an iterator.
     """
 
-    def answer(request: Any, context: Any) -> Any:
+    def answer(requests: Any, context: Any) -> Any:
         try:
             admit(context)
-            if isinstance(request, Malformed):
-                raise malformed()
-            response = call(request, context)
+            response = call(requests, context)
         except Exception as error:  # the server's edge
             problem = problem_of(error)
             forget_origin(problem)
@@ -153,13 +151,11 @@ def edge(call: Call, *, admit: Callable[[Any], None], told: Callable[[str], None
         told(problem.code)
         abort(context, problem)
 
-    def answers(request: Any, context: Any) -> Iterator[Any]:
+    def answers(requests: Any, context: Any) -> Iterator[Any]:
         problem = None
         try:
             admit(context)
-            if isinstance(request, Malformed):
-                raise malformed()
-            yield from call(request, context)
+            yield from call(requests, context)
         except GeneratorExit:
             told("CANCELLED")
             raise

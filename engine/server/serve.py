@@ -26,7 +26,7 @@ from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.frame_calls import FrameCalls
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.metrics import serve_page
-from vs3r.engine.server.problems import Malformed, edge
+from vs3r.engine.server.problems import Call, Malformed, edge
 from vs3r.engine.server.session_calls import SessionCalls
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.state import State
@@ -178,8 +178,9 @@ def _tls_credentials(config: ServeConfig) -> Any:
 def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:
     try:
         import grpc
-        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
         from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+        from vs3r.engine.server import health
     except ImportError:
         raise BackendError("the server needs gRPC: pip install 'vs3r[server]'") from None
     workers = config.max_streams + _SPARE_THREADS
@@ -200,10 +201,9 @@ def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:
             ("grpc.http2.max_ping_strikes", 5),
         ],
     )
-    server.add_generic_rpc_handlers((_handlers(state),))
-    checks = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = (SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    checks = health.Health()
+    server.add_generic_rpc_handlers((_handlers(state), health.health_handlers(checks, state, _parser)))
+    names = (SERVICE.full_name, health.NAME, reflection.SERVICE_NAME)
 
     class Reflection(reflection.ReflectionServicer):
         """Asks for the token as other calls do, and cuts off who asks nothing: each holds a thread."""
@@ -226,12 +226,8 @@ def _handlers(state: State) -> grpc.GenericRpcHandler:
     """Every call of the proto, from its descriptor."""
     import grpc
 
-    makers = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
+    # On the wire a call of one request is one of several.
+    makers = {False: grpc.stream_unary_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}
     groups = SessionCalls(state), TrackCalls(state), FrameCalls(state)
     handlers = {}
     for method in SERVICE.methods:
@@ -239,12 +235,18 @@ def _handlers(state: State) -> grpc.GenericRpcHandler:
         call = next(getattr(group, snake) for group in groups if hasattr(group, snake))
         kind = getattr(pb, method.input_type.name)
         streams = bool(method.server_streaming)
-        handlers[method.name] = makers[bool(method.client_streaming), streams](
+        if not method.client_streaming:
+            call = _of_one(call, state)
+        handlers[method.name] = makers[streams](
             edge(call, admit=state.admit, told=_teller(state, method.name), streams=streams),
             request_deserializer=_parser(kind),
             response_serializer=wire.encode,
         )
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+
+def _of_one(call: Call, state: State) -> Call:
+    return lambda requests, context: call(state.only(requests, context), context)
 
 
 def _teller(state: State, method: str) -> Callable[[str], None]:

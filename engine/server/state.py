@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -16,7 +17,7 @@ from vs3r.engine.server.file_frames import OpenFiles
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Problem, client_gone, draining
+from vs3r.engine.server.problems import Malformed, Problem, client_gone, draining, malformed
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.shm import Regions
@@ -32,6 +33,8 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 _RETRY_S = 5.0
+_REQUEST_S = 20.0
+"""So long a call may take to send the one request that it has."""
 
 
 class State:
@@ -125,8 +128,24 @@ class State:
             with self._lock:
                 self._busy -= 1
 
-    def watched(self, requests: Iterator[Request], context: grpc.ServicerContext) -> Iterator[Request]:
-        """Requests as they come; sweep cuts off a client that sends none for too long.
+    def only(self, requests: Iterator[Request | Malformed], context: grpc.ServicerContext) -> Request:
+        """The request of a call that has one.
+
+        Read by the call, not by gRPC before it: who may not come in is refused first, and who sends none is cut off. It
+        would hold a thread until its connection ends.
+
+        Raises:
+            Problem: there is none, or the call is over.
+        """
+        request = next(self.watched(requests, context, limit_s=_REQUEST_S), None)
+        if request is None or isinstance(request, Malformed):
+            raise malformed()
+        return request
+
+    def watched(
+        self, requests: Iterator[Request], context: grpc.ServicerContext, *, limit_s: float = math.inf
+    ) -> Iterator[Request]:
+        """Requests as they come; sweep cuts off a client that sends none for too long, or for `limit_s`.
 
         Raises:
             Problem: the call is over.
@@ -134,7 +153,7 @@ class State:
         import grpc
 
         while True:
-            self._waiting[context] = time.monotonic()
+            self._waiting[context] = time.monotonic() + min(limit_s, self.config.stream_idle_s)
             try:
                 request = next(requests, None)
             except grpc.RpcError:  # gRPC's way to say so
@@ -149,7 +168,7 @@ class State:
         """Responses as the client takes them; sweep cuts off one that takes none for too long."""
         with closing(responses):
             for response in responses:
-                self._waiting[context] = time.monotonic()
+                self._waiting[context] = time.monotonic() + self.config.stream_idle_s
                 try:
                     yield response
                 finally:
@@ -188,8 +207,8 @@ class State:
         self.sessions.expire()
         with self._lock:
             runs = list(self._runs.items())
-        for context, since_s in list(self._waiting.items()):
-            if time.monotonic() - since_s > self.config.stream_idle_s:
+        for context, end_s in list(self._waiting.items()):
+            if time.monotonic() > end_s:
                 context.cancel()
         for run, context in runs:
             if time.monotonic() - run.active_s > self.config.stream_idle_s:
