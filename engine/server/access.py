@@ -24,9 +24,11 @@ from vs3r.render.layers import feather_px, inside_px
 from vs3r.render.nodes import make_grid, tiles
 from vs3r.render.warp import backward_map, calm_inv_depth
 from vs3r.smooth import SmoothedFrame
-from vs3r.types import CameraTrack, Frame, PictureFormat, Plane
+from vs3r.types import CameraTrack, Frame, PictureFormat, Plane, VirtualCamera
 
 Mask = npt.NDArray[np.bool_]
+Path = tuple[CameraTrack, list[VirtualCamera]]
+"""As Session.path gives it."""
 
 PATCH_CELLS = 4
 """Height of a patch in nodes; also the step of its width."""
@@ -67,11 +69,14 @@ def frame_index(session: Session, request: pb.GetFrameRequest | pb.GetWarpReques
     return index
 
 
-def draw(session: Session, memory: FrameMemory, models: Models, index: int, check: Callable[[], object]) -> Drawn:
+def draw(
+    session: Session, path: Path, memory: FrameMemory, models: Models, index: int, check: Callable[[], object]
+) -> Drawn:
     """One picture, with the same bytes as rendering the whole clip along the track gives.
 
     Args:
         session: of the clip.
+        path: of the session; it may have another by now.
         memory: holds frames.
         models: makes the renderer.
         index: number of the frame.
@@ -80,7 +85,7 @@ def draw(session: Session, memory: FrameMemory, models: Models, index: int, chec
         Problem: source frames are missing, or a shorter track has come that lacks this one.
         TrackError: the track is not of the session's frames.
     """
-    track, cameras = session.path()
+    track, cameras = path
     _check_index(track, index)
     config, layout = session.config, session.layout
     if layout is not None:
@@ -96,13 +101,13 @@ def draw(session: Session, memory: FrameMemory, models: Models, index: int, chec
     return Drawn(picture=picture, layout=layout, passed_through=index in failed)
 
 
-def warp_grid(session: Session, index: int) -> tuple[pb.WarpGrid, Mask]:
+def warp_grid(session: Session, path: Path, index: int) -> tuple[pb.WarpGrid, Mask]:
     """Where the target's nodes lie in the source, and at which nodes the source alone is seen.
 
     Raises:
         Problem: a shorter track has come that lacks this frame.
     """
-    track, cameras = session.path()
+    track, cameras = path
     _check_index(track, index)
     # Only the size counts.
     grid = make_grid(picture_format("gray", track.width, track.height))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from vs3r.engine.server import access
 from vs3r.engine.server.file_frames import FileFrames, media_problems, resolve
 from vs3r.engine.server.guard import guarded_stages
 from vs3r.engine.server.intake import Intake, clip_frames, first_config, frame_error
-from vs3r.engine.server.problems import Malformed, client_gone, draining
+from vs3r.engine.server.problems import Malformed, client_gone, draining, session_deleted
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.state import State, frame_bytes
 from vs3r.engine.server.stream_run import CREDITS, StreamRun, result_message
@@ -170,7 +170,7 @@ class FrameCalls:
 
     def set_smoothing(self, request: pb.SetSmoothingRequest, _context: grpc.ServicerContext) -> pb.SetSmoothingResponse:
         session = self._sessions.get(request.session)
-        seconds = session.set_smoothing(settings_from(session.config.smooth, request.smooth, field="smooth"))
+        seconds = session.set_smoothing(lambda now: settings_from(now, request.smooth, field="smooth"))
         message = pb.SetSmoothingResponse(session=self._sessions.message(session))
         message.smoothing_time.FromNanoseconds(int(seconds * 1e9))
         return message
@@ -203,7 +203,9 @@ class FrameCalls:
 
     def get_frame(self, request: pb.GetFrameRequest, context: grpc.ServicerContext) -> pb.GetFrameResponse | Pictured:
         session = self._sessions.get(request.session)
-        drawn = self._draw(session, access.frame_index(session, request), context)
+        index = access.frame_index(session, request)
+        with self._drawing(session, context) as check:
+            drawn = access.draw(session, session.path(), self._memory, self._state.models, index, check)
         planes = drawn.picture.frame.planes
         message = result_message(drawn.picture, sequence=drawn.picture.index, passed_through=drawn.passed_through)
         shape, time_base = layout_message(drawn.layout), rational(drawn.picture.frame.time_base)
@@ -219,10 +221,13 @@ class FrameCalls:
     def get_warp(self, request: pb.GetWarpRequest, context: grpc.ServicerContext) -> pb.GetWarpResponse:
         session = self._sessions.get(request.session)
         index = access.frame_index(session, request)
-        grid, inside = access.warp_grid(session, index)
         if request.map_only:
+            grid, _ = access.warp_grid(session, session.path(), index)
             return pb.GetWarpResponse(sequence=index, grid=grid)
-        drawn = self._draw(session, index, context)
+        with self._drawing(session, context) as check:
+            path = session.path()  # of both: SetSmoothing may come between
+            grid, inside = access.warp_grid(session, path, index)
+            drawn = access.draw(session, path, self._memory, self._state.models, index, check)
         return pb.GetWarpResponse(
             sequence=index,
             grid=grid,
@@ -232,15 +237,21 @@ class FrameCalls:
             valid_share=drawn.picture.valid_share,
         )
 
-    def _draw(self, session: Session, index: int, context: grpc.ServicerContext) -> access.Drawn:
+    @contextmanager
+    def _drawing(self, session: Session, context: grpc.ServicerContext) -> Iterator[Callable[[], None]]:
+        """It is this picture's turn; gives what raises where nobody wants it any more."""
+
         def check() -> None:
             # Who scrubs through a clip gives up most of the frames that he asked for.
             if not context.is_active():
                 raise client_gone()
+            # DeleteSession waits for its file.
+            if session.ended.is_set():
+                raise session_deleted()
 
         with self._state.drawing, self._sessions.call(session, lambda: None):
             check()
-            return access.draw(session, self._memory, self._state.models, index, check)
+            yield check
 
     @contextmanager
     def _frames_of(

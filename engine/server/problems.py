@@ -182,6 +182,11 @@ def client_gone(how: str = "it broke off") -> Problem:
     return Problem("CANCELLED", "CLIENT_GONE", f"the call has ended: {how}")
 
 
+def session_deleted() -> Problem:
+    """For calls whose session is deleted meanwhile."""
+    return Problem("ABORTED", "SESSION_DELETED", "the session was deleted")
+
+
 def draining() -> Problem:
     """For calls while the server ends."""
     return Problem("UNAVAILABLE", "DRAINING", "the server is ending; go on with another or a new one", retry_s=1.0)

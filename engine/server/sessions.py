@@ -104,9 +104,10 @@ class Session:
         with self.lock:
             self.track, self.failed, self.cameras = track, failed, None
 
-    def set_smoothing(self, smooth: SmoothConfig) -> float:
-        """Smooth again; returns the seconds it took."""
+    def set_smoothing(self, change: Callable[[SmoothConfig], SmoothConfig]) -> float:
+        """Smooth again, with the settings made of those that there are now; returns the seconds it took."""
         with self.lock:
+            smooth = change(self.config.smooth)
             self.config, self.cameras = replace(self.config, smooth=smooth), None
             start = time.perf_counter()
             if self.track is not None:

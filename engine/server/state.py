@@ -17,7 +17,7 @@ from vs3r.engine.server.file_frames import OpenFiles
 from vs3r.engine.server.guard import Models
 from vs3r.engine.server.memory import FrameMemory
 from vs3r.engine.server.metrics import Metrics
-from vs3r.engine.server.problems import Malformed, Problem, client_gone, draining, malformed
+from vs3r.engine.server.problems import Malformed, Problem, client_gone, draining, malformed, session_deleted
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.settings import ServeConfig
 from vs3r.engine.server.shm import Regions
@@ -181,14 +181,13 @@ class State:
             self._runs[run] = context
             if self.draining:
                 run.drain()
-        gone = Problem("ABORTED", "SESSION_DELETED", "the session was deleted")
         try:
             if not context.add_callback(run.stop):
                 run.stop()
             if session is None:
                 yield
             else:
-                with self.sessions.call(session, lambda: run.fail(gone)):
+                with self.sessions.call(session, lambda: run.fail(session_deleted())):
                     yield
         finally:
             with self._lock:

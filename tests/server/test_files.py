@@ -187,7 +187,7 @@ def test_frames_of_a_call_that_was_given_up_are_kept(serve: Serve, tmp_path: Pat
     with connected(server) as client:
         session = server.state.sessions.get(client.create_session("clip", CONFIG).name)
         client.analyze_file(session.name, "in.mkv")
-        memory, models = server.state.memory, server.state.models
+        path, memory, models = session.path(), server.state.memory, server.state.models
         memory.forget(session)
         opened.clear()
         with ThreadPoolExecutor() as beside:
@@ -196,13 +196,46 @@ def test_frames_of_a_call_that_was_given_up_are_kept(serve: Serve, tmp_path: Pat
 
             def check() -> None:
                 if not waiting:  # nothing is decoded yet: it finds none of its frames held, and waits
-                    waiting.append(beside.submit(access.draw, session, memory, models, 11, lambda: None))
+                    waiting.append(beside.submit(access.draw, session, path, memory, models, 11, lambda: None))
                 leave()
 
             with pytest.raises(Problem, match="the call has ended"):
-                access.draw(session, memory, models, 10, check)
+                access.draw(session, path, memory, models, 10, check)
             assert waiting[0].result(30).picture.index == 11
     assert len(opened) == 1
+
+
+def test_deleting_a_session_ends_the_reading_of_its_file(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame far into a long file takes minutes."""
+    write_clip(tmp_path / "in.mkv", CLIP)
+    server = serve(media_root=str(tmp_path))
+    reading, go_on, decoded = threading.Event(), threading.Event(), list[Frame]()
+
+    class Slow(VideoReader):
+        def __iter__(self) -> Iterator[Frame]:
+            for frame in super().__iter__():
+                reading.set()
+                assert go_on.wait(30)
+                decoded.append(frame)
+                yield frame
+
+    monkeypatch.setattr("vs3r.engine.server.file_frames.VideoReader", Slow)
+    with connected(server) as client, ThreadPoolExecutor() as beside:
+        session = client.create_session("clip", CONFIG).name
+        client.analyze_file(session, "in.mkv")
+        found = server.state.sessions.get(session)
+        server.state.memory.forget(found)
+        request = pb.GetFrameRequest(session=session, index=len(FRAMES) - 1)
+        asked = beside.submit(refusal, client, "GetFrame", request)
+        assert reading.wait(30)
+        deleted = beside.submit(client.delete_session, session)
+        assert found.ended.wait(30)
+        go_on.set()
+        deleted.result(30)
+        assert asked.result(30).reason == "SESSION_DELETED"
+        assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])

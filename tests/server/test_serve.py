@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -348,48 +348,6 @@ def test_the_end_is_told_and_waits_for_nobody_who_only_watches(serve: Serve) -> 
         assert asked.result(30).sequence == 3
         ended.result(30)
         assert time.monotonic() - start < 30, "the grace period is for those who work"
-
-
-def test_a_watcher_that_goes_away_while_health_is_told_does_not_stop_the_server(serve: Serve) -> None:
-    """A send waits for gRPC's thread of events, in which the watcher's end is told."""
-    health, closing, told = serve()._health, list[Callable[[], None]](), threading.Event()
-
-    def send(response: health_pb2.HealthCheckResponse | None) -> None:
-        if response is not None and response.status == health_pb2.HealthCheckResponse.NOT_SERVING:
-            events = threading.Thread(target=closing[0], daemon=True)
-            events.start()
-            events.join(5)
-            if not events.is_alive():
-                told.set()
-
-    class Context:
-        def add_callback(self, callback: Callable[[], None]) -> bool:
-            closing.append(callback)
-            return True
-
-    health.Watch(health_pb2.HealthCheckRequest(), Context(), send)
-    health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    assert told.wait(10)
-
-
-@pytest.mark.parametrize("method", ["vs3r.v1.EngineService/GetStatus", "grpc.health.v1.Health/Check"])
-def test_a_call_that_never_sends_its_request_is_cut_off(serve: Serve, tmp_path: Path, method: str) -> None:
-    """It holds a thread; without the token it is refused at once, but for health, which needs none."""
-    (tmp_path / "token").write_text(TOKEN)
-    server, waiting = serve(token_file=str(tmp_path / "token"), stream_idle_s=1), threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        waiting.wait(60)
-        yield from ()
-
-    with grpc.insecure_channel(server.address) as channel:
-        stub: Any = channel.stream_unary(f"/{method}", request_serializer=None, response_deserializer=None)
-        call = stub.future(nothing(), metadata=Access(token=TOKEN).metadata, timeout=30)
-        assert call.code() == grpc.StatusCode.CANCELLED
-        refused = stub.future(nothing(), timeout=30)
-        needs = grpc.StatusCode.UNAUTHENTICATED if "Engine" in method else grpc.StatusCode.CANCELLED
-        assert refused.code() == needs
-        waiting.set()
 
 
 @pytest.mark.parametrize(
