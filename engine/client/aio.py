@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from types import TracebackType
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from types import EllipsisType, TracebackType
 from typing import Any, Self
 
 from vs3r.config import Config
 from vs3r.engine.client.aio_stream import AsyncStreaming
 from vs3r.engine.client.connection import Access, open_channel, stubs
-from vs3r.engine.client.errors import server_error
+from vs3r.engine.client.errors import client_closed, server_error
 from vs3r.engine.client.messages import Messages, track_requests
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.unfinished import Refused, Steady, steady_of
@@ -33,9 +33,11 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._channel = open_channel(target, self._access, asyncio=True)
         self._stubs = stubs(self._channel)
+        self._closed = False
 
     async def close(self) -> None:
         """End all calls."""
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -46,31 +48,43 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def call(self, name: str, request: Any, *, timeout_s: float | None = _TIMEOUT_S) -> Any:
+    async def call(self, name: str, request: Any, *, timeout_s: float | EllipsisType | None = ...) -> Any:
         """See Client."""
         return whole(await self._ask(name, request, timeout_s=timeout_s))
 
-    async def _ask(self, name: str, request: Any, *, timeout_s: float | None = _TIMEOUT_S) -> Any:
-        import grpc
-
-        limit = None if timeout_s is None else self._timeout_s
-        try:
+    async def _ask(self, name: str, request: Any, *, timeout_s: float | EllipsisType | None = ...) -> Any:
+        limit = self._timeout_s if isinstance(timeout_s, EllipsisType) else timeout_s
+        with self._errors():
             return await self._stubs[name](request, timeout=limit, metadata=self._access.metadata)
-        except grpc.RpcError as error:
-            raise server_error(error, self.target) from None
 
     @asynccontextmanager
     async def open_call(self, name: str, request: Any) -> AsyncIterator[Any]:
         """See Client.open_call."""
+        with self._errors():
+            call = self._stubs[name](request, metadata=self._access.metadata)
+            try:
+                yield call
+            finally:
+                call.cancel()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What gRPC raises as a ServerError."""
         import grpc
 
-        call = self._stubs[name](request, metadata=self._access.metadata)
         try:
-            yield call
+            yield
         except grpc.RpcError as error:
             raise server_error(error, self.target) from None
-        finally:
-            call.cancel()
+        except grpc.aio.UsageError:  # gRPC's way to say that the channel is closed
+            if not self._closed:
+                raise
+            raise client_closed(self.target) from None
+        except asyncio.CancelledError:  # and where it is closed meanwhile; or the caller's task is cancelled
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise client_closed(self.target) from None
 
     async def _analyze(self, requests: Any, progress: Callable[[pb.AnalyzeProgress], object] | None) -> pb.Analysis:
         analysis, source = pb.Analysis(), _Noted(requests)

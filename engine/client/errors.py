@@ -50,6 +50,11 @@ def server_error(error: grpc.RpcError, target: str) -> ServerError:
     return result
 
 
+def client_closed(target: str) -> ServerError:
+    """For calls of a client that is closed, before or meanwhile."""
+    return ServerError(f"the client of the server {target} is closed; make another", code="CANCELLED")
+
+
 def _details(call: Any) -> list[Any]:
     from google.protobuf.message import DecodeError
     from google.rpc import status_pb2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Self
 
 from vs3r.config import Config
 from vs3r.engine.client.connection import Access, open_channel, stubs
-from vs3r.engine.client.errors import ServerError, server_error
+from vs3r.engine.client.errors import ServerError, client_closed, server_error
 from vs3r.engine.client.guarded import Guarded
 from vs3r.engine.client.messages import Messages, track_requests
 from vs3r.engine.client.shared import SharedFrames
@@ -45,9 +45,11 @@ class Client:
         self._timeout_s = timeout_s
         self._channel = open_channel(target, self._access, asyncio=False)
         self._stubs = stubs(self._channel)
+        self._closed = False
 
     def close(self) -> None:
         """End all calls."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -193,31 +195,44 @@ class Client:
 
     # ---- below
 
-    def call(self, name: str, request: Any, *, timeout_s: float | None = _TIMEOUT_S) -> Any:
-        """Call by the proto's name; for what has no function here."""
+    def call(self, name: str, request: Any, *, timeout_s: float | EllipsisType | None = ...) -> Any:
+        """Call by the proto's name; for what has no function here.
+
+        Args:
+            name: of the call.
+            request: its request, or an iterator of them.
+            timeout_s: for this call instead of the client's; None waits for ever.
+        """
         return whole(self._ask(name, request, timeout_s=timeout_s))
 
-    def _ask(self, name: str, request: Any, *, timeout_s: float | None = _TIMEOUT_S) -> Any:
-        import grpc
-
-        limit = None if timeout_s is None else self._timeout_s
-        try:
+    def _ask(self, name: str, request: Any, *, timeout_s: float | EllipsisType | None = ...) -> Any:
+        limit = self._timeout_s if isinstance(timeout_s, EllipsisType) else timeout_s
+        with self._errors():
             return self._stubs[name](request, timeout=limit, metadata=self._access.metadata)
-        except grpc.RpcError as error:
-            raise server_error(error, self.target) from None
 
     @contextmanager
     def open_call(self, name: str, request: Any) -> Iterator[Any]:
         """A call whose responses stream, those with pixels as Pictured; it is cancelled on leaving."""
+        with self._errors():
+            call = self._stubs[name](request, metadata=self._access.metadata)
+            try:
+                yield call
+            finally:
+                call.cancel()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What gRPC raises as a ServerError."""
         import grpc
 
-        call = self._stubs[name](request, metadata=self._access.metadata)
         try:
-            yield call
+            yield
         except grpc.RpcError as error:
             raise server_error(error, self.target) from None
-        finally:
-            call.cancel()
+        except ValueError:  # gRPC's way to say that the channel is closed
+            if not self._closed:
+                raise
+            raise client_closed(self.target) from None
 
     def _analyze(
         self, requests: Iterator[pb.AnalyzeRequest | Pictured], progress: Callable[[pb.AnalyzeProgress], object] | None
