@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -72,11 +72,15 @@ class Server:
         torch.set_num_threads(1)
         self._ended = threading.Event()
         self._grpc, self._health = _make_server(config, self.state)
-        self.address = self._listen()
-        """Where clients reach it: HOST:PORT, or unix:PATH."""
         self._metrics: ThreadingHTTPServer | None = None
-        if config.metrics_port is not None:
-            self._metrics = serve_page(config.metrics_port, self.state.page)
+        with ExitStack() as undone:
+            # Before gRPC, which does not let go of an address on which it was never started.
+            if config.metrics_port is not None:
+                self._metrics = serve_page(config.metrics_port, self.state.page)
+                undone.callback(_end_page, self._metrics)
+            self.address = self._listen()
+            """Where clients reach it: HOST:PORT, or unix:PATH."""
+            undone.pop_all()
         self._grpc.start()
         self._sweeper = threading.Thread(target=self._sweep, name="vs3r-sweep", daemon=True)
         self._sweeper.start()
@@ -114,8 +118,7 @@ class Server:
         self._ended.set()
         self._sweeper.join()
         if self._metrics is not None:
-            self._metrics.shutdown()
-            self._metrics.server_close()
+            _end_page(self._metrics)
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +153,11 @@ class Server:
         except RuntimeError:
             raise InputError(f"cannot listen on {address}: taken, or not of this machine; choose another") from None
         return address if on_file else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _end_page(page: ThreadingHTTPServer) -> None:
+    page.shutdown()
+    page.server_close()
 
 
 def _tls_credentials(config: ServeConfig) -> Any:

@@ -101,6 +101,7 @@ class StreamRun:
         self._taken: dict[int, _Taken] = {}
         self._problem: Problem | None = None
         self._draining = False
+        self._whole = False  # the clip's end has come, and all before it is taken
         self.active_s = time.monotonic()
         """When a frame last came or went."""
 
@@ -128,7 +129,7 @@ class StreamRun:
             raise self._problem or client_gone() from None
         if self._problem is not None:
             raise self._problem
-        if self._draining:
+        if self._draining and not self._whole:
             raise draining()
 
     def fail(self, problem: Problem) -> bool:
@@ -163,6 +164,7 @@ class StreamRun:
             self.fail(client_gone(type(error).__name__))
             forget_origin(error)
         else:
+            self._whole = True
             self._frames.end()
 
     def _receive(self, sent: Pictured) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from tests.engine.fakes import CopyingRenderer
 from tests.engine.test_track_file import make_track
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, message, opening, still_models, wait_until
 from tests.server.relay import BreakingRelay
@@ -21,7 +24,7 @@ from vs3r.engine.proto import wire
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.track_file import save_track
-from vs3r.types import Frame
+from vs3r.types import Frame, RenderedFrame
 
 Request = pb.StreamRequest | pb.AnalyzeRequest
 
@@ -55,6 +58,31 @@ def test_only_a_clip_that_was_ended_becomes_a_track(serve: Serve, call: str) -> 
         assert client.get_session(session).frame_count == 0
         exchanged(client, call, [*requests, end(call)])
         assert client.get_session(session).frame_count == 8
+
+
+def test_a_clip_whose_end_has_come_is_finished_by_a_server_that_ends(serve: Serve) -> None:
+    """Nothing is left that another server could go on with."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    class Slow(CopyingRenderer):
+        def render(self, *arguments: Any) -> RenderedFrame:
+            drawing.set()
+            assert go_on.wait(30)
+            return super().render(*arguments)
+
+    server = serve(replace(still_models(), renderer=lambda _config, _fmt: Slow()))
+    with connected(server) as client, ThreadPoolExecutor() as beside:
+        session = client.create_session("clip", CONFIG).name
+        stream = beside.submit(lambda: list(client.stabilize(FRAMES, session=session, patience_s=0)))
+        assert drawing.wait(30)
+        (run,) = server.state._runs
+        wait_until(lambda: run._frames._ended)
+        server.state.drain()
+        go_on.set()
+        assert [result.sequence for result in stream.result(30)] == list(range(len(FRAMES)))
+        track = server.state.sessions.get(session).track
+        assert track is not None
+        assert len(track) == len(FRAMES)
 
 
 @pytest.mark.parametrize("call", ["Stream", "Analyze"])

@@ -1,7 +1,8 @@
-"""Calls that could make a server stand still, which anybody can make."""
+"""What could make a server stand still, or keep one from starting."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from tests.server.conftest import Serve
+from tests.server.conftest import Serve, connected
 from vs3r.engine.client.connection import Access
+from vs3r.errors import InputError
 
 TOKEN = "0123456789abcdef-of-a-test"
 
@@ -57,3 +59,16 @@ def test_a_call_that_never_sends_its_request_is_cut_off(serve: Serve, tmp_path: 
         needs = grpc.StatusCode.UNAUTHENTICATED if "Engine" in method else grpc.StatusCode.CANCELLED
         assert refused.code() == needs
         waiting.set()
+
+
+def test_a_server_that_could_not_start_lets_go_of_its_address(serve: Serve) -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        with pytest.raises(InputError, match="choose another metrics port"):
+            serve(listen=address, metrics_port=taken.getsockname()[1])
+        with connected(serve(listen=address)) as client:
+            client.capabilities()
