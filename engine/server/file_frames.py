@@ -35,6 +35,19 @@ def resolve(root: str | None, name: str) -> Path:
     return path
 
 
+def open_media(path: Path, *, threads: int = 2) -> VideoReader:
+    """Open a file that was resolved.
+
+    Raises:
+        InputError: it cannot be read, or a link has come in its place, which may lead out of the root.
+    """
+    reader = VideoReader(path, threads=threads)
+    if os.path.realpath(path) != str(path):
+        reader.close()
+        raise InputError(f"cannot read {path}: it is a link by now; analyse it again")
+    return reader
+
+
 @contextmanager
 def media_problems(path: Path, name: str, code: str) -> Iterator[None]:
     """A file that cannot be used is told of by the client's name for it: where the root lies is no client's business.
@@ -139,7 +152,7 @@ class FileFrames:
     def _read(self, numbers: Sequence[int], take: Callable[[int, Frame], object], check: Callable[[], object]) -> None:
         if self._reader is None or self._next > numbers[0]:
             self._close()
-            self._reader = VideoReader(self._path, threads=1)
+            self._reader = open_media(self._path, threads=1)
             self._frames = enumerate(self._reader)
         self._opened.keep(self)
         while self._next <= numbers[-1]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from vs3r.engine.media import VideoReader
 from vs3r.engine.proto.convert import config_from, settings_from
 from vs3r.engine.proto.layout import Layout, field_error, layout_message, planar_layout, rational, time_base_of
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Pictured
 from vs3r.engine.server import access
-from vs3r.engine.server.file_frames import FileFrames, media_problems, resolve
+from vs3r.engine.server.file_frames import FileFrames, media_problems, open_media, resolve
 from vs3r.engine.server.guard import guarded_stages
 from vs3r.engine.server.intake import Intake, clip_frames, first_config, frame_error
 from vs3r.engine.server.problems import Malformed, client_gone, draining, session_deleted
@@ -109,7 +108,7 @@ class FrameCalls:
     def _analyze_file(self, session: Session, name: str) -> Generator[pb.AnalyzeResponse]:
         path = resolve(self._state.config.media_root, name)
         with media_problems(path, name, "INVALID_ARGUMENT"):
-            reader = VideoReader(path)
+            reader = open_media(path)
         with reader:
             fmt = reader.info.format
             most = self._state.config.max_frame_pixels

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vs3r.types import CameraTrack
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".vs3r"
+_LEFT_OVER_S = 3600.0
 
 
 def default_folder() -> Path:
@@ -41,8 +43,10 @@ class TrackStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the cache folder {folder}: {error.strerror}; choose another") from None
-        for left_over in folder.glob(".*.part"):  # of a server that was killed
-            _remove(left_over)
+        for left_over in folder.glob(".*.part"):  # of a server that was killed; another may be writing its own now
+            with contextlib.suppress(OSError):
+                if time.time() - left_over.stat().st_mtime > _LEFT_OVER_S:
+                    left_over.unlink()
 
     def load(self, track_id: str) -> CameraTrack | None:
         """A track, None where there is none, or none that can be read now. A damaged file is removed.

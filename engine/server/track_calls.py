@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.intake import first_config
-from vs3r.engine.server.problems import Malformed, Problem, malformed
+from vs3r.engine.server.problems import RETRY_S, Malformed, Problem, malformed
 from vs3r.engine.server.sessions import Session
 from vs3r.engine.server.state import State
 from vs3r.engine.server.track_run import analysis_message
 from vs3r.engine.track_file import check_source, load_track, save_track
-from vs3r.errors import InputError, TrackError
+from vs3r.errors import InputError, OutputError, TrackError
 from vs3r.types import CameraTrack
 
 if TYPE_CHECKING:
     import grpc
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 
@@ -40,8 +44,7 @@ class TrackCalls:
     def _chunks(self, session: Session) -> Generator[pb.DownloadTrackResponse]:
         track = session.made_track()
         # Written anew: the one in the cache may be gone or going.
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "track.vs3r"
+        with _scratch() as path:
             save_track(track, path)
             with path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
@@ -63,8 +66,7 @@ class TrackCalls:
 
     def _receive(self, requests: Iterator[pb.UploadTrackRequest | Malformed]) -> CameraTrack:
         left = self._state.config.max_message_mb << 20
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "track.vs3r"
+        with _scratch() as path:
             with path.open("wb") as file:
                 for request in requests:
                     if isinstance(request, Malformed):
@@ -84,3 +86,20 @@ class TrackCalls:
             except InputError as error:
                 # Where the server put it is no client's business.
                 raise TrackError(str(error).replace(f"{path}: ", "")) from None
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A place for a track on its way, as there are only files of them.
+
+    Raises:
+        Problem: the folder for temporary files is gone, full, or may not be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "track.vs3r"
+    except (OSError, OutputError) as error:
+        log.warning("a track cannot be written to the folder for temporary files: %s", type(error).__name__)
+        log.debug("its origin", exc_info=error)
+        text = "the server has no room for the track in its folder for temporary files; try again later"
+        raise Problem("RESOURCE_EXHAUSTED", "CANNOT_WRITE", text, retry_s=RETRY_S) from None

@@ -221,10 +221,10 @@ def test_deleting_a_session_ends_the_reading_of_its_file(
                 decoded.append(frame)
                 yield frame
 
-    monkeypatch.setattr("vs3r.engine.server.file_frames.VideoReader", Slow)
     with connected(server) as client, ThreadPoolExecutor() as beside:
         session = client.create_session("clip", CONFIG).name
         client.analyze_file(session, "in.mkv")
+        monkeypatch.setattr("vs3r.engine.server.file_frames.VideoReader", Slow)
         found = server.state.sessions.get(session)
         server.state.memory.forget(found)
         request = pb.GetFrameRequest(session=session, index=len(FRAMES) - 1)
@@ -257,6 +257,22 @@ def test_a_file_that_was_analysed_and_is_none_any_more(serve: Serve, tmp_path: P
         assert str(tmp_path) not in str(error)
         write_clip(path, CLIP)
         assert client.get_frame(session, 3).sequence == 3
+
+
+def test_a_link_that_comes_in_the_place_of_a_file_is_not_followed(serve: Serve, tmp_path: Path) -> None:
+    """It may lead out of the root."""
+    (tmp_path / "root").mkdir()
+    path, outside = write_clip(tmp_path / "root" / "in.mkv", CLIP), tmp_path / "outside.mkv"
+    server = serve(media_root=str(tmp_path / "root"))
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+        client.analyze_file(session, "in.mkv")
+        server.state.memory.forget(server.state.sessions.get(session))
+        path.rename(outside)
+        path.symlink_to(outside)
+        error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=3))
+        assert (error.code, error.reason) == ("FAILED_PRECONDITION", "MEDIA_UNUSABLE")
+        assert "cannot read in.mkv: it is a link by now" in str(error)
 
 
 def test_a_shorter_track_comes_while_a_frame_waits_for_its_turn(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -323,16 +324,19 @@ def test_a_full_disk(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_full_disk_under_an_upload(
-    analysed: tuple[Client, str, CameraTrack], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "where"), [(28, "tempfile.mkdtemp"), (2, "tempfile._get_default_tempdir")])
+def test_no_room_for_a_track_on_its_way(
+    analysed: tuple[Client, str, CameraTrack], monkeypatch: pytest.MonkeyPatch, number: int, where: str
 ) -> None:
+    """A full disk, or no folder for temporary files that can be used."""
     client, session, _ = analysed
     data = client.download_track(session)
 
     def full(*_arguments: object, **_named: object) -> None:
-        raise OSError(28, "No space left on device", "/secret/folder")
+        raise OSError(number, "No space left on device", "/secret/folder")
 
-    monkeypatch.setattr("tempfile.mkdtemp", full)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(where, full)
     for call in (lambda: client.upload_track(session, data), lambda: client.download_track(session)):
         with pytest.raises(ServerError, match="no room") as caught:
             call()
@@ -346,6 +350,9 @@ def test_what_a_killed_server_was_writing_is_removed(serve: Serve, tmp_path: Pat
     (tmp_path / "cache").mkdir()
     half = tmp_path / "cache" / ".x.part"
     half.write_bytes(b"half a track")
+    serve()
+    assert half.exists(), "another server may be writing it"
+    os.utime(half, (time.time() - 7200,) * 2)
     serve()
     assert not half.exists()
 
