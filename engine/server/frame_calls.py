@@ -60,7 +60,7 @@ class FrameCalls:
         finished = False
         with ExitStack() as held:
             held.enter_context(self._state.slot())
-            held.enter_context(self._memory.reserve(kept * frame_bytes(layout.format)))
+            held.enter_context(self._memory.reserve(kept * frame_bytes(layout)))
             recorder = None
             if session is not None and not config.transient:
                 self._state.use_layout(session, layout)
@@ -196,7 +196,7 @@ class FrameCalls:
                     result.frame_errors.append(frame_error(sent.frame.sequence, error))
                 else:
                     if not self._memory.hold(session, arrival.sequence, arrival.frame):
-                        raise self._memory.exhausted(frame_bytes(layout.format))
+                        raise self._memory.exhausted(frame_bytes(layout))
                     result.frames += 1
         return result
 
@@ -261,7 +261,7 @@ class FrameCalls:
         time_base = time_base_of(source.time_base, field="config.frames.time_base")
         if session.track is not None:
             check_source(session.track, layout.format)
-        with self._memory.reserve(at_once * frame_bytes(layout.format)):
+        with self._memory.reserve(at_once * frame_bytes(layout)):
             self._state.use_layout(session, layout)
             recorder = TrackRecorder(session, self._memory, layout.format, time_base)
             yield layout, Intake(layout, time_base, self._state.regions(session, context), keeps=True), recorder

@@ -24,7 +24,6 @@ from vs3r.engine.server.shm import Regions
 from vs3r.engine.server.store import TrackStore, default_folder
 from vs3r.engine.server.stream_run import StreamRun
 from vs3r.engine.threads import usable_cores
-from vs3r.types import PictureFormat
 
 if TYPE_CHECKING:
     import grpc
@@ -255,10 +254,12 @@ class State:
         return self.metrics.page(gauges)
 
 
-def frame_bytes(fmt: PictureFormat) -> int:
-    """Memory of a picture's planes."""
+def frame_bytes(layout: Layout) -> int:
+    """Memory of a picture: of its planes, or of its bytes on the wire where floating point or gaps make these more."""
+    fmt = layout.format
     sample = 1 if fmt.bit_depth <= 8 else 2
-    return sample * sum(rows * columns for rows, columns in map(fmt.plane_shape, range(fmt.num_planes)))
+    planes = sample * sum(rows * columns for rows, columns in map(fmt.plane_shape, range(fmt.num_planes)))
+    return max(planes, layout.byte_size)
 
 
 def host_of(context: grpc.ServicerContext) -> str:

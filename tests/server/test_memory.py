@@ -133,3 +133,16 @@ def test_a_track_that_is_there_needs_no_memory(serve: Serve) -> None:
         client.analyze_frames(session, FRAMES)
         with server.state.memory.reserve(LIMIT_MB << 20):
             assert client.analyze_frames(session, FRAMES[:1]).reused
+
+
+def test_gaps_between_rows_are_memory_too(serve: Serve) -> None:
+    """A small picture may be large on the wire, and so is its result."""
+    fmt = pb.FrameFormat(pixel_format=pb.PIXEL_FORMAT_RGBA8, width=64, height=48, row_strides=[1 << 16])
+    config = pb.StreamConfig(format=fmt, time_base=rational(FRAMES[0].time_base))
+    with connected(serve(still_models(), memory_mb=LIMIT_MB)) as client:
+        with (
+            pytest.raises(ServerError) as caught,
+            client.open_call("Stream", iter([pb.StreamRequest(config=config)])) as got,
+        ):
+            list(got)
+        assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "MEMORY")
