@@ -71,10 +71,10 @@ class AsyncStreaming:
                 # Should the server forget the session, the stream goes on with the settings that it had.
                 self._config = config_from((await self._client.get_session(session)).config)
             elif self._shared is not None:
-                # Shared memory belongs to a session.
-                response = await self._client.call("CreateSession", own_session(self._config))
-                session = own = response.session.name
-                held.push_async_callback(self._forget, own)
+                # Shared memory belongs to a session. Cancelled meanwhile, its name is waited for, to delete it.
+                made = asyncio.ensure_future(self._client.call("CreateSession", own_session(self._config)))
+                held.push_async_callback(self._forget, made)
+                session = own = (await asyncio.shield(made)).session.name
             sender = _Sender(source, layout)
             opening = stream_opening(
                 self._config, layout, source.unfinished, first.time_base, session, transient=own is not None
@@ -109,9 +109,9 @@ class AsyncStreaming:
                     with suppress(ServerError):  # the session may have ended, and the region with it
                         await self._client.call("UnregisterSharedMemory", removal)
 
-    async def _forget(self, session: str) -> None:
+    async def _forget(self, made: asyncio.Future[pb.CreateSessionResponse]) -> None:
         with suppress(ServerError):  # it is gone, or will expire
-            await self._client.delete_session(session)
+            await self._client.delete_session((await made).session.name)
 
 
 def _result(response: Pictured, source: _Source, sender: _Sender, layout: Layout) -> Steady:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.types import Frame
 
 
@@ -65,16 +68,48 @@ def test_an_asyncio_client_that_is_closed_says_so(serve: Serve, shared_memory: b
     asyncio.run(session())
 
 
+def test_a_stream_that_is_cancelled_as_it_begins_leaves_no_session(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty-four of them would keep the host's others out."""
+    server = serve(still_models(), allow_shm=True)
+    create, asked, go_on, made = Sessions.create, threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Session:
+        asked.set()
+        assert go_on.wait(30)
+        session = create(*arguments)
+        made.set()
+        return session
+
+    monkeypatch.setattr(Sessions, "create", slow)
+
+    async def session() -> None:
+        async with AsyncClient(server.address) as client:
+            stream = asyncio.ensure_future(anext(client.stabilize(source(), CONFIG, shared_memory=memory(True))))
+            assert await asyncio.to_thread(asked.wait, 30)
+            stream.cancel()
+            await asyncio.wait([stream], timeout=0.1)
+            go_on.set()
+            assert await asyncio.to_thread(made.wait, 30)
+            with pytest.raises(asyncio.CancelledError):
+                await stream
+            assert len(server.state.sessions) == 0
+
+    asyncio.run(session())
+
+
 def test_a_calls_own_time_limit_counts(serve: Serve) -> None:
+    """One that is over before the call begins."""
     address = serve().address
     with Client(address) as client, pytest.raises(ServerError) as caught:
-        client.call("GetStatus", pb.GetStatusRequest(), timeout_s=1e-6)
+        client.call("GetStatus", pb.GetStatusRequest(), timeout_s=-1.0)
     assert caught.value.code == "DEADLINE_EXCEEDED"
 
     async def session() -> None:
         async with AsyncClient(address) as client:
             with pytest.raises(ServerError) as caught:
-                await client.call("GetStatus", pb.GetStatusRequest(), timeout_s=1e-6)
+                await client.call("GetStatus", pb.GetStatusRequest(), timeout_s=-1.0)
             assert caught.value.code == "DEADLINE_EXCEEDED"
 
     asyncio.run(session())
