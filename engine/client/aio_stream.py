@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import AsyncExitStack, aclosing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vs3r.config import Config
 from vs3r.engine.client.errors import ServerError
@@ -76,6 +76,8 @@ class AsyncStreaming:
                 held.push_async_callback(self._forget, made)
                 session = own = (await asyncio.shield(made)).session.name
             sender = _Sender(source, layout)
+            held.callback(sender.stop)
+            lending = await held.enter_async_context(AsyncExitStack())
             opening = stream_opening(
                 self._config, layout, source.unfinished, first.time_base, session, transient=own is not None
             )
@@ -88,8 +90,7 @@ class AsyncStreaming:
                             self._started = True
                             if self._shared is not None and session is not None:
                                 sender.lent = Lent(self._shared, response.started, layout)
-                                for registration in sender.lent.registrations(session):
-                                    await self._client.call("RegisterSharedMemory", registration)
+                                await self._register(sender.lent, session, lending)
                             sender.add_credit(response.started.credits)
                         case "credit":
                             if sender.lent is not None:
@@ -104,10 +105,18 @@ class AsyncStreaming:
                 if source.error is not None:
                     raise source.error from None
                 raise
-            if sender.lent is not None and session is not None:
-                for removal in sender.lent.removals(session):
-                    with suppress(ServerError):  # the session may have ended, and the region with it
-                        await self._client.call("UnregisterSharedMemory", removal)
+
+    async def _register(self, lent: Lent, session: str, held: AsyncExitStack) -> None:
+        """Lend memory until the stack is left, which waits for what was cancelled under way."""
+        for registration, removal in zip(lent.registrations(session), lent.removals(session), strict=True):
+            made = asyncio.ensure_future(self._client.call("RegisterSharedMemory", registration))
+            held.push_async_callback(self._unregister, made, removal)
+            await asyncio.shield(made)
+
+    async def _unregister(self, made: asyncio.Future[Any], removal: pb.UnregisterSharedMemoryRequest) -> None:
+        with suppress(ServerError):  # the session may have ended, and the region with it
+            await made
+            await self._client.call("UnregisterSharedMemory", removal)
 
     async def _forget(self, made: asyncio.Future[pb.CreateSessionResponse]) -> None:
         with suppress(ServerError):  # it is gone, or will expire
@@ -158,6 +167,7 @@ class _Sender:
         self._source = source
         self._layout = layout
         self._credit = asyncio.Semaphore(0)
+        self._stopped = False
         self.lent: Lent | None = None
         """Shared memory, where it is used."""
 
@@ -166,14 +176,20 @@ class _Sender:
         for _ in range(frames):
             self._credit.release()
 
+    def stop(self) -> None:
+        """The call has ended; gRPC leaves what it reads waiting where the server has ended it."""
+        self._stopped = True
+        self._credit.release()
+
     async def requests(self, opening: pb.StreamRequest) -> AsyncGenerator[pb.StreamRequest | Pictured]:
         """Read by gRPC."""
         yield opening
         last, output_from = -1, opening.config.output_from_sequence
-        while await self._credit.acquire():
+        while await self._credit.acquire() and not self._stopped:
             item = await self._source.next(last)
             if item is None:
                 break
             last, frame = item
             yield frame_request(last, frame, self._layout, self.lent, output_from=output_from)
-        yield pb.StreamRequest(end=pb.EndOfClip())
+        if not self._stopped:
+            yield pb.StreamRequest(end=pb.EndOfClip())

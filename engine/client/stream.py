@@ -80,6 +80,7 @@ class Streaming:
                 held.callback(self._forget, own)
             sender = _Sender(self._source, layout)
             held.callback(sender.stop)
+            lending = held.enter_context(ExitStack())
             opening = stream_opening(
                 self._config, layout, self._source.unfinished, first.time_base, session, transient=own is not None
             )
@@ -94,6 +95,7 @@ class Streaming:
                             sender.lent = Lent(self._shared, response.started, layout)
                             for registration in sender.lent.registrations(session):
                                 self._client.call("RegisterSharedMemory", registration)
+                            lending.callback(self._unregister, sender.lent.removals(session))
                         sender.add_credit(response.started.credits)
                     case "credit":
                         if sender.lent is not None:
@@ -104,10 +106,6 @@ class Streaming:
                     case "frame_error":
                         self._source.drop(response.frame_error.sequence)
                         yield refused(response.frame_error)
-            if sender.lent is not None and session is not None:
-                for removal in sender.lent.removals(session):
-                    with suppress(ServerError):  # the session may have ended, and the region with it
-                        self._client.call("UnregisterSharedMemory", removal)
 
     def _result(self, response: Pictured, layout: Layout, sender: _Sender) -> Steady:
         message = response.frame
@@ -116,6 +114,11 @@ class Streaming:
         result = steady(message, data, layout, time_base=source.time_base, key_frame=source.key_frame)
         self._source.done(message.sequence)
         return result
+
+    def _unregister(self, removals: list[pb.UnregisterSharedMemoryRequest]) -> None:
+        for removal in removals:
+            with suppress(ServerError):  # the session may have ended, and the region with it
+                self._client.call("UnregisterSharedMemory", removal)
 
     def _forget(self, session: str) -> None:
         with suppress(ServerError):  # it is gone, or will expire

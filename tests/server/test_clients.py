@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.server.conftest import CONFIG, FRAMES, Serve, still_models
+from vs3r.config import RefineConfig
 from vs3r.engine.client.aio import AsyncClient
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.sessions import Session, Sessions
+from vs3r.engine.server.shm import Regions
 from vs3r.types import Frame
 
 
@@ -95,6 +98,53 @@ def test_a_stream_that_is_cancelled_as_it_begins_leaves_no_session(
             with pytest.raises(asyncio.CancelledError):
                 await stream
             assert len(server.state.sessions) == 0
+
+    asyncio.run(session())
+
+
+def test_a_stream_that_is_cancelled_as_it_registers_memory_leaves_no_region(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session may have sixty-four."""
+    server = serve(still_models(), allow_shm=True)
+    add, asked, go_on, made = Regions.add, threading.Event(), threading.Event(), threading.Event()
+
+    def slow(regions: Regions, request: pb.RegisterSharedMemoryRequest) -> None:
+        if request.region.startswith("results"):
+            asked.set()
+            assert go_on.wait(30)
+        add(regions, request)
+        if request.region.startswith("results"):
+            made.set()
+
+    monkeypatch.setattr(Regions, "add", slow)
+
+    async def session() -> None:
+        async with AsyncClient(server.address) as client:
+            name = (await client.create_session("clip", CONFIG)).name
+            stream = asyncio.ensure_future(anext(client.stabilize(source(), session=name, shared_memory=memory(True))))
+            assert await asyncio.to_thread(asked.wait, 30)
+            stream.cancel()
+            await asyncio.wait([stream], timeout=0.1)
+            go_on.set()
+            assert await asyncio.to_thread(made.wait, 30)
+            with pytest.raises(asyncio.CancelledError):
+                await stream
+            assert server.state.sessions.regions() == 0
+
+    asyncio.run(session())
+
+
+def test_a_refused_asyncio_stream_leaves_no_task(serve: Serve) -> None:
+    """asyncio would say of it, sometime, that it was destroyed but is pending."""
+    address = serve().address
+
+    async def session() -> None:
+        async with AsyncClient(address) as client:
+            with pytest.raises(ServerError, match="refine"):
+                await anext(client.stabilize(source(), replace(CONFIG, refine=RefineConfig(backend="wan"))))
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left or not (await asyncio.wait(left, timeout=10))[1]
 
     asyncio.run(session())
 

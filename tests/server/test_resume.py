@@ -114,12 +114,18 @@ def test_patience_is_for_the_time_after_a_break(serve: Serve, stabilize: Stabili
 @clients
 @pytest.mark.parametrize("patience_s", [0.0, 0.5])
 def test_patience_ends(serve: Serve, stabilize: Stabilize, patience_s: float) -> None:
-    server = serve(still_models())
+    server, go_on = serve(still_models()), threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        yield from FRAMES[:12]
+        go_on.wait(30)  # a clip whose end has come would be finished
+        yield from FRAMES[12:]
 
     def seen(result: Result) -> None:
         if result.sequence == 4:
             server.stop()
+            go_on.set()
 
     with pytest.raises(ServerError) as caught:
-        stabilize(server.address, iter(FRAMES), seen, config=CONFIG, patience_s=patience_s)
+        stabilize(server.address, frames(), seen, config=CONFIG, patience_s=patience_s)
     assert caught.value.code == "UNAVAILABLE"
