@@ -122,7 +122,7 @@ class FrameCalls:
             if old is not None:
                 old.close()
             if session.track is not None:
-                yield _reused(session, rotation_deg=reader.info.rotation_deg)
+                yield self._reused(session, rotation_deg=reader.info.rotation_deg)
                 return
             recorder = TrackRecorder(session, self._memory, fmt, reader.info.time_base)
             analysis = ClipAnalysis(recorder, self._state.models, session.config, fmt)
@@ -147,7 +147,7 @@ class FrameCalls:
         at_once = 0 if reused else CREDITS
         with self._frames_of(session, config.frames, context, at_once=at_once) as (layout, intake, recorder):
             if reused:
-                yield _reused(session)
+                yield self._reused(session)
                 return
             analysis = ClipAnalysis(recorder, self._state.models, session.config, layout.format)
             yield pb.AnalyzeResponse(credit=pb.Credit(frames=CREDITS))
@@ -266,6 +266,15 @@ class FrameCalls:
             recorder = TrackRecorder(session, self._memory, layout.format, time_base)
             yield layout, Intake(layout, time_base, self._state.regions(session, context), keeps=True), recorder
 
+    def _reused(self, session: Session, *, rotation_deg: int = 0) -> pb.AnalyzeResponse:
+        with session.lock:
+            track, failed = session.made_track(), len(session.failed)
+        # As finish() of a TrackRecorder.
+        stored = not failed and self._state.store.keep(session.track_id, track)
+        analysis = analysis_message(session, track, stored=stored, failed=failed, reused=True)
+        analysis.rotation_deg = rotation_deg
+        return pb.AnalyzeResponse(analysis=analysis)
+
     def _check_open(self) -> None:
         if self._state.draining:
             raise draining()
@@ -285,10 +294,3 @@ def _progress(frames: int, total: int) -> pb.AnalyzeResponse:
     return pb.AnalyzeResponse(
         progress=pb.AnalyzeProgress(frames=frames, total_frames=max(total, frames) if total else 0)
     )
-
-
-def _reused(session: Session, *, rotation_deg: int = 0) -> pb.AnalyzeResponse:
-    track, _ = session.path()
-    analysis = analysis_message(session, track, stored=True, failed=len(session.failed), reused=True)
-    analysis.rotation_deg = rotation_deg
-    return pb.AnalyzeResponse(analysis=analysis)

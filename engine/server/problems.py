@@ -63,7 +63,8 @@ _CODES: tuple[tuple[type[BaseException], str, str], ...] = (
     (MemoryError, "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
 )
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""What the system says where the server has no room left."""
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -76,7 +77,7 @@ def problem_of(error: BaseException) -> Problem:
         if isinstance(error, kind):
             again = RETRY_S if code == "RESOURCE_EXHAUSTED" else None
             return Problem(code, reason, str(error) or reason, retry_s=again)
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         text = f"the server has no room left: {os.strerror(error.errno)}"
         return Problem("RESOURCE_EXHAUSTED", "CANNOT_WRITE", text, retry_s=RETRY_S)
     # The text of an unknown error may hold anything: it stays here.

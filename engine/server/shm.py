@@ -19,7 +19,7 @@ import numpy as np
 
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.proto.wire import Bytes
-from vs3r.engine.server.problems import Problem
+from vs3r.engine.server.problems import NO_ROOM, Problem
 
 _KEY = re.compile(r"vs3r-[A-Za-z0-9-]{16,200}")
 _MAX_REGIONS = 64
@@ -191,6 +191,8 @@ def _open(request: pb.RegisterSharedMemoryRequest) -> int:
         finally:
             os.close(place)
     except OSError as error:
+        if error.errno in NO_ROOM:  # the server's own trouble
+            raise
         raise Problem(
             "NOT_FOUND",
             "SEGMENT_UNKNOWN",

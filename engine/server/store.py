@@ -69,6 +69,10 @@ class TrackStore:
                 self._shrink(keep=track_id)
         return True
 
+    def keep(self, track_id: str, track: CameraTrack) -> bool:
+        """Have a track on disk, also where it was not taken before or has made room for others; False as save()."""
+        return self.path(track_id).exists() or self.save(track_id, track)
+
     def path(self, track_id: str) -> Path:
         """The file of a track."""
         return self._folder / f"{track_id}{_SUFFIX}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from tests.server.conftest import CONFIG, FRAMES, Serve, connected, still_models, wait_until
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, refusal, still_models, wait_until
 from vs3r.engine.client.shared import SharedFrames, Slots
 from vs3r.engine.client.unfinished import Steady
 from vs3r.engine.proto.layout import planar_layout
@@ -61,3 +62,18 @@ def test_a_break_that_is_heard_of_late_leaves_what_came_after_it() -> None:
     with pytest.raises(Problem, match="no region 'frames'"):
         regions.find("frames")
     assert len(regions) == 1
+
+
+def test_a_server_without_descriptors_does_not_blame_the_client(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOT_FOUND would tell it that its session is gone."""
+    server, slots = serve(allow_shm=True), Slots(SIZE, 1)
+    with connected(server) as client:
+        session = client.create_session("clip", CONFIG).name
+
+        def none_left(*_arguments: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("vs3r.engine.server.shm.os.open", none_left)
+            error = refusal(client, "RegisterSharedMemory", slots.registration(session, "frames"))
+        assert (error.code, error.reason, error.retry_s is not None) == ("RESOURCE_EXHAUSTED", "CANNOT_WRITE", True)

@@ -317,11 +317,16 @@ def test_a_full_disk(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     with connected(serve()) as client:
-        monkeypatch.setattr("vs3r.engine.track_file.save_file", full)
         session = client.create_session("clip", CONFIG).name
-        assert not client.analyze_frames(session, FRAMES).stored
-        assert client.get_frame(session, 3).sequence == 3
-    assert list((tmp_path / "cache").iterdir()) == []
+        with monkeypatch.context() as patch:
+            patch.setattr("vs3r.engine.track_file.save_file", full)
+            assert not client.analyze_frames(session, FRAMES).stored
+            assert client.get_frame(session, 3).sequence == 3
+            assert not client.analyze_frames(session, FRAMES).stored
+        assert list((tmp_path / "cache").iterdir()) == []
+        again = client.analyze_frames(session, FRAMES)
+        assert (again.reused, again.stored) == (True, True)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @pytest.mark.parametrize(("number", "where"), [(28, "tempfile.mkdtemp"), (2, "tempfile._get_default_tempdir")])
@@ -387,6 +392,8 @@ def test_failed_windows_are_told_and_not_kept(serve: Serve, tmp_path: Path) -> N
         session = client.create_session("clip", CONFIG).name
         analysis = client.analyze_frames(session, FRAMES)
         assert (analysis.failed_frames, analysis.stored, analysis.scene_count) == (2, False, 3)
+        again = client.analyze_frames(session, FRAMES)
+        assert (again.reused, again.failed_frames, again.stored) == (True, 2, False)
         got = client.call("GetFrame", pb.GetFrameRequest(session=session, index=9)).frame
         assert got.passed_through
         assert got.data == pixels(FRAMES[9])
