@@ -53,6 +53,8 @@ class Session:
     """Shared memory."""
     track: CameraTrack | None = None
     """The camera path, once the clip is analysed."""
+    has_gaps: bool = False
+    """A stream that should have made the track lacked frames."""
     failed: set[int] = field(default_factory=set)
     """Frames that pass through because the model failed."""
     cameras: list[VirtualCamera] | None = None
@@ -82,9 +84,13 @@ class Session:
         """
         track = self.track
         if track is None:
-            raise Problem(
-                "FAILED_PRECONDITION", "TRACK_MISSING", "the session has no track yet; call Analyze or Stream first"
-            )
+            text = "the session has no track yet; call Analyze or Stream first"
+            if self.has_gaps:
+                text = (
+                    "the session has no track: the stream that was to make it lacked frames, which were refused, or "
+                    "sent before it broke off; call Analyze"
+                )
+            raise Problem("FAILED_PRECONDITION", "TRACK_MISSING", text)
         return track
 
     def path(self) -> tuple[CameraTrack, list[VirtualCamera]]:

@@ -45,6 +45,7 @@ class TrackRecorder:
             The track, and whether it is on disk.
         """
         if not self._gapless or not self._rows:
+            self.session.has_gaps = not self._gapless
             return None
         self._builder.add_geometry(equal_grids(self._rows, failed))
         track = self._builder.finish()

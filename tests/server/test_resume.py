@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.server.conftest import CONFIG, FRAMES, Serve, connected, still_models
+from tests.server.conftest import CONFIG, FRAMES, Serve, connected, message, opening, refusal, still_models
 from tests.server.relay import BreakingRelay
 from vs3r.config import Config
 from vs3r.engine.client.aio import AsyncClient
@@ -20,6 +20,7 @@ from vs3r.engine.client.errors import ServerError, server_error
 from vs3r.engine.client.sync import Client
 from vs3r.engine.client.unfinished import Refused, Steady
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.proto.wire import kind_of
 from vs3r.types import Frame, PictureFormat
 
 Result = Steady | Refused
@@ -129,3 +130,17 @@ def test_patience_ends(serve: Serve, stabilize: Stabilize, patience_s: float) ->
     with pytest.raises(ServerError) as caught:
         stabilize(server.address, frames(), seen, config=CONFIG, patience_s=patience_s)
     assert caught.value.code == "UNAVAILABLE"
+
+
+def test_a_stream_that_lacked_frames_is_named_where_its_track_is_missing(client: Client) -> None:
+    """The stream itself ends well: all of its pictures have come."""
+    session = client.create_session("clip", CONFIG).name
+    config = opening(session=session, explicit_end=True, first_sequence=16).config
+    requests = [pb.StreamRequest(config=config), *(message(i, FRAMES[i]) for i in range(16, 24))]
+    with client.open_call("Stream", iter([*requests, pb.StreamRequest(end=pb.EndOfClip())])) as responses:
+        assert len([r for r in responses if kind_of(r) == "frame"]) == 8
+    error = refusal(client, "GetFrame", pb.GetFrameRequest(session=session, index=18))
+    assert error.reason == "TRACK_MISSING"
+    assert "lacked frames" in str(error)
+    client.analyze_frames(session, FRAMES)
+    assert client.get_frame(session, 18).sequence == 18
