@@ -42,6 +42,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["EngineService"]
 _SWEEP_S = 1.0
 # Beside streams: short calls, and health watches.
 _SPARE_THREADS = 16
+# For a thread, as where a client asks for all frames of a page at once; gRPC refuses more, and gives no reason.
+_WAITING_CALLS = 256
 _MIN_TOKEN = 16
 # For the last answers to be sent.
 _GOODBYE_S = 1.0
@@ -194,7 +196,7 @@ def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:
     workers = config.max_streams + _SPARE_THREADS
     server = grpc.server(
         futures.ThreadPoolExecutor(workers, thread_name_prefix="vs3r-call"),
-        maximum_concurrent_rpcs=workers,
+        maximum_concurrent_rpcs=workers + _WAITING_CALLS,
         options=[
             ("grpc.max_receive_message_length", config.max_message_mb << 20),
             ("grpc.max_send_message_length", -1),

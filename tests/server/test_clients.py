@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import CONFIG, FRAMES, Serve, still_models
+from tests.server.conftest import CONFIG, FRAMES, Serve, still_models, wait_until
+from tests.server.test_files import no_turns
 from vs3r.config import RefineConfig
 from vs3r.engine.client.aio import AsyncClient
 from vs3r.engine.client.errors import ServerError
@@ -145,6 +146,24 @@ def test_a_refused_asyncio_stream_leaves_no_task(serve: Serve) -> None:
                 await anext(client.stabilize(source(), replace(CONFIG, refine=RefineConfig(backend="wan"))))
             left = asyncio.all_tasks() - {asyncio.current_task()}
             assert not left or not (await asyncio.wait(left, timeout=10))[1]
+
+    asyncio.run(session())
+
+
+def test_many_frames_may_be_asked_for_at_once(serve: Serve) -> None:
+    """More than the server has threads: the others wait."""
+    server = serve(still_models(), max_streams=1)
+    with Client(server.address) as client:
+        name = client.create_session("clip", CONFIG).name
+        client.analyze_frames(name, FRAMES)
+
+    async def session() -> None:
+        async with AsyncClient(server.address) as client:
+            with no_turns(server):
+                asked = [asyncio.ensure_future(client.get_frame(name, i % len(FRAMES))) for i in range(60)]
+                await asyncio.to_thread(wait_until, lambda: server.state._calls >= 17)
+                assert not any(one.done() for one in asked)
+            assert [one.sequence for one in await asyncio.gather(*asked)] == [i % len(FRAMES) for i in range(60)]
 
     asyncio.run(session())
 
