@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -9,6 +10,8 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from vs3r.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -74,8 +77,13 @@ def serve_page(port: int, page: Callable[[], str]) -> ThreadingHTTPServer:
         def log_message(self, *_args: object) -> None:
             """Nothing of a request is logged."""
 
+    class Page(ThreadingHTTPServer):
+        def handle_error(self, _request: object, _client_address: object) -> None:
+            """The base class prints where it came from, paths included, as for every client that goes away."""
+            log.debug("a request for the metrics failed", exc_info=True)
+
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server = Page(("127.0.0.1", port), Handler)
     except OSError as error:
         raise InputError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another metrics port") from None
     server.daemon_threads = True

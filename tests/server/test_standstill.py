@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from tests.server.conftest import Serve, connected
 from vs3r.engine.client.connection import Access
+from vs3r.engine.server.metrics import serve_page
 from vs3r.errors import InputError
 
 TOKEN = "0123456789abcdef-of-a-test"
@@ -72,3 +75,19 @@ def test_a_server_that_could_not_start_lets_go_of_its_address(serve: Serve) -> N
             serve(listen=address, metrics_port=taken.getsockname()[1])
         with connected(serve(listen=address)) as client:
             client.capabilities()
+
+
+def test_a_failed_request_for_metrics_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """No trace with the places of files."""
+
+    def failing() -> str:
+        raise OSError(24, "Too many open files", "/secret/cache")
+
+    page = serve_page(0, failing)
+    try:
+        with pytest.raises(http.client.RemoteDisconnected):
+            urllib.request.urlopen(f"http://127.0.0.1:{page.server_address[1]}/metrics")
+    finally:
+        page.shutdown()
+        page.server_close()
+    assert capfd.readouterr().err == ""
