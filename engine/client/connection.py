@@ -34,6 +34,19 @@ class Access:
     key: bytes | None = field(default=None, repr=False)
     """Its private key (PEM)."""
 
+    def __post_init__(self) -> None:
+        """Look for what gRPC ends the process for, or ignores.
+
+        Raises:
+            InputError: a part lacks another, or the token cannot be sent.
+        """
+        if self.token is not None and not _can_be_sent(self.token):
+            raise InputError("expected a token of one line of printable characters, got another")
+        if (self.cert is None) != (self.key is None):
+            raise InputError("expected both the client's certificate and its key, got one")
+        if self.cert is not None and self.ca is None:
+            raise InputError("expected ca beside the client's certificate: without it the connection has no TLS")
+
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Sent with every call."""
@@ -51,7 +64,7 @@ def read_access(token_file: str | None, ca_file: str | None) -> Access:
         ca = None if ca_file is None else Path(ca_file).read_bytes()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the token or the certificate: {error}; check the path") from None
-    if token is not None and not (token and token.isascii() and token.isprintable()):
+    if token is not None and not _can_be_sent(token):
         raise InputError(f"expected one line of printable characters in {token_file}: the token that the server has")
     if ca_file is not None:
         try:
@@ -59,6 +72,10 @@ def read_access(token_file: str | None, ca_file: str | None) -> Access:
         except ssl.SSLError:
             raise InputError(f"expected a certificate (PEM) in {ca_file}; check the path") from None
     return Access(token=token, ca=ca)
+
+
+def _can_be_sent(token: str) -> bool:
+    return bool(token) and token.isascii() and token.isprintable()
 
 
 def open_channel(target: str, access: Access, *, asyncio: bool) -> Any:

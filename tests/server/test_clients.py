@@ -14,12 +14,14 @@ from tests.server.conftest import CONFIG, FRAMES, Serve, still_models, wait_unti
 from tests.server.test_files import no_turns
 from vs3r.config import RefineConfig
 from vs3r.engine.client.aio import AsyncClient
+from vs3r.engine.client.connection import Access
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.shm import Regions
+from vs3r.errors import InputError
 from vs3r.types import Frame
 
 
@@ -166,6 +168,23 @@ def test_many_frames_may_be_asked_for_at_once(serve: Serve) -> None:
             assert [one.sequence for one in await asyncio.gather(*asked)] == [i % len(FRAMES) for i in range(60)]
 
     asyncio.run(session())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"ca": b"-", "cert": b"-"},
+        {"ca": b"-", "key": b"-"},
+        {"cert": b"-", "key": b"-"},
+        {"token": "two\nlines"},
+        {"token": "geheim-\u00fc"},
+        {"token": ""},
+    ],
+)
+def test_access_that_grpc_cannot_use_is_refused(parts: dict[str, Any]) -> None:
+    """For a certificate without a key it ends the process; without an authority it leaves TLS out, without a word."""
+    with pytest.raises(InputError, match="expected"):
+        Access(**parts)
 
 
 def test_a_calls_own_time_limit_counts(serve: Serve) -> None:

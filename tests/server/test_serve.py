@@ -378,7 +378,7 @@ def test_shared_memory_is_for_peers_on_this_machine(serve: Serve, peer: str, loc
 
 
 def test_tokens_and_keys_are_not_printed() -> None:
-    assert TOKEN not in repr(Access(token=TOKEN, key=TOKEN.encode()))
+    assert TOKEN not in repr(Access(token=TOKEN, ca=b"", cert=b"", key=TOKEN.encode()))
 
 
 def test_the_wall_clock_may_go_back(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
