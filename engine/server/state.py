@@ -209,7 +209,7 @@ class State:
             if time.monotonic() > end_s:
                 context.cancel()
         for run, context in runs:
-            if time.monotonic() - run.active_s > self.config.stream_idle_s:
+            if run.waits_for_client() and time.monotonic() - run.active_s > self.config.stream_idle_s:
                 idle = Problem("DEADLINE_EXCEEDED", "IDLE", "no frame was sent or taken for too long")
                 # A client that does not read never gets to see the error: the second time its call is cut.
                 if not run.fail(idle):

@@ -102,6 +102,7 @@ class StreamRun:
         self._problem: Problem | None = None
         self._draining = False
         self._whole = False  # the clip's end has come, and all before it is taken
+        self._sending = False  # a response waits for the client
         self.active_s = time.monotonic()
         """When a frame last came or went."""
 
@@ -124,13 +125,20 @@ class StreamRun:
                     self.active_s = time.monotonic()
                     response = self._response(item)
                     if response is not None:
+                        self._sending = True
                         yield response
+                        self._sending = False
         except Stopped:
             raise self._problem or client_gone() from None
         if self._problem is not None:
             raise self._problem
         if self._draining and not self._whole:
             raise draining()
+
+    def waits_for_client(self) -> bool:
+        """It is the client's turn to send or to take, not the models'."""
+        with self._lock:
+            return self._sending or (self._credits > 0 and not self._whole)
 
     def fail(self, problem: Problem) -> bool:
         """End the stream with an error; False when it had one before."""

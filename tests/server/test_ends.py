@@ -270,3 +270,26 @@ def test_clients_that_take_nothing_are_cut_off(serve: Serve, tmp_path: Path) -> 
         for call in silent:
             call.cancel()
         assert len(client.download_track(session)) > 1 << 20
+
+
+def test_slow_models_are_not_taken_for_a_client_that_sends_nothing(serve: Serve) -> None:
+    """It has used its credit, and can only wait. A model of a large network takes minutes without a GPU."""
+    go_on, still = threading.Event(), still_models()
+
+    class Slow:
+        def __init__(self, inner: Any) -> None:
+            self.reset, self.push, self.flush = inner.reset, inner.push, inner.flush
+
+        def observe(self, frame: Frame) -> Frame:
+            assert go_on.wait(30)
+            return frame
+
+    server = serve(replace(still, reconstructor=lambda config, fmt: Slow(still.reconstructor(config, fmt))))
+    with connected(server) as client, ThreadPoolExecutor() as beside:
+        stream = beside.submit(lambda: list(client.stabilize(FRAMES, CONFIG, patience_s=0)))
+        wait_until(lambda: [run for run in server.state._runs if run._credits == 0])
+        (run,) = server.state._runs
+        run.active_s -= 2 * server.state.config.stream_idle_s
+        server.state.sweep()
+        go_on.set()
+        assert len(stream.result(30)) == len(FRAMES)
