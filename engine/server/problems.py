@@ -63,6 +63,8 @@ _CODES: tuple[tuple[type[BaseException], str, str], ...] = (
     (MemoryError, "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
 )
 
+# gRPC makes an error of its own of a status beyond 8 KB; a text is sent twice, in base 64 and with three bytes for one.
+_LONGEST_TEXT, _LONGEST_FIELD, _MOST_FIELDS = 1000, 250, 8
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 """What the system says where the server has no room left."""
 
@@ -102,8 +104,8 @@ def abort(context: grpc.ServicerContext, problem: Problem) -> NoReturn:
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=problem.reason, domain=DOMAIN)]
     if problem.violations:
         fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-            for v in problem.violations
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=_cut(v.description, _LONGEST_FIELD))
+            for v in problem.violations[:_MOST_FIELDS]
         ]
         details.append(error_details_pb2.BadRequest(field_violations=fields))
     if problem.retry_s is not None:
@@ -117,9 +119,16 @@ def abort(context: grpc.ServicerContext, problem: Problem) -> NoReturn:
         box = any_pb2.Any()
         box.Pack(detail)
         packed.append(box)
-    status = status_pb2.Status(code=code_number(problem.code), message=" ".join(str(problem).split()), details=packed)
+    text = _cut(" ".join(str(problem).split()), _LONGEST_TEXT)
+    status = status_pb2.Status(code=code_number(problem.code), message=text, details=packed)
     context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort_with_status raises")
+
+
+def _cut(text: str, most: int) -> str:
+    """A text of at most so many bytes."""
+    raw = text.encode()
+    return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "..."
 
 
 class Malformed:

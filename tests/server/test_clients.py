@@ -170,6 +170,17 @@ def test_many_frames_may_be_asked_for_at_once(serve: Serve) -> None:
     asyncio.run(session())
 
 
+@pytest.mark.parametrize("value", ["x" * 100_000, "\U0001f3a5" * 25_000])
+def test_a_refused_value_may_be_long(serve: Serve, value: str) -> None:
+    """gRPC would refuse the refusal, and say nothing of the value."""
+    request = pb.CreateSessionRequest(media_key="clip")
+    request.config.reconstruct.lens = value
+    with Client(serve().address) as client, pytest.raises(ServerError, match="lens") as caught:
+        client.call("CreateSession", request)
+    assert (caught.value.code, caught.value.reason) == ("INVALID_ARGUMENT", "INVALID_FIELDS")
+    assert [v.field for v in caught.value.violations] == ["config.reconstruct"]
+
+
 @pytest.mark.parametrize(
     "parts",
     [
