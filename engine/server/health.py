@@ -4,38 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import grpc
-from grpc_health.v1 import health, health_pb2
+from typing import TYPE_CHECKING, Any
 
 from vs3r.engine.server.problems import Malformed, Problem, abort, edge
 from vs3r.engine.server.state import State
 
-NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+if TYPE_CHECKING:
+    import grpc
+
+NAME = "grpc.health.v1.Health"
 Send = Callable[[Any], object]
 
 
-class Health(health.HealthServicer):
-    """Says whether the server serves. Watchers are told by a thread of its own.
+def add_health(server: grpc.Server, state: State, parser: Callable[[Any], Any]) -> Any:
+    """Offer health. As the engine's, its calls read their request themselves, and cut off who sends none.
 
-    The package tells them with its lock held and waits until it is done. gRPC's one thread for events, which does it,
-    may itself be waiting for that lock, as another watcher goes away: then no call would ever go on.
+    Args:
+        server: that gets the calls.
+        state: of the server.
+        parser: makes what turns bytes into a message, or Malformed.
+    Returns:
+        Its `set(service, status)` tells who watches.
     """
+    import grpc
+    from grpc_health.v1 import health, health_pb2
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._telling = ThreadPoolExecutor(1, "vs3r-health")
+    class Health(health.HealthServicer):
+        """Watchers are told by a thread of its own.
 
-    def Watch(self, request: Any, context: Any, send_response_callback: Send | None = None) -> Any:
-        """See HealthServicer; `send_response_callback` is gRPC's, for calls that hold no thread."""
-        assert send_response_callback is not None, "this gRPC has calls that hold no thread"
-        send = send_response_callback
-        return super().Watch(request, context, lambda response: self._telling.submit(send, response))
+        The package tells them with its lock held and waits until it is done. gRPC's one thread for events, which does
+        it, may itself be waiting for that lock, as another watcher goes away: then no call would ever go on.
+        """
 
+        def __init__(self) -> None:
+            super().__init__()
+            self._telling = ThreadPoolExecutor(1, "vs3r-health")
 
-def health_handlers(checks: Health, state: State, parser: Callable[[Any], Any]) -> grpc.GenericRpcHandler:
-    """Its calls. As the engine's, they read their request themselves, and cut off who sends none."""
+        def Watch(self, request: Any, context: Any, send_response_callback: Send | None = None) -> Any:
+            assert send_response_callback is not None, "this gRPC has calls that hold no thread"
+            send = send_response_callback
+            return super().Watch(request, context, lambda response: self._telling.submit(send, response))
+
+    checks = Health()
     check: Any = edge(
         lambda requests, context: checks.Check(state.only(requests, context), context),
         admit=lambda _context: None,
@@ -56,10 +66,9 @@ def health_handlers(checks: Health, state: State, parser: Callable[[Any], Any]) 
         "request_deserializer": parser(health_pb2.HealthCheckRequest),
         "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
     }
-    return grpc.method_handlers_generic_handler(
-        NAME,
-        {
-            "Check": grpc.stream_unary_rpc_method_handler(check, **form),
-            "Watch": grpc.stream_stream_rpc_method_handler(watching, **form),
-        },
-    )
+    handlers = {
+        "Check": grpc.stream_unary_rpc_method_handler(check, **form),
+        "Watch": grpc.stream_stream_rpc_method_handler(watching, **form),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+    return checks

@@ -25,6 +25,7 @@ from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.frame_calls import FrameCalls
 from vs3r.engine.server.guard import Models
+from vs3r.engine.server.health import add_health
 from vs3r.engine.server.metrics import serve_page
 from vs3r.engine.server.problems import Call, Malformed, edge
 from vs3r.engine.server.session_calls import SessionCalls
@@ -188,9 +189,8 @@ def _tls_credentials(config: ServeConfig) -> Any:
 def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:
     try:
         import grpc
+        from grpc_health.v1 import health
         from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-
-        from vs3r.engine.server import health
     except ImportError:
         raise BackendError("the server needs gRPC: pip install 'vs3r[server]'") from None
     workers = config.max_streams + _SPARE_THREADS
@@ -211,9 +211,9 @@ def _make_server(config: ServeConfig, state: State) -> tuple[grpc.Server, Any]:
             ("grpc.http2.max_ping_strikes", 5),
         ],
     )
-    checks = health.Health()
-    server.add_generic_rpc_handlers((_handlers(state), health.health_handlers(checks, state, _parser)))
-    names = (SERVICE.full_name, health.NAME, reflection.SERVICE_NAME)
+    server.add_generic_rpc_handlers((_handlers(state),))
+    checks = add_health(server, state, _parser)
+    names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
 
     class Reflection(reflection.ReflectionServicer):
         """Asks for the token as other calls do, and cuts off who asks nothing: each holds a thread."""
