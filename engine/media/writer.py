@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import stat
@@ -69,6 +70,7 @@ class VideoWriter:
             like = like.info
         self._info = like if isinstance(like, MediaInfo) else probe(like)
         self._path = _checked_target(Path(path), self._info.path)
+        self._replaces = self._path.exists()
         self._muxer = MUXERS[self._path.suffix.lower()]
         check_container(self._config, self._muxer)
         self._remuxer = Remuxer(self._info, self._muxer)
@@ -148,7 +150,8 @@ class VideoWriter:
         """Finish the file and give it its name; harmless when repeated.
 
         Raises:
-            OutputError: no frame was written, the disk is full, or the file cannot be written or renamed.
+            OutputError: no frame was written, the disk is full, or the file cannot be written or renamed; or another
+                program took its name meanwhile, and it got another one.
         """
         if not self._discard.alive:
             return
@@ -163,9 +166,12 @@ class VideoWriter:
             self._mux(packets)
             self._remuxer.mux_until(None, self._out)
             self._out.close()
-            os.replace(self._temporary, self._path)
+            made = self._path if self._replaces else _free_name(self._path)
+            os.replace(self._temporary, made)
         self._discard.detach()
         self._remuxer.close()
+        if made != self._path:
+            raise OutputError(f"{self._path} was made by another program meanwhile and stays; this output is {made}")
 
     def abort(self) -> None:
         """Drop everything written so far; harmless when repeated or after close."""
@@ -271,6 +277,15 @@ def _checked_target(path: Path, source: Path) -> Path:
     if os.path.samefile(path, source):
         raise OutputError(f"the output is the input: {path}; choose another output name")
     return path
+
+
+def _free_name(path: Path) -> Path:
+    """A name that no file had, taken by an empty one: the path, or one with a number."""
+    for name in itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            return name
+    raise AssertionError("unreachable")
 
 
 def _create_beside(path: Path) -> Path:

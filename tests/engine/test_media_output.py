@@ -53,6 +53,22 @@ def test_nothing_under_the_name_before_close(source: Path, target: Path) -> None
         writer.write(make_frames(Clip())[0])
 
 
+def test_a_file_that_appears_meanwhile_stays(source: Path, target: Path) -> None:
+    """Of two runs to one name the second to end gets another one."""
+    writers = [VideoWriter(target, like=source, config=FAST) for _ in range(3)]
+    for writer in writers:
+        writer.write(make_frames(Clip())[0])
+    writers[0].close()
+    first = target.read_bytes()
+    for writer, name in zip(writers[1:], ("b-2.mp4", "b-3.mp4"), strict=True):
+        with pytest.raises(OutputError, match=f"meanwhile and stays; this output is .*{name}$"):
+            writer.close()
+        writer.close()
+        assert (target.parent / name).read_bytes() == first
+    assert target.read_bytes() == first
+    assert sorted(p.name for p in target.parent.iterdir()) == ["b-2.mp4", "b-3.mp4", "b.mp4"]
+
+
 def test_an_older_result_is_replaced_at_once(source: Path, target: Path) -> None:
     target.write_bytes(b"old")
     writer = VideoWriter(target, like=source, config=FAST)
