@@ -140,6 +140,8 @@ def cli() -> None:
 @click.option("--server", metavar="HOST:PORT", help="let a server (vs3r serve) do the work")
 @click.option("--server-token-file", metavar="FILE", help="file with the server's token")
 @click.option("--server-ca", metavar="FILE", help="certificate (PEM) that the server's is signed with; turns on TLS")
+@click.option("--client-cert", metavar="FILE", help="own certificate (PEM), for a server that asks for one")
+@click.option("--client-key", metavar="FILE", help="the key (PEM) of --client-cert")
 @overwrite_option
 @talk_options
 def stabilize(
@@ -148,6 +150,8 @@ def stabilize(
     server: str | None,
     server_token_file: str | None,
     server_ca: str | None,
+    client_cert: str | None,
+    client_key: str | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -159,9 +163,11 @@ def stabilize(
     """
     talk, config = Talk(as_json=as_json, quiet=quiet), config_from(values)
     check_target(target, overwrite, source)
-    if server is None and (server_token_file, server_ca) != (None, None):
+    files = (server_token_file, server_ca, client_cert, client_key)
+    if server is None and any(files):
         raise InputError(
-            "--server-token-file and --server-ca need --server HOST:PORT, got none; name it or leave them out"
+            "--server-token-file, --server-ca, --client-cert and --client-key need --server HOST:PORT, got none; "
+            "name it or leave them out"
         )
     with talk.progress() as progress:
         if server is None:
@@ -172,8 +178,7 @@ def stabilize(
             from vs3r.engine.client.connection import read_access
             from vs3r.engine.client.files import stabilize_file_at
 
-            access = read_access(server_token_file, server_ca)
-            report = stabilize_file_at(server, access, source, target, config, progress=progress)
+            report = stabilize_file_at(server, read_access(*files), source, target, config, progress=progress)
     _tell_report(talk, report, config)
 
 

@@ -53,7 +53,9 @@ class Access:
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
 
-def read_access(token_file: str | None, ca_file: str | None) -> Access:
+def read_access(
+    token_file: str | None, ca_file: str | None, cert_file: str | None = None, key_file: str | None = None
+) -> Access:
     """Access by the files that hold it.
 
     Raises:
@@ -61,9 +63,9 @@ def read_access(token_file: str | None, ca_file: str | None) -> Access:
     """
     try:
         token = None if token_file is None else Path(token_file).read_text().strip()
-        ca = None if ca_file is None else Path(ca_file).read_bytes()
+        ca, cert, key = (None if f is None else Path(f).read_bytes() for f in (ca_file, cert_file, key_file))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the token or the certificate: {error}; check the path") from None
+        raise InputError(f"cannot read the token, a certificate or its key: {error}; check the path") from None
     if token is not None and not _can_be_sent(token):
         raise InputError(f"expected one line of printable characters in {token_file}: the token that the server has")
     if ca_file is not None:
@@ -71,7 +73,16 @@ def read_access(token_file: str | None, ca_file: str | None) -> Access:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
         except ssl.SSLError:
             raise InputError(f"expected a certificate (PEM) in {ca_file}; check the path") from None
-    return Access(token=token, ca=ca)
+    access = Access(token=token, ca=ca, cert=cert, key=key)
+    if cert_file is not None:
+        try:
+            own = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            own.load_cert_chain(cert_file, key_file, password="")  # a password asked for would wait for ever
+        except ssl.SSLError:
+            raise InputError(
+                f"expected a certificate in {cert_file} and its key, without a password, in {key_file} (PEM)"
+            ) from None
+    return access
 
 
 def _can_be_sent(token: str) -> bool:

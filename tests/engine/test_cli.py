@@ -91,7 +91,8 @@ def test_every_setting_is_an_option_with_its_documentation_and_bounds() -> None:
             assert tuple(flag.type.choices) == spec.metadata["choices"]
         elif spec.metadata["high"] is not None:
             assert f"{spec.metadata['low']:.10g} to {spec.metadata['high']:.10g}" in text
-    own = {"--overwrite", "--json", "--quiet", "--server", "--server-token-file", "--server-ca"}
+    server = {"--server", "--server-token-file", "--server-ca", "--client-cert", "--client-key"}
+    own = {"--overwrite", "--json", "--quiet"} | server
     assert set(offered) == set(names) | own
 
 

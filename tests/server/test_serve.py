@@ -129,9 +129,9 @@ def test_tls_and_mutual_tls(serve: Serve, tmp_path: Path) -> None:
     files = make_certificates(folder)
     tls = {"tls_cert": files["server.pem"], "tls_key": files["server.key"]}
     ca = Path(files["ca.pem"]).read_bytes()
-    plain, known = Access(ca=ca), Access(
-        ca=ca, cert=Path(files["client.pem"]).read_bytes(), key=Path(files["client.key"]).read_bytes()
-    )  # fmt: skip
+    plain, known = Access(ca=ca), read_access(None, files["ca.pem"], files["client.pem"], files["client.key"])
+    with pytest.raises(InputError, match=r"and its key, without a password, in .*server\.key"):
+        read_access(None, files["ca.pem"], files["client.pem"], files["server.key"])
     address = serve(**tls).address
     with Client(address, plain) as client:
         client.capabilities()
