@@ -231,6 +231,16 @@ class WanConfig:
         _PROMPT,
         "text that the model is given; it is embedded once and kept",
     )
+    wan_guidance: float = option(
+        1.0,
+        "how far the text leads; 1 is as the model was trained, above it every step asks the model twice",
+        low=1.0,
+        high=20.0,
+    )
+    wan_negative_prompt: str = option(
+        "A blurred, flickering, distorted video with black borders, seams and ghosts.",
+        "text that guidance leads away from; it is embedded once and kept",
+    )
     wan_experts: str = option(
         "both",
         "both keeps the two experts on the GPU; swap keeps one at a time there; low uses the second alone, on the "

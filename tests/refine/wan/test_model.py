@@ -36,7 +36,8 @@ def model_input(seed: int = 5) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_same_latents_as_diffusers_with_only_the_first_frame_known() -> None:
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_same_latents_as_diffusers_with_only_the_first_frame_known(guidance: float) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 
     class Unshifted(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
@@ -49,7 +50,7 @@ def test_same_latents_as_diffusers_with_only_the_first_frame_known() -> None:
 
     high, low, vae = make_expert(0), make_expert(1), make_vae()
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randn(1, 512, TEXT_DIM, generator=generator)
+    prompt, against = torch.randn(2, 1, 512, TEXT_DIM, generator=generator)
     noise = torch.randn(1, 16, 3, 4, 6, generator=generator)
     image = torch.rand(1, 3, 32, 48, generator=generator)
     pipeline = WanImageToVideoPipeline(
@@ -58,8 +59,8 @@ def test_same_latents_as_diffusers_with_only_the_first_frame_known() -> None:
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        image=image, height=32, width=48, num_frames=9, num_inference_steps=STEPS, guidance_scale=1.0, latents=noise,
-        prompt_embeds=prompt, output_type="latent",
+        image=image, height=32, width=48, num_frames=9, num_inference_steps=STEPS, guidance_scale=guidance,
+        latents=noise, prompt_embeds=prompt, negative_prompt_embeds=against, output_type="latent",
     ).frames  # fmt: skip
 
     video = torch.zeros(1, 3, 9, 32, 48)
@@ -68,11 +69,12 @@ def test_same_latents_as_diffusers_with_only_the_first_frame_known() -> None:
     known[0] = True
     codec = VideoCodec(vae, device=CPU, decode_dtype=torch.float32)
     condition = Condition(render=codec.encode(video), mask=fold_mask(known))
-    experts = Experts(high, low, prompt, device=CPU, swap=False)
+    guided: dict[str, Any] = {"against": None if guidance == 1 else against, "guidance": guidance}
+    experts = Experts(high, low, prompt, device=CPU, swap=False, **guided)
     found = denoise(experts, condition, noise, sigmas=sigma_table(STEPS), check=lambda: None)
     # 2.4e-6 seen; with the experts exchanged 2.2.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    exchanged = Experts(low, high, prompt, device=CPU, swap=False)
+    exchanged = Experts(low, high, prompt, device=CPU, swap=False, **guided)
     wrong = denoise(exchanged, condition, noise, sigmas=sigma_table(STEPS), check=lambda: None)
     assert (wrong - expected).abs().max() > 1e-2
 
@@ -169,6 +171,20 @@ def test_a_merged_lora_is_the_adapter(tmp_path: Path, by: str, settings: dict[st
     assert not any("lora" in name for name, _ in merged.named_parameters())
     torch.testing.assert_close(merged(**inputs)[0], adapted(**inputs)[0], rtol=1e-5, atol=1e-5)
     assert (merged(**inputs)[0] - before).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_guidance_reads_both_prompts(wan_folder: Path) -> None:
+    changed: list[dict[str, Any]] = [
+        {},
+        {"wan_guidance": 3.0},
+        {"wan_guidance": 3.0, "wan_negative_prompt": WanConfig().wan_prompt},
+    ]
+    plain, guided, same = (
+        load_model(config(wan_folder, **changes)).experts.velocity(model_input(), 0.5) for changes in changed
+    )
+    assert (guided - plain).abs().max() > 1e-4
+    torch.testing.assert_close(same, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_both_experts_get_their_lora(wan_folder: Path, tmp_path: Path) -> None:

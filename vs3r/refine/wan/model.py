@@ -28,7 +28,17 @@ from vs3r.refine.wan.windows import A14B, Layout
 class Experts:
     """The high-noise and the low-noise transformer, both on the device or one at a time; or a single one for both."""
 
-    def __init__(self, high: Any, low: Any, prompt: Tensor, *, device: torch.device, swap: bool) -> None:
+    def __init__(
+        self,
+        high: Any,
+        low: Any,
+        prompt: Tensor,
+        *,
+        device: torch.device,
+        swap: bool,
+        against: Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> None:
         """
         Args:
             high: WanTransformer3DModel for sigma >= 0.9; None where only the other is used.
@@ -36,12 +46,16 @@ class Experts:
             prompt: (1, N, D) embedded prompt.
             device: where they run.
             swap: keep the one that is not in use in main memory.
+            against: (1, N, D) embedded prompt that velocities are led away from; None for no guidance.
+            guidance: how far, see WanConfig.wan_guidance (classifier-free guidance, Ho and Salimans 2022, eq. 6).
         """
         self._experts = {HIGH: high} if low is None else {HIGH: high, LOW: low}
         self._device = device
         self._swap = swap
         self._on_device = ""
         self._prompt = prompt.to(device)
+        self._against = None if against is None else against.to(device)
+        self._guidance = guidance
         if not swap:
             for expert in (high, low):
                 if expert is not None:
@@ -50,7 +64,11 @@ class Experts:
     def velocity(self, model_input: Tensor, sigma: float, /) -> Tensor:
         """See vs3r.refine.wan.denoise.Velocity."""
         name = HIGH if sigma >= BOUNDARY or LOW not in self._experts else LOW
-        return predict(self._bring(name), model_input, self._prompt, sigma)
+        expert = self._bring(name)
+        found = predict(expert, model_input, self._prompt, sigma)
+        if self._against is None:
+            return found
+        return torch.lerp(predict(expert, model_input, self._against, sigma), found, self._guidance)
 
     def _bring(self, name: str) -> Any:
         if self._swap and self._on_device != name:
@@ -119,11 +137,22 @@ def load_model(config: WanConfig) -> WanModel:
     attention = choose_attention(config.wan_attention, device)
     with memory_errors(config, checkpoint.layout):
         prompt = load_prompt(checkpoint, config.wan_prompt, form=config.wan_condition)
+        against = None
+        if config.wan_guidance != 1:
+            against = load_prompt(checkpoint, config.wan_negative_prompt, form=config.wan_condition)
         read = {
             name: _prepare(read_expert(checkpoint, name, _dtype(precision)), name, config, attention)
             for name in checkpoint.experts
         }
-        experts = Experts(read.get(HIGH), read.get(LOW), prompt, device=device, swap=config.wan_experts == "swap")
+        experts = Experts(
+            read.get(HIGH),
+            read.get(LOW),
+            prompt,
+            device=device,
+            swap=config.wan_experts == "swap",
+            against=against,
+            guidance=config.wan_guidance,
+        )
         codec = load_codec(checkpoint, device)
     return WanModel(config=config, experts=experts, codec=codec, layout=checkpoint.layout, device=device)
 
