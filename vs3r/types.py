@@ -123,6 +123,11 @@ class FrameGeometry:
     (read_axis), is seen by a camera moved from cam_from_world by c[0] s + c[1] s**2 + ... = (translation, rotation
     vector), which takes points of the middle line's camera to that line's. Empty for a global shutter."""
 
+    @property
+    def blank(self) -> bool:
+        """Nothing that is seen is of the world, as in a flash: there is nothing to stabilize."""
+        return bool((self.dynamic == 1).all())
+
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class CameraTrack:

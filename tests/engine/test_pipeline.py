@@ -17,6 +17,8 @@ from tests.engine.fakes import (
     make_frame,
     take_picture,
 )
+from tests.reconstruct.test_flow_ba import make_frames as gray_frames
+from tests.reconstruct.test_flow_ba import pictures
 from vs3r.config import Config, RenderConfig, SmoothConfig
 from vs3r.engine.pipeline import Analysis, Rendering, SourceWindow, StabilizedFrame, Stabilizer
 from vs3r.engine.threads import Crew
@@ -138,3 +140,16 @@ def test_shares_are_shares() -> None:
     done = [d for frame in CLIP for d in stabilizer.push(frame)] + stabilizer.flush()
     own, valid = (np.array([getattr(d, name) for d in done]) for name in ("own_share", "valid_share"))
     assert ((own >= 0) & (own <= valid + 1e-6) & (valid <= 1)).all()
+
+
+def test_a_flash_is_shown_as_it_is() -> None:
+    """White is not moved, its border not filled from frames that show something, and does not fill theirs."""
+    shown = list(pictures("walking"))
+    shown[13] = np.full_like(shown[13], 255)
+    frames = gray_frames(shown)
+    stabilizer = Stabilizer(Config(), frames[0].format)
+    done = [d.frame.planes[0] for frame in frames for d in stabilizer.push(frame)]
+    done += [d.frame.planes[0] for d in stabilizer.flush()]
+    assert (done[13] == 255).all() and not (done[12] == shown[12]).all()
+    brightest = max(int(plane.max()) for plane in pictures("walking"))
+    assert brightest < 240 and all(int(done[k].max()) < 250 for k in (*range(13), *range(14, len(done))))

@@ -203,6 +203,8 @@ class FlowBundleAdjustment:
             self._shutter.motion(state.cam_from_world)[k] * readout_s ** torch.arange(1, 1 + ROW_MOTION_ORDER)[:, None]
         )
         motion[:, 3:] += state.wobble[k]
+        if seen.blank:
+            motion[:] = 0
         assert self._first is not None
         return FrameGeometry(
             index=seen.index - self._first,
@@ -240,7 +242,6 @@ class FlowBundleAdjustment:
         last = base + len(state.log_focal) - 1
         found = [o for o in self._observed if o.src == index and base <= o.dst <= last and abs(o.dst - index) <= 4]
         if not found:
-            # What shows nothing of the shot is no place of its world.
             return np.full(fine[::-1], index in self._blank, np.float32)
         cell = (grid.width / fine[0], grid.height / fine[1])
         fine_depth = np.asarray(cv2.resize(inv_depth, fine, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
