@@ -28,7 +28,8 @@ PRIOR_PX2 = 50.0
 END_STD_PX = 1.0
 END_MIN_STD_PX = 0.02
 END_ORDER = 2
-# And how far it may move, a point of typical depth: where all is far away nothing tells that from a turn.
+# And how far it may have to be moved, a point of typical depth, likewise: where all is far away nothing tells that from
+# a turn.
 END_MOVE_STD_PX = 0.4
 # Width of the Geman-McClure loss.
 WIDTH_PX = 2.0
@@ -68,12 +69,15 @@ def turn_ends(state: State, problem: Problem, shutter: Shutter) -> State:
     Where the camera moves, those frames move as well, at depths that stay: a step to the side turns the picture more
     the nearer a line is, and found one after the other either takes most of what the other had.
     """
-    std_px = END_STD_PX * abs(float(state.readout)) / shutter.interval_s
+    share = abs(float(state.readout)) / shutter.interval_s
+    std_px, move_px = END_STD_PX * share, END_MOVE_STD_PX * share
     if std_px < END_MIN_STD_PX:
         return state
     edges, ends = problem.edges, shutter.at_an_end
     problem = replace(problem, edges=edges.select(ends[edges.src] | ends[edges.dst]))
-    return _turned(state, problem, shutter, ends, order=END_ORDER, std_px=std_px, moves=not problem.rotation_only)
+    return _turned(
+        state, problem, shutter, ends, order=END_ORDER, std_px=std_px, move_px=0 if problem.rotation_only else move_px
+    )
 
 
 def _turned(
@@ -84,13 +88,13 @@ def _turned(
     *,
     order: int,
     std_px: float,
-    moves: bool = False,
+    move_px: float = 0.0,
 ) -> State:
-    """Turns of the given frames, and where `moves` their steps.
+    """Turns of the given frames, and where `move_px` is not 0 their steps.
 
     A turn about x or y is taken for a shift of the picture; linear least squares, weighted by the state's residuals.
     """
-    n, count = len(state.log_focal), 1 + order
+    n, count, moves = len(state.log_focal), 1 + order, move_px > 0
     turns = 3 * count
     normal, right = _normal_equations(state, problem, shutter, count, moves=moves)
     size = len(right) // n
@@ -106,7 +110,7 @@ def _turned(
     if moves:
         # How far one length moves a point of typical depth in the picture.
         px = float(state.inv_depth[problem.first_free_structure :].median() * state.log_focal.exp().mean())
-        held[:, turns:] += PRIOR_PX2 / END_MOVE_STD_PX**2 * px**2
+        held[:, turns:] += PRIOR_PX2 / move_px**2 * px**2
     free = torch.zeros(n, size, dtype=torch.bool)
     free[frames] = True
     free[: problem.first_free_structure] = False
