@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tests.render.plane_world import intrinsics, make_format, pose, source
-from vs3r.render.select import Aim, Chooser
+from vs3r.render.select import Aim, Chooser, candidates
 from vs3r.render.warp import SourceFrame
 
 FMT = make_format("yuv444p", 480, 272)
@@ -55,3 +55,12 @@ def test_what_moves_comes_last() -> None:
     made.filled(np.zeros(count, np.bool_))
     assert made.best() is None, "each is returned once in a round"
     assert chooser(frames(moving=(9, 12)), spare=0)[0].best() is None
+
+
+def test_what_shows_nothing_of_the_scene_neither_fills_nor_is_filled() -> None:
+    sources = frames(moving=(9,))
+    assert candidates(10, sources, 5) == [9, 12], "the half of 9 that stands still"
+    geometry = sources[9].geometry
+    flash = replace(sources[9], geometry=replace(geometry, dynamic=np.ones_like(geometry.dynamic)))
+    assert candidates(10, sources | {9: flash}, 5) == [12]
+    assert candidates(9, sources | {9: flash}, 5) == []

@@ -37,8 +37,13 @@ MAX_BORDER_POINTS = 200
 
 
 def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> list[int]:
-    """Frame numbers that may fill frame `index`, nearest first, the past before the future."""
+    """Frame numbers that may fill frame `index`, nearest first, the past before the future.
+
+    What shows nothing of the scene, as a flash, neither fills nor is filled.
+    """
     segment = sources[index].geometry.segment
+    if _is_blank(sources[index]):
+        return []
     near = [
         number
         for number, source in sources.items()
@@ -46,8 +51,13 @@ def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> l
         and abs(number - index) <= window
         and source.geometry.segment == segment
         and (abs(number - index) <= NEAR_FRAMES or number % GRID_FRAMES == 0)
+        and not _is_blank(source)
     ]
     return sorted(near, key=lambda number: (abs(number - index), number))
+
+
+def _is_blank(source: SourceFrame) -> bool:
+    return bool(source.geometry.dynamic.min() >= 1.0)
 
 
 def likely_moving(sources: Sequence[SourceFrame], at: BackwardMap) -> FloatArray:
