@@ -63,12 +63,18 @@ def told(frames: list[ObservedFrame]) -> str:
         ("aaaabbbbaaaa", "....|...|..."),
         ("aaaa--", "....|."),
         ("aaaabb", "....|."),
-        # Through white into another shot; what follows is no cut out of the blue.
-        ("aaaa-bbbb", "....|...."),
-        ("aaaaaa-aa-aaaa-bbbb", "......x..x....|...."),
+        # Through white into another shot.
+        ("aaaa-bbbb", "....||..."),
+        ("aaaaaa-aa-aaaa-bbbb", "......x..x....||..."),
+        # A whipped pan after a cut.
+        ("aaaabcdeee", "....|....."),
         ("aaaabbbb-bbbb", "....|...x...."),
         ("ab", ".|"),
         ("a-aaaa", ".x...."),
+        # Flow joins one white frame to another, which is no way back into the shot.
+        ("aaaa" + "wa" * 6 + "aa", "...." + "x." * 6 + ".."),
+        ("aaaa" + "waaa" * 4 + "a", "...." + "x..." * 4 + "."),
+        ("aaaa" + "bbaa" * 4 + "aa", "...." + "xx.." * 4 + ".."),
     ],
 )
 def test_where_shots_begin_and_what_is_blank(shown: str, expected: str) -> None:
@@ -78,4 +84,4 @@ def test_where_shots_begin_and_what_is_blank(shown: str, expected: str) -> None:
 def test_what_was_before_a_reset_is_not_joined() -> None:
     """The first frame that is pushed begins nothing, whatever came before it, and nothing leads back beyond it."""
     frames = filmed("aaaab-aaaa")
-    assert told(frames[4:]) == ".|...."
+    assert told(frames[4:]) == ".||..."

@@ -170,6 +170,7 @@ class FlowBundleAdjustment:
         keep = base + len(old) + ready - BLOCK
         self._observed = [o for o in self._observed if min(o.src, o.dst) >= keep]
         self._pictures = {i: picture for i, picture in self._pictures.items() if i >= keep}
+        self._blank = {i for i in self._blank if i >= keep}
         return out
 
     def _fresh_observations(self, base: int) -> list[Observation]:

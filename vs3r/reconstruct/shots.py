@@ -6,12 +6,13 @@ one of them is joined to what was before, it does not.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from vs3r.reconstruct.observe import Observation, agreement
+from vs3r.reconstruct.observe import GAPS, Observation, agreement
 
 # Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
 CONNECTED = 0.25
@@ -51,8 +52,9 @@ class Shots:
     def __init__(self) -> None:
         self._waiting: list[ObservedFrame] = []
         self._first: int | None = None  # of the shot
-        self._blank: set[int] = set()  # the newest
+        self._blank: deque[int] = deque(maxlen=max(GAPS))  # the newest; flow leads to no older one
         self._last_agreement = 1.0
+        self._begun = False  # with the frame before
 
     def push(self, observed: ObservedFrame) -> list[ObservedFrame]:
         """Take the next frame; returns those of which it is known by now where they belong, in order."""
@@ -69,13 +71,17 @@ class Shots:
             frame = self._waiting[0]
             if self._first is None:  # whatever was before a reset
                 frame = replace(frame, agreement=1.0)
-            # In the middle of a whipped pan no flow is found either; a cut comes out of the blue.
-            sudden = self._last_agreement > CONNECTED and is_cut(frame)
-            blink = next((k for k, later in enumerate(self._waiting) if sudden and self._joined(later, frame.index)), 0)
-            if blink:
-                done += [replace(blank, blank=True) for blank in self._waiting[:blink]]
-                self._blank = {blank.index for blank in self._waiting[:blink]}
-                self._waiting[:blink] = []
+            # In the middle of a whipped pan no flow is found either; a cut comes out of the blue, or after one picture,
+            # as a flash between two shots.
+            lone = self._begun and len(self._waiting) > 1 and self._waiting[1].agreement > CONNECTED
+            sudden = (lone or self._last_agreement > CONNECTED) and is_cut(frame)
+            joined = next(
+                (k for k, later in enumerate(self._waiting) if sudden and self._joined(later, frame.index)), None
+            )
+            if joined is not None:
+                done += [replace(blank, blank=True) for blank in self._waiting[:joined]]
+                self._blank += [blank.index for blank in self._waiting[:joined]]
+                self._waiting[:joined] = []
                 self._waiting[0] = replace(self._waiting[0], agreement=1.0)
                 continue
             if sudden and len(self._waiting) <= patience:
@@ -83,6 +89,7 @@ class Shots:
             if sudden or self._first is None:
                 self._first = frame.index
             done.append(replace(frame, begins=sudden))
+            self._begun = sudden
             self._last_agreement = frame.agreement
             del self._waiting[0]
         return done
