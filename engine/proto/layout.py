@@ -139,7 +139,9 @@ class Layout:
             if self.format.bit_depth > 8:
                 planes = [cast("Plane", np.right_shift(plane, _P010_SHIFT)) for plane in planes]
             wire = planes
-        return tuple(cast("Plane", np.ascontiguousarray(plane)) for plane in wire)
+        # A plane that lies in the data would keep all of it, gaps included.
+        apart = any(plane.gap for plane in self._wire)
+        return tuple(cast("Plane", np.array(plane, order="C", copy=True if apart else None)) for plane in wire)
 
     def planes_in(self, data: npt.NDArray[np.uint8]) -> tuple[Plane, ...] | None:
         """The planes of a frame as they lie in `data`; None where they lie otherwise on the wire than in a Frame."""

@@ -17,7 +17,7 @@ from vs3r.engine.server.guard import guarded_stages
 from vs3r.engine.server.intake import Intake, clip_frames, first_config, frame_error
 from vs3r.engine.server.problems import Malformed, client_gone, draining, session_deleted
 from vs3r.engine.server.sessions import Session
-from vs3r.engine.server.state import State, frame_bytes
+from vs3r.engine.server.state import State, frame_bytes, plane_bytes
 from vs3r.engine.server.stream_run import CREDITS, StreamRun, result_message
 from vs3r.engine.server.track_run import ClipAnalysis, TrackRecorder, analysis_message
 from vs3r.engine.track_file import check_source
@@ -56,11 +56,12 @@ class FrameCalls:
         layout, time_base = self._state.layout(config.format), time_base_of(config.time_base, field="config.time_base")
         regions = self._state.regions(session, context)
         latency = delay_frames(settings) + settings.smooth.lookahead_frames
-        kept = latency + 2 * settings.render.fill_window_frames + 4 * CREDITS
+        kept = latency + 2 * settings.render.fill_window_frames
+        size = kept * plane_bytes(layout) + 4 * CREDITS * frame_bytes(layout)
         finished = False
         with ExitStack() as held:
             held.enter_context(self._state.slot())
-            held.enter_context(self._memory.reserve(kept * frame_bytes(layout)))
+            held.enter_context(self._memory.reserve(size))
             recorder = None
             if session is not None and not config.transient:
                 self._state.use_layout(session, layout)

@@ -255,11 +255,15 @@ class State:
 
 
 def frame_bytes(layout: Layout) -> int:
-    """Memory of a picture: of its planes, or of its bytes on the wire where floating point or gaps make these more."""
+    """Memory of a picture on its way: of its planes, or of its bytes on the wire where these are more."""
+    return max(plane_bytes(layout), layout.byte_size)
+
+
+def plane_bytes(layout: Layout) -> int:
+    """Memory of a picture's planes, all that stays of it."""
     fmt = layout.format
     sample = 1 if fmt.bit_depth <= 8 else 2
-    planes = sample * sum(rows * columns for rows, columns in map(fmt.plane_shape, range(fmt.num_planes)))
-    return max(planes, layout.byte_size)
+    return sample * sum(rows * columns for rows, columns in map(fmt.plane_shape, range(fmt.num_planes)))
 
 
 def host_of(context: grpc.ServicerContext) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.server.conftest import CONFIG, FRAMES, Serve, connected, pixels, still_models, wait_until
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.sync import Client
-from vs3r.engine.proto.layout import layout_message, planar_layout, rational
+from vs3r.engine.proto.layout import layout_message, layout_of, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.types import PictureFormat
 
@@ -146,3 +147,20 @@ def test_gaps_between_rows_are_memory_too(serve: Serve) -> None:
         ):
             list(got)
         assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "MEMORY")
+
+
+def test_floating_point_is_kept_as_integers(serve: Serve) -> None:
+    """Only what is on its way counts as it comes: full HD in 32 bits fits the default limit, with default settings."""
+    fmt = pb.FrameFormat(pixel_format=pb.PIXEL_FORMAT_RGBA_F32, width=1920, height=1080)
+    config = pb.StreamConfig(format=fmt, time_base=rational(FRAMES[0].time_base), explicit_end=True)
+    requests = [pb.StreamRequest(config=config), pb.StreamRequest(end=pb.EndOfClip())]
+    with connected(serve(still_models())) as client, client.open_call("Stream", iter(requests)) as got:
+        assert [response.WhichOneof("message") for response in got] == ["started"]
+
+
+def test_planes_beside_gaps_keep_no_message() -> None:
+    """A plane without gaps is a part of the message, where another has gaps of any size."""
+    message = pb.FrameFormat(pixel_format=pb.PIXEL_FORMAT_I420, width=64, height=48, row_strides=[64, 1 << 16, 32])
+    layout = layout_of(message)
+    data = np.zeros(layout.byte_size, np.uint8)
+    assert not any(np.shares_memory(plane, data) for plane in layout.unpack(data.data))
