@@ -93,9 +93,9 @@ class Streaming:
                         self._started = True
                         if self._shared is not None and session is not None:
                             sender.lent = Lent(self._shared, response.started, layout)
+                            lending.callback(self._unregister, sender.lent.removals(session))
                             for registration in sender.lent.registrations(session):
                                 self._client.call("RegisterSharedMemory", registration)
-                            lending.callback(self._unregister, sender.lent.removals(session))
                         sender.add_credit(response.started.credits)
                     case "credit":
                         if sender.lent is not None:
