@@ -154,16 +154,16 @@ class StreamRun:
 
     def drain(self) -> None:
         """Take no more frames; those taken are finished."""
-        self._draining = True
-        self._frames.end()
+        with self._lock:
+            self._draining = True
+            self._frames.end()
 
     def _read(self, sent: Iterator[Pictured]) -> None:
         try:
             for frame in sent:
-                if self._draining:
-                    return
                 self.active_s = time.monotonic()
-                self._receive(frame)
+                if not self._receive(frame):
+                    return
         except Stopped:
             return
         except Problem as problem:
@@ -175,7 +175,8 @@ class StreamRun:
             self._whole = True
             self._frames.end()
 
-    def _receive(self, sent: Pictured) -> None:
+    def _receive(self, sent: Pictured) -> bool:
+        """Take a frame; False where no more are taken."""
         with self._lock:
             if self._credits == 0:
                 raise Problem(
@@ -190,8 +191,12 @@ class StreamRun:
             self._outbox.note(frame_error(sent.frame.sequence, error))
             self._outbox.note(pb.Credit(frames=1))
         else:
+            with self._lock:
+                if self._draining:
+                    return False
+                self._frames.put(arrival)  # never waits, for credit bounds them
             self._metrics.add("frames_received")
-            self._frames.put(arrival)
+        return not self._draining
 
     def _observe(self) -> None:
         for index, arrival in enumerate(self._frames):

@@ -23,6 +23,7 @@ from vs3r.engine.client.sync import Client
 from vs3r.engine.proto import wire
 from vs3r.engine.proto.layout import layout_message, planar_layout, rational
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.intake import Arrival, Intake
 from vs3r.engine.track_file import save_track
 from vs3r.types import Frame, RenderedFrame
 
@@ -58,6 +59,33 @@ def test_only_a_clip_that_was_ended_becomes_a_track(serve: Serve, call: str) -> 
         assert client.get_session(session).frame_count == 0
         exchanged(client, call, [*requests, end(call)])
         assert client.get_session(session).frame_count == 8
+
+
+def test_a_frame_that_comes_as_the_server_ends_is_not_lost(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not taken, the end behind it does not end the clip."""
+    take = Intake.take
+
+    class Slow(CopyingRenderer):
+        def render(self, *arguments: Any) -> RenderedFrame:
+            wait_until(lambda: all(thread.name != "vs3r-stream-read" for thread in threading.enumerate()))
+            return super().render(*arguments)
+
+    server = serve(replace(still_models(), renderer=lambda _config, _fmt: Slow()))
+
+    def last_is_late(intake: Intake, sent: wire.Pictured) -> Arrival:
+        arrival = take(intake, sent)
+        if arrival.sequence == 7:
+            server.state.drain()
+            (run,) = server.state._runs
+            # The stages have seen that no more frames come.
+            wait_until(lambda: run._observed._ended)
+        return arrival
+
+    monkeypatch.setattr(Intake, "take", last_is_late)
+    requests = [*clip("Stream", "", explicit_end=True), end("Stream")]
+    with connected(server) as client, pytest.raises(ServerError) as caught:
+        exchanged(client, "Stream", requests)
+    assert caught.value.reason == "DRAINING"
 
 
 def test_a_clip_whose_end_has_come_is_finished_by_a_server_that_ends(serve: Serve) -> None:
