@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataKind
@@ -80,9 +80,9 @@ class MediaInfo:
     """One-line remarks worth telling the user."""
 
 
-def _unnamed(kinds: type[SideDataKind], number: object) -> SideDataKind:
+def _unnamed(kinds: type[SideDataKind], number: Any) -> SideDataKind:
     kind = object.__new__(kinds)
-    kind._name_ = f"UNNAMED_{number}"
+    kind._name_, kind._value_ = f"UNNAMED_{number}", number
     return kind
 
 

@@ -193,12 +193,11 @@ class Remuxer:
         pictures = Joins(self._info.time_base) if restarts_clock(self._source) else None
         for packet in self._source.demux(streams):
             if packet.size > 0 and pictures is not None:
-                time = packet.pts if packet.dts is None else packet.dts
                 if packet.stream_index == main:
-                    pictures.meet(time, packet.duration or 0)
+                    pictures.meet(packet.dts, packet.duration or 0)
                 elif packet.stream.type == "audio":
                     own = joins.setdefault(packet.stream_index, Joins(packet.time_base, pictures))
-                    own.meet(time, packet.duration or 0)
+                    own.meet(packet.dts, packet.duration or 0)
                     move(packet, own.shift_like(pictures))
                 else:  # too seldom to tell
                     move(packet, pictures.shifts[-1])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import pytest
 from av.packet import Packet
+from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataKind
 from av.stream import Stream
+from av.video.frame import VideoFrame
 
 from tests.engine.clips import Clip, write_clip
 from tests.engine.test_media_writer import copy
@@ -114,6 +119,10 @@ def test_alpha_that_webm_stores_apart_is_named(tmp_path: Path) -> None:
         assert "alpha_mode" not in {key.lower() for key in container.streams.video[0].metadata}
 
 
+def _kinds(frame: VideoFrame) -> list[SideDataKind]:
+    return [one.type for one in cast("Iterable[SideData]", frame.side_data)]
+
+
 def test_pictures_with_exif_are_read_with_all_that_is_beside_them(tmp_path: Path) -> None:
     """Motion JPEG of cameras. PyAV has no name for FFmpeg's kind of side data."""
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x28\x01\x03\0\x01\0\0\0\x02\0\0\0\0\0\0\0"
@@ -131,6 +140,10 @@ def test_pictures_with_exif_are_read_with_all_that_is_beside_them(tmp_path: Path
                 out.mux(tagged)
     info = probe(tmp_path / "a.mov")
     assert info.display_matrix == probe(video).display_matrix is not None
+    with av.open(str(tmp_path / "a.mov")) as camera:
+        kinds = [kind for frame in camera.decode(video=0) for kind in _kinds(frame)]
+    unnamed = [kind for kind in kinds if kind.name.startswith("UNNAMED")]
+    assert unnamed and all(repr(kind).endswith(f": {kind.value}>") for kind in unnamed)
     copy(tmp_path / "a.mov", tmp_path / "b.mp4")
     assert probe(tmp_path / "b.mp4").rotation_deg == info.rotation_deg
 
