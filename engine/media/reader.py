@@ -34,7 +34,7 @@ from vs3r.types import Frame, PictureFormat
 _FULL_RANGE = 2
 _BT2020 = 9
 _MAX_READ_ERRORS = 100
-# Ten minutes (in microseconds), or so many bytes.
+# Sound that begins later than FFmpeg looks for it: ten minutes (in microseconds), or so many bytes.
 _LONG_LOOK = {"analyzeduration": "600000000", "probesize": "200000000"}
 _ALL_AROUND = "a 360-degree picture: it is stabilized as a flat one, and no longer marked as what it is"
 _STEREO = "stereoscopic (3D): it is stabilized as one flat picture; the mark, or a view stored apart, is dropped"
@@ -44,11 +44,14 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _LOST_METADATA = {"DOVI_RPU_BUFFER": "Dolby Vision", "DYNAMIC_HDR_PLUS": "HDR10+", "DYNAMIC_HDR_VIVID": "HDR Vivid"}
 
 
-def open_input(path: Path) -> InputContainer:
+def open_input(path: Path, *, copies_sound: bool = False) -> InputContainer:
     """Open a local media file.
 
     Only the file itself (and files that it names) is read, never the network: a playlist cannot make us fetch.
 
+    Args:
+        path: of the file.
+        copies_sound: what sound is must be known, also where it begins late; that may take half a second.
     Raises:
         MediaError: it is missing, not a regular file, unreadable, empty, or no media file.
     """
@@ -63,8 +66,7 @@ def open_input(path: Path) -> InputContainer:
         with open(path, "rb"):
             pass
         container = _opened(path)
-        if any(s.codec_context is not None and not s.codec_context.sample_rate for s in container.streams.audio):
-            # Sound that begins later than FFmpeg looks for it could not be copied.
+        if copies_sound and any(s.codec_context and not s.codec_context.sample_rate for s in container.streams.audio):
             container.close()
             container = _opened(path, _LONG_LOOK)
     except FileNotFoundError:

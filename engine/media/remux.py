@@ -57,7 +57,7 @@ class Remuxer:
         self._container_format = container_format
         self.notes: list[str] = []
         """What is left out, and why."""
-        self._source: InputContainer = open_input(info.path)
+        self._source: InputContainer = open_input(info.path, copies_sound=True)
         self._left_out: set[str] = set()
         self.video_rate = self._video_rate()
         """Frames per second for the output: on average, or those that a time code counts."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
+from unittest.mock import Mock
 
 import av
 import pytest
@@ -18,7 +19,7 @@ from av.video.frame import VideoFrame
 
 from tests.engine.clips import Clip, write_clip
 from tests.engine.test_media_writer import copy
-from vs3r.engine.media import probe
+from vs3r.engine.media import probe, reader
 
 
 def _with_telemetry(path: Path, video: Path) -> Path:
@@ -148,8 +149,8 @@ def test_pictures_with_exif_are_read_with_all_that_is_beside_them(tmp_path: Path
     assert probe(tmp_path / "b.mp4").rotation_deg == info.rotation_deg
 
 
-def test_sound_that_begins_late_is_copied(tmp_path: Path) -> None:
-    """Later than FFmpeg looks: MPEG-TS does not say beforehand what it will be."""
+def test_sound_that_begins_late_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later than FFmpeg looks: MPEG-TS does not say beforehand what it will be. Who reads pictures need not know."""
     video = write_clip(tmp_path / "v.ts", Clip(frames=300))
     sound = write_clip(tmp_path / "s.ts", Clip(frames=50, audio="aac"))
     with av.open(str(video)) as movie, av.open(str(sound)) as band, av.open(str(tmp_path / "a.ts"), "w") as out:
@@ -164,6 +165,10 @@ def test_sound_that_begins_late_is_copied(tmp_path: Path) -> None:
             piece.stream, shift = beside, round(10 / piece.time_base)
             piece.pts, piece.dts = (piece.pts or 0) + shift, (piece.dts or 0) + shift
             out.mux(piece)
+    opened = Mock(wraps=reader._opened)
+    monkeypatch.setattr(reader, "_opened", opened)
+    probe(tmp_path / "a.ts")
+    assert opened.call_count == 1
     assert copy(tmp_path / "a.ts", tmp_path / "b.mp4") == ()
     with av.open(str(tmp_path / "b.mp4")) as container:
         assert sum(1 for packet in container.demux(audio=0) if packet.size) == len(late)
