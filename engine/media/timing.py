@@ -8,6 +8,8 @@ _HOLE_S = 3600
 """Nothing is missing for so long: seconds."""
 _DISORDER_S = Fraction(1, 5)
 """Decoding times of one recording may be out of order by less: seconds."""
+_APART_S = 5
+"""Pictures and sound of one time may lie so far apart in the file: seconds."""
 
 
 class Timeline:
@@ -74,6 +76,11 @@ class Joins:
         self._step = 0
         self.shifts: list[Fraction] = [Fraction(0)] if begun is None else list(begun.shifts)
         """Seconds to add to the times of each recording so far, by this stream alone."""
+        self._spans: list[list[int]] = [[0, 0] for _ in self.shifts]  # first and last time of each
+        self._alike = (
+            len(self.shifts) - 1,
+            len(self.shifts) - 1,
+        )  # a recording of this stream, the same of the pictures'
 
     def meet(self, time: int | None, duration: int) -> None:
         """Look at the next packet: its decoding time, and how long it is (0 when unknown)."""
@@ -82,12 +89,25 @@ class Joins:
         step = 0 if self._previous is None else time - self._previous
         if not -_DISORDER_S < step * self._time_base < _HOLE_S:
             self.shifts.append(self.shifts[-1] + (self._step - step) * self._time_base)
+            self._spans.append([time, time])
+        self._spans[-1][1] = time
         self._step = duration or max(step, 0)
         self._previous = time
 
     def shift_like(self, pictures: Joins) -> Fraction:
-        """Seconds to add to the packet met last; those of the pictures, as far as they have been met."""
-        number, known = len(self.shifts) - 1, len(pictures.shifts) - 1
-        if number <= known:
-            return pictures.shifts[number]
-        return pictures.shifts[known] + self.shifts[number] - self.shifts[known]
+        """Seconds to add to the packet met last; those of the pictures, as far as they have been met.
+
+        A step of one of the two alone, as where a packet's time is damaged, is no other recording.
+        """
+        for own in range(self._alike[0] + 1, len(self.shifts)):
+            begin_s = self._spans[own][0] * self._time_base
+            later = range(self._alike[1] + 1, len(pictures.shifts))
+            same = next((number for number in later if pictures._shows(number, begin_s)), None)
+            if same is not None:
+                self._alike = own, same
+        own, same = self._alike
+        return pictures.shifts[same] + self.shifts[-1] - self.shifts[own]
+
+    def _shows(self, number: int, time_s: Fraction) -> bool:
+        begin, end = self._spans[number]
+        return begin * self._time_base - _APART_S < time_s < end * self._time_base + _APART_S

@@ -89,6 +89,28 @@ def test_sound_moves_as_the_pictures_do() -> None:
     assert sound.shift_like(pictures) == Fraction(3080 + 2070, 1000)
 
 
+@pytest.mark.parametrize("damaged", ["pictures", "sound"])
+def test_a_damaged_time_is_no_recording(damaged: str) -> None:
+    """It would be counted, and the sound of the next recording moved as the pictures of another."""
+    pictures, sound = Joins(MILLI), Joins(MILLI)
+    for time in (500_000, 500_040, 90_000_000, 500_120, 500_160, 0, 40):
+        for name, line in (("pictures", pictures), ("sound", sound)):
+            if time < 90_000_000 or name == damaged:
+                line.meet(time, 40)
+        placed = time * MILLI + sound.shift_like(pictures)
+    assert float(placed) == pytest.approx(500.240, abs=0.05)
+    assert sound.shift_like(pictures) == pictures.shifts[-1]
+
+
+def test_sound_that_begins_long_after_its_pictures() -> None:
+    pictures, sound = Joins(MILLI), Joins(MILLI)
+    for time in (500_000, 500_040, *range(0, 20_000, 40)):
+        pictures.meet(time, 40)
+        if time > 15_000:
+            sound.meet(time, 40)
+            assert sound.shift_like(pictures) == pictures.shifts[-1]
+
+
 def test_sound_that_begins_in_a_later_recording() -> None:
     pictures = Joins(MILLI)
     for time in (5000, 5040, 2000):
