@@ -66,10 +66,14 @@ def told(frames: list[ObservedFrame]) -> str:
         # Through white into another shot.
         ("aaaa-bbbb", "....||..."),
         ("aaaaaa-aa-aaaa-bbbb", "......x..x....||..."),
+        ("aaawbbbwbbb", "...||..x..."),
+        ("aaabwbbbb", "...|x...."),
         # A whipped pan after a cut.
         ("aaaabcdeee", "....|....."),
         ("aaaabbbb-bbbb", "....|...x...."),
         ("ab", ".|"),
+        ("aabbccdd", "..|.|.|."),
+        ("abcdefgh", ".|......"),
         ("a-aaaa", ".x...."),
         # Flow joins one white frame to another, which is no way back into the shot.
         ("aaaa" + "wa" * 6 + "aa", "...." + "x." * 6 + ".."),

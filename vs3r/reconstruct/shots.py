@@ -73,26 +73,31 @@ class Shots:
                 frame = replace(frame, agreement=1.0)
             # In the middle of a whipped pan no flow is found either; a cut comes out of the blue, or after one picture,
             # as a flash between two shots.
-            lone = self._begun and len(self._waiting) > 1 and self._waiting[1].agreement > CONNECTED
-            sudden = (lone or self._last_agreement > CONNECTED) and is_cut(frame)
-            joined = next(
-                (k for k, later in enumerate(self._waiting) if sudden and self._joined(later, frame.index)), None
-            )
+            sudden = self._last_agreement > CONNECTED
+            doubtful = (sudden or self._begun) and is_cut(frame)
+            joined = self._back(frame.index) if doubtful else None
             if joined is not None:
                 done += [replace(blank, blank=True) for blank in self._waiting[:joined]]
                 self._blank += [blank.index for blank in self._waiting[:joined]]
                 self._waiting[:joined] = []
                 self._waiting[0] = replace(self._waiting[0], agreement=1.0)
                 continue
-            if sudden and len(self._waiting) <= patience:
+            if doubtful and len(self._waiting) <= patience:
                 break
-            if sudden or self._first is None:
+            goes_on = len(self._waiting) > 1 and self._waiting[1].agreement > CONNECTED
+            self._begun = doubtful and (sudden or goes_on)
+            if self._begun or self._first is None:
                 self._first = frame.index
-            done.append(replace(frame, begins=sudden))
-            self._begun = sudden
+            done.append(replace(frame, begins=self._begun))
             self._last_agreement = frame.agreement
             del self._waiting[0]
         return done
+
+    def _back(self, index: int) -> int | None:
+        """Which of those that wait is the first that shows the shot as before `index`."""
+        # What shows one picture twice, and something else for longer in between, may be two flashes.
+        most = 1 if self._begun else BLINK_FRAMES
+        return next((k for k, later in enumerate(self._waiting[: most + 1]) if self._joined(later, index)), None)
 
     def _joined(self, later: ObservedFrame, index: int) -> bool:
         """Flow joins it to a frame before `index` that shows the shot."""
