@@ -120,7 +120,7 @@ def test_pictures_too_small_for_flow(size: tuple[int, int], found: list[Layer]) 
     fmt = make_format("yuv420p", *size)
     frames = {index: source(fmt, OWN, index) for index in RISES}
     for index, one in frames.items():
-        frames[index] = replace(one, geometry=replace(one.geometry, dynamic=np.ones((12, 16), np.float32)))
+        frames[index] = replace(one, geometry=replace(one.geometry, dynamic=np.full((12, 16), 0.99, np.float32)))
     camera = VirtualCamera(K=intrinsics(fmt), cam_from_world=BELOW.cam_from_world)
     assert WarpRenderer(fmt, RenderConfig()).render(10, camera, frames).own_share < 1
     assert found == []

@@ -141,7 +141,7 @@ def test_other_segments_and_far_frames_are_not_used() -> None:
 @pytest.mark.parametrize(("number", "fills"), [(13, True), (20, False)])
 def test_moving_things_fill_only_from_near_frames(number: int, fills: bool) -> None:
     moving = source(FMT, pose(5, -1), number)
-    moving = replace(moving, geometry=replace(moving.geometry, dynamic=np.ones((12, 16), np.float32)))
+    moving = replace(moving, geometry=replace(moving.geometry, dynamic=np.full((12, 16), 0.99, np.float32)))
     rendered = WarpRenderer(FMT, RenderConfig()).render(
         10, virtual(FMT, pose(4)), {10: source(FMT, pose(), 10), number: moving}
     )
