@@ -19,6 +19,7 @@ from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
 from vs3r.engine.client.sync import Client
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
+from vs3r.engine.server.problems import Problem
 from vs3r.engine.server.sessions import Session, Sessions
 from vs3r.engine.server.shm import Regions
 from vs3r.errors import InputError
@@ -136,6 +137,35 @@ def test_a_stream_that_is_cancelled_as_it_registers_memory_leaves_no_region(
             assert server.state.sessions.regions() == 0
 
     asyncio.run(session())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_region_that_is_refused_leaves_none(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """The other one was known by then."""
+    server, add = serve(still_models(), allow_shm=True), Regions.add
+
+    def full(regions: Regions, request: pb.RegisterSharedMemoryRequest) -> None:
+        if request.region.startswith("results"):
+            raise Problem("RESOURCE_EXHAUSTED", "REGIONS", "too many regions")
+        add(regions, request)
+
+    monkeypatch.setattr(Regions, "add", full)
+
+    def first(name: str) -> object:
+        return next(client.stabilize(FRAMES, session=name, shared_memory=memory(True), patience_s=0))
+
+    async def first_of_asyncio(name: str) -> object:
+        async with AsyncClient(server.address) as client:
+            return await anext(client.stabilize(source(), session=name, shared_memory=memory(True), patience_s=0))
+
+    with Client(server.address) as client:
+        name = client.create_session("clip", CONFIG).name
+        with pytest.raises(ServerError) as caught:
+            asyncio.run(first_of_asyncio(name)) if asynchronous else first(name)
+    assert caught.value.reason == "REGIONS"
+    assert server.state.sessions.regions() == 0
 
 
 def test_a_refused_asyncio_stream_leaves_no_task(serve: Serve) -> None:
