@@ -138,7 +138,7 @@ class StreamRun:
     def waits_for_client(self) -> bool:
         """It is the client's turn to send or to take, not the models'."""
         with self._lock:
-            return self._sending or (self._credits > 0 and not self._whole)
+            return self._sending or (self._credits > 0 and not self._whole and not self._draining)
 
     def fail(self, problem: Problem) -> bool:
         """End the stream with an error; False when it had one before."""

@@ -321,3 +321,32 @@ def test_slow_models_are_not_taken_for_a_client_that_sends_nothing(serve: Serve)
         server.state.sweep()
         go_on.set()
         assert len(stream.result(30)) == len(FRAMES)
+
+
+def test_a_server_that_ends_waits_for_no_client(serve: Serve) -> None:
+    """What it has taken is finished, however long that takes."""
+    drawing, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(CopyingRenderer):
+        def render(self, *arguments: Any) -> RenderedFrame:
+            drawing.set()
+            assert go_on.wait(30)
+            return super().render(*arguments)
+
+    def frames() -> Iterator[Frame]:
+        yield from FRAMES[:12]
+        over.wait(30)
+
+    server = serve(replace(still_models(), renderer=lambda _config, _fmt: Slow()))
+    with connected(server) as client, ThreadPoolExecutor() as beside:
+        stream = beside.submit(lambda: list(client.stabilize(frames(), CONFIG, patience_s=0)))
+        assert drawing.wait(30)
+        (run,) = server.state._runs
+        server.state.drain()
+        run.active_s -= 2 * server.state.config.stream_idle_s
+        server.state.sweep()
+        go_on.set()
+        with pytest.raises(ServerError) as caught:
+            stream.result(20)
+        over.set()
+        assert caught.value.reason == "DRAINING"
