@@ -199,16 +199,6 @@ def test_shake_is_removed() -> None:
     assert np.mean(steps) < 0.05 * np.mean(before)
 
 
-def test_what_is_blank_keeps_its_camera() -> None:
-    """And the path goes on through it as if it had been seen."""
-    frames = geometries(shaky(60), uniform(60))
-    flash = [replace(g, dynamic=np.ones_like(g.dynamic)) if i in (20, 21) else g for i, g in enumerate(frames)]
-    cameras, flashed = ([s.camera for s in stream(SmoothConfig(), f)] for f in (frames, flash))
-    for i in (20, 21):
-        np.testing.assert_array_equal(flashed[i].cam_from_world, frames[i].cam_from_world)
-    assert_same_cameras(cameras[:20] + cameras[22:], flashed[:20] + flashed[22:])
-
-
 def test_a_steady_move_comes_out_as_it_is() -> None:
     """The ends included; a plain Gaussian would lag there by sigma * 0.8: 0.2 in place, 1.6 degrees."""
     times = uniform(90)

@@ -342,10 +342,8 @@ class _Planner:
         self._calm_focal = np.concatenate([self._calm_focal, calm_focal[:count]])[-2:]
         self._nearness = nearness[count:]
         return [
-            unsmoothed(g)
-            if g.blank
-            else replace(unsmoothed(g), K=_scaled(g.K, float(np.exp(focal)) / g.K[0, 0]), cam_from_world=T)
-            for g, focal, T in zip(ahead[:count], planned.log_focal, planned.cam_from_world(), strict=False)
+            replace(unsmoothed(g), K=_scaled(g.K, float(np.exp(planned.log_focal[i])) / g.K[0, 0]), cam_from_world=T)
+            for i, (g, T) in enumerate(zip(ahead[:count], planned.cam_from_world(), strict=False))
         ]
 
     def _zooms(self, times: DoubleArray, deviation: DoubleArray) -> DoubleArray:

@@ -112,8 +112,8 @@ class FrameGeometry:
     """(Gh, Gw) inverse depth 1/z > 0 at the centres of a Gh x Gw grid of cells that tile the picture; z in the camera
     at the time of the middle row."""
     dynamic: FloatArray
-    """(Mh, Mw) probability in [0, 1] that what is seen moves in the world; cells tile the picture likewise. It is
-    1 everywhere where the frame shows nothing of its scene, as a flash."""
+    """(Mh, Mw) probability in [0, 1] that what is seen moves in the world; cells tile the picture likewise. 1
+    everywhere: see blank."""
     distortion: float = 0.0
     """Of the lens, see vs3r.lens; 0 for a pinhole, to which K and depth refer."""
     readout_s: float = 0.0
@@ -126,7 +126,7 @@ class FrameGeometry:
 
     @property
     def blank(self) -> bool:
-        """Nothing that is seen is of the world, as in a flash: there is nothing to stabilize."""
+        """Nothing that is seen is of the world, as in a flash."""
         return bool((self.dynamic == 1).all())
 
 

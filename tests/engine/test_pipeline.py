@@ -142,8 +142,8 @@ def test_shares_are_shares() -> None:
     assert ((own >= 0) & (own <= valid + 1e-6) & (valid <= 1)).all()
 
 
-def test_a_flash_is_shown_as_it_is() -> None:
-    """White is not moved, its border not filled from frames that show something, and does not fill theirs."""
+def test_a_flash_is_white_up_to_its_border() -> None:
+    """It is not filled from frames that show something, and does not fill theirs."""
     shown = list(pictures("walking"))
     shown[13] = np.full_like(shown[13], 255)
     frames = gray_frames(shown)

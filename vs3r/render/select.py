@@ -42,7 +42,7 @@ def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> l
     What shows nothing of the scene, as a flash, neither fills nor is filled.
     """
     segment = sources[index].geometry.segment
-    if _is_blank(sources[index]):
+    if sources[index].geometry.blank:
         return []
     near = [
         number
@@ -51,13 +51,9 @@ def candidates(index: int, sources: Mapping[int, SourceFrame], window: int) -> l
         and abs(number - index) <= window
         and source.geometry.segment == segment
         and (abs(number - index) <= NEAR_FRAMES or number % GRID_FRAMES == 0)
-        and not _is_blank(source)
+        and not source.geometry.blank
     ]
     return sorted(near, key=lambda number: (abs(number - index), number))
-
-
-def _is_blank(source: SourceFrame) -> bool:
-    return bool(source.geometry.dynamic.min() >= 1.0)
 
 
 def likely_moving(sources: Sequence[SourceFrame], at: BackwardMap) -> FloatArray:
