@@ -2,13 +2,14 @@
 
 OUT/settings.json                                     what it was begun with
 OUT/log.jsonl                                         the loss of every step, and of clips that are not trained on
-OUT/checkpoints/transformer-000100.safetensors        to go on from; the last two of each expert
+OUT/checkpoints/transformer-000100.safetensors        to go on from; the last two of each expert, and where a run ended
 OUT/validation/transformer-000250.mp4                 render, result and clean clip, side by side
 OUT/transformer/pytorch_lora_weights.safetensors      what --wan-lora OUT and diffusers read; transformer_2 likewise
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from vs3r.config import TrainConfig
 from vs3r.engine.pairs import as_a_whole, keep_settings, load_pair
 from vs3r.engine.threads import Stopped
-from vs3r.errors import InputError, OutputError
+from vs3r.errors import BackendError, InputError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,11 +87,11 @@ def train_dvdm(
         pairs: folder that `make_pairs` filled.
         out: folder for what comes of it, made when it is not there; what it has is gone on with.
         config: settings.
-        tell: called after every step.
-        check: called between steps; what it raises ends the work. After Stopped, or an OSError of `tell`, a checkpoint
-            is written first.
+        tell: called after every step; of several processes in the first one.
+        check: called between steps; what it raises ends the work. After Stopped, an OSError of `tell`, and errors that
+            are raised here, a checkpoint of the steps done is written first.
     Returns:
-        The experts that are trained.
+        The experts that are trained; of several processes in the first one, in others nothing.
     Raises:
         InputError: there are no pairs, weights are missing, or the folder was begun with other settings.
         BackendError: it cannot run here, or the loss or its gradient is no number any more.
@@ -115,7 +116,7 @@ def train_dvdm(
     groups = both[config.experts]
     for group in groups:
         run.train(group)
-    return [part for group in groups for part in group]
+    return [part for group in groups for part in group] if setup.is_main else []
 
 
 def split_pairs(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -190,21 +191,38 @@ class _Run:
         saved = trainer.steps >= config.steps
         while not saved:
             try:
-                self.check()
+                self._together(self.check)
                 loss = trainer.step(self.training)
                 self._log(part=trainer.part, step=trainer.steps, loss=loss)
-                self.tell(TrainStep(part=trainer.part, step=trainer.steps, steps=config.steps, loss=loss))
+                if self.setup.is_main:
+                    self.tell(TrainStep(part=trainer.part, step=trainer.steps, steps=config.steps, loss=loss))
                 last = trainer.steps == config.steps
                 saved = last or trainer.steps % config.checkpoint_every == 0
                 if saved:
                     self._save(trainer)
+                    self._forget(trainer.part)
                 if config.validate_every and (last or trainer.steps % config.validate_every == 0):
-                    self._validate(trainer)
-            except (Stopped, OSError, OutputError):
+                    self._together(functools.partial(self._validate, trainer))
+            except Stopped:
+                self._save(trainer)
+                self.setup.wait()  # what has launched the processes ends all when one ends
+                raise
+            except (OSError, InputError, OutputError, BackendError):
                 # OSError: nobody can be told of the step, as where the terminal has closed or the pipe has.
-                # OutputError: where the log or a clip has no room, a checkpoint may have.
+                # OutputError: where the log or a clip has no room, a checkpoint may have. The others: the next step
+                # cannot be done, as where a pair is damaged; those before it count.
                 self._save(trainer)
                 raise
+
+    def _together(self, work: Callable[[], object]) -> None:
+        """Do what may raise Stopped: where it does in one process it does in all, or they would wait for that one."""
+        try:
+            work()
+            stopped = False
+        except Stopped:
+            stopped = True
+        if self.setup.any_process(stopped):
+            raise Stopped
 
     def _save(self, trainer: ExpertTrainer) -> None:
         if not self.setup.is_main or trainer.steps == 0:
@@ -218,8 +236,12 @@ class _Run:
                 save_file(trainer.state(), temporary)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"cannot write the checkpoint {path}: {error}; check that the disk has room") from None
-        for _, old in _checkpoints(self.out, trainer.part)[:-_KEPT]:
-            old.unlink()
+
+    def _forget(self, part: str) -> None:
+        """Delete all but the newest checkpoints. Not where a run ends early: those before may be the better ones."""
+        if self.setup.is_main:
+            for _, old in _checkpoints(self.out, part)[:-_KEPT]:
+                old.unlink()
 
     def _validate(self, trainer: ExpertTrainer) -> None:
         if not self.setup.is_main:
@@ -249,7 +271,9 @@ def last_checkpoint(out: Path, part: str) -> tuple[int, Path] | None:
 def _checkpoints(out: Path, part: str) -> list[tuple[int, Path]]:
     """The steps and the files of an expert's checkpoints, by number: beyond a million, names sort otherwise."""
     paths = (out / "checkpoints").glob(f"{part}-*.safetensors")
-    return sorted((int(path.stem.rsplit("-", 1)[1]), path) for path in paths)
+    numbers = ((path.stem.removeprefix(f"{part}-"), path) for path in paths)
+    # Copies that somebody put aside there are none.
+    return sorted((int(number), path) for number, path in numbers if number.isdecimal())
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

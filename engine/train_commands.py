@@ -69,8 +69,9 @@ def dvdm_command(pairs: str, out: str, as_json: bool, quiet: bool, **values: Any
             trained = train_dvdm(pairs, out, config, tell=tell, check=check)
         except Stopped:
             raise KeyboardInterrupt from None
-    text = f"{out}: LoRAs of {' and '.join(trained)}; use them with: --wan-lora {out}"
-    talk.event("result", text, output=out, trained=trained)
+    if trained:
+        text = f"{out}: LoRAs of {' and '.join(trained)}; use them with: --wan-lora {out}"
+        talk.event("result", text, output=out, trained=trained)
 
 
 @contextmanager

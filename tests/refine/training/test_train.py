@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -292,6 +293,60 @@ def test_several_processes_do_what_one_does(wan_folder: Path, pairs: Path, tmp_p
     assert [entry["loss"] for entry in losses(tmp_path / "two")] == pytest.approx(
         [entry["loss"] for entry in losses(tmp_path / "one")], rel=1e-5
     )
+
+
+def test_several_processes_end_together_and_tell_once(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    options = [
+        "--weights", str(wan_folder), "--device", "cpu", "--precision", "fp32", "--steps", "1000000", "--accumulation",
+        "1", "--validate-every", "0", "--experts", "low", "--checkpoint-every", "1000000",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "vs3r", "train", "dvdm", str(pairs), str(tmp_path / "out"), *options]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert processes[0].stdout is not None
+        told = [processes[0].stdout.readline()]
+        # Only one hears of it: of a signal to both, one may be past its check when the other comes to its own.
+        processes[1].send_signal(signal.SIGINT)
+        (rest, error), (others, other_error) = (process.communicate(timeout=120) for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    told += rest.splitlines()
+    assert (error, other_error, others) == ("vs3r: error: interrupted; no unfinished file is left\n",) * 2 + ("",)
+    newest = last_checkpoint(tmp_path / "out", LOW)
+    assert newest is not None and newest[0] == len(told) == len(losses(tmp_path / "out"))
+
+
+def test_what_was_learnt_before_a_damaged_pair_is_kept(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    def tell(now: TrainStep) -> None:
+        if now.step == 3:
+            for path in pairs.iterdir():
+                path.write_bytes(b"nothing")
+
+    with pytest.raises(InputError, match=r"expected a pair in .*, it cannot be read"):
+        train_dvdm(pairs, tmp_path / "out", settings(wan_folder, checkpoint_every=100), tell=tell)
+    newest = last_checkpoint(tmp_path / "out", HIGH)
+    assert newest is not None and newest[0] == 3
+
+
+def test_a_checkpoint_put_aside_is_none(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    train_dvdm(pairs, tmp_path, settings(wan_folder, experts="high", steps=2))
+    newest = last_checkpoint(tmp_path, HIGH)
+    assert newest is not None
+    aside = newest[1].with_name(f"{HIGH}-good.safetensors")
+    aside.write_bytes(newest[1].read_bytes())
+    train_dvdm(pairs, tmp_path, settings(wan_folder, experts="high", steps=8))
+    assert aside.exists()
 
 
 def test_a_loss_that_is_no_number_ends_it(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:

@@ -52,6 +52,17 @@ class TrainSetup:
         """How many train together."""
         return int(self.accelerator.num_processes)
 
+    def any_process(self, here: bool) -> bool:
+        """Whether something is so in this process or in another one; all have to ask."""
+        if self.processes == 1:
+            return here
+        told = torch.tensor(float(here), device=self.accelerator.device)
+        return float(self.accelerator.reduce(told, "sum")) > 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
     def trainer(self, part: Part) -> ExpertTrainer:
         """An expert, read from its file, with a fresh LoRA."""
         dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
