@@ -12,7 +12,7 @@ from vs3r.errors import BackendError, Vs3rError
 from vs3r.export.aoti import obstacle as no_compiler
 from vs3r.export.build import FORMATS, Task, build, check_format
 from vs3r.export.cache import Engine, find, has_any, others
-from vs3r.networks import Network, Prepare, compiled_parts, eager
+from vs3r.networks import Network, Prepare, compile_errors, compiled_parts, eager
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _compiled(task: Task) -> Network:
         raise BackendError(f"torch-compile: {reason}")
 
     def run(*inputs: Tensor) -> Any:
-        with compiled_parts():
+        with compiled_parts(), compile_errors("torch-compile", "run it with torch instead"):
             return task.network(*inputs)
 
     return run

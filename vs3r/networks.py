@@ -63,6 +63,22 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)
 
 
+@contextmanager
+def compile_errors(option: str, advice: str) -> Iterator[None]:
+    """Turns a failure of PyTorch's compiler, which needs one for C++ and Python's headers, into a BackendError."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise BackendError(
+            f"{option}: PyTorch cannot compile here ({reason}); install g++ and Python's headers, or {advice}"
+        ) from error
+
+
 def eager(_name: str, network: nn.Module, _example: tuple[Tensor, ...], /) -> Network:
     """As it is. A Prepare."""
     return network

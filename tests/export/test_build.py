@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from tests.export.nets import EagerFormat, Tiny, tiny_task
 from vs3r.config import NetworkConfig
@@ -248,6 +249,23 @@ def test_a_kept_engine_that_does_not_load_is_one_line(
     monkeypatch.setattr(fake, "load", load)
     with pytest.raises(BackendError, match=r"^the aoti engine .*engine.txt cannot be loaded .*archive\); delete its"):
         prepared(runtime, network)
+
+
+def test_a_compiler_that_fails_at_the_first_call_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without Python's headers; what else goes wrong in a network stays what it is."""
+    network = Tiny().eval()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(network, "forward", fail)
+    run = prepared("torch-compile", network)
+    error: RuntimeError = TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found\nand a page of it")
+    with pytest.raises(BackendError, match=r"^torch-compile: .*No working C.. compiler found\); install .*torch"):
+        run(*tiny_task().example)
+    error = RuntimeError("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run(*tiny_task().example)
 
 
 def test_obstacles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,12 @@ def test_a_token_is_known_when_all_of_it_is() -> None:
     assert [tuple(place) for place in (~tokens).nonzero().tolist()] == [(0, 0, 1, 0, 1)]
 
 
+def test_ti2v_is_not_told_that_all_is_right(ti2v_folder: Path) -> None:
+    """It would take the render for the result, after all the steps."""
+    with pytest.raises(InputError, match=r"^--wan-condition authors tells .*expected weights with two experts"):
+        load_model(config(ti2v_folder, wan_condition="authors"))
+
+
 @pytest.mark.parametrize("experts", ["both", "low"])
 def test_ti2v_repairs_a_clip(ti2v_folder: Path, experts: str) -> None:
     settings = config(

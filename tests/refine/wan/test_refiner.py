@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from tests.render.plane_world import make_format, pose, source
 from vs3r.config import WanConfig
@@ -241,6 +242,15 @@ def test_authors_form_says_that_all_is_right() -> None:
     config = WanConfig(wan_window_frames=9, wan_stride_frames=4, wan_steps=2, wan_condition="authors")
     run(refiner(config, oracle), [picture(FMT, 90, 4)] * 5)
     assert (oracle.inputs[0][:, 16:20] == 1).all()
+
+
+def test_a_compiler_that_fails_is_one_line() -> None:
+    class Fails:
+        def velocity(self, _input: Tensor, _sigma: float, /) -> Tensor:
+            raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found\nand a page of it")
+
+    with pytest.raises(BackendError, match=r"^--wan-compile: .*No working C.. compiler found\); .* or leave it out$"):
+        run(refiner(SHORT, Fails()), [picture(FMT, 90, 4)])
 
 
 def test_work_ends_between_two_steps() -> None:

@@ -22,7 +22,7 @@ from vs3r.refine.wan.lora import merge_lora
 from vs3r.refine.wan.precision import BYTES, PARAMETERS, choose_precision, hold_as
 from vs3r.refine.wan.prompt import load_prompt
 from vs3r.refine.wan.schedule import BOUNDARY
-from vs3r.refine.wan.windows import A14B, Layout
+from vs3r.refine.wan.windows import A14B, TI2V_5B, Layout
 
 
 class Experts:
@@ -130,6 +130,11 @@ def load_model(config: WanConfig) -> WanModel:
     checkpoint = find_checkpoint(config.wan_weights, only_low=config.wan_experts == "low")
     if config.wan_lora is not None and not Path(config.wan_lora).is_dir():
         raise InputError(f"expected a folder with LoRAs, got {config.wan_lora}; see docs/refine.md")
+    if checkpoint.layout == TI2V_5B and config.wan_condition == "authors":
+        raise InputError(
+            f"--wan-condition authors tells the model that all is right, which {config.wan_weights} leaves alone; "
+            "expected weights with two experts, such as wan2.2-i2v-a14b; or leave it out"
+        )
     advice = "use --refine fill, or ask for the processor by name: --wan-device cpu"
     device = find_device(config.wan_device, work="refine wan", advice=advice)
     precision = choose_precision(config.wan_precision, device)

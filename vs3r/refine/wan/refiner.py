@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vs3r.config import WanConfig
 from vs3r.errors import BackendError
+from vs3r.networks import compile_errors
 from vs3r.refine.wan.denoise import Condition, Velocity, denoise
 from vs3r.refine.wan.model import memory_errors
 from vs3r.refine.wan.pictures import Prefilled, composite, model_mask, model_video, prefill
@@ -124,7 +125,8 @@ class WanRefiner:
         frames = padded_length(len(self._held))
         if self._config.wan_compile:
             frames = bucket_length(frames, self._config.wan_window_frames)
-        with memory_errors(self._config, self._layout), torch.no_grad():
+        compiling = compile_errors("--wan-compile", "leave it out")
+        with memory_errors(self._config, self._layout), compiling, torch.no_grad():
             render = self._codec.encode(model_video([given.rgb for given in self._held], frames, self._layout))
             mask = model_mask(self._held, frames, self._layout).to(render.device)
             if self._config.wan_condition == "authors":
