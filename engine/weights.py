@@ -5,6 +5,7 @@ A set is complete when its manifest is there, which is written last: path, size 
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -77,7 +78,7 @@ def fetch(name: str, progress: ByteProgress | None = None) -> list[StoredFile]:
 
     Raises:
         InputError: there is no such set; or what came is not what the publisher states.
-        BackendError: no network, no access, or a package is missing.
+        BackendError: no network, no access, a package is missing, or another process fetches them.
         OutputError: the disk is full or may not be written.
     """
     entry = known(name)
@@ -85,14 +86,32 @@ def fetch(name: str, progress: ByteProgress | None = None) -> list[StoredFile]:
     show = progress or (lambda *_: None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = _from_hub(entry, folder, show) if entry.repository else [_from_url(entry, folder, show)]
-        unfinished = folder / (MANIFEST + ".part")
-        unfinished.write_text(json.dumps({"source": entry.source, "files": [asdict(f) for f in files]}, indent=1))
-        os.replace(unfinished, folder / MANIFEST)
-        (folder / UNFINISHED).unlink(missing_ok=True)
+        with _alone(name, folder):
+            files = _from_hub(entry, folder, show) if entry.repository else [_from_url(entry, folder, show)]
+            unfinished = folder / (MANIFEST + ".part")
+            unfinished.write_text(json.dumps({"source": entry.source, "files": [asdict(f) for f in files]}, indent=1))
+            os.replace(unfinished, folder / MANIFEST)
+            (folder / UNFINISHED).unlink(missing_ok=True)
     except OSError as error:  # the network's own are BackendErrors by now, see _network and _hub
         raise OutputError(f"cannot write the weights to {folder}: {error.strerror or error}") from None
     return files
+
+
+@contextmanager
+def _alone(name: str, folder: Path) -> Iterator[None]:
+    """One at a time: what two write into one file is neither's, and would be thrown away."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BackendError(f"{name} is being fetched by another vs3r; wait for it, or end it") from None
+    except OSError:  # some network file systems lock no folders
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def verify(name: str, progress: ByteProgress | None = None) -> list[StoredFile]:

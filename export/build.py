@@ -108,6 +108,11 @@ def build(task: Task, key: EngineKey) -> Engine:
         engine = Engine(key=key, file=file, error=self_test(task, key.format, unfinished / file))
         keep(engine, unfinished)
         return engine
+    except torch.cuda.OutOfMemoryError:
+        raise BackendError(
+            f"not enough GPU memory to build {key.model} for {', '.join(key.inputs)} and to compare it with float32; "
+            "end what else uses the GPU, or run it with torch instead"
+        ) from None
     except OSError as error:
         raise OutputError(f"cannot write the engine to {engines_folder()}: {error.strerror or error}") from None
     finally:
@@ -118,10 +123,8 @@ def _built(task: Task, key: EngineKey, folder: Path) -> str:
     try:
         with torch.no_grad():
             return FORMATS[key.format].build(task.network, task.example, folder)
-    except (Vs3rError, OSError):
+    except (Vs3rError, OSError, torch.cuda.OutOfMemoryError):
         raise
-    except torch.cuda.OutOfMemoryError:
-        raise BackendError(f"not enough GPU memory to build {key.model} for {', '.join(key.inputs)}") from None
     except Exception as error:  # compilers raise what they like
         reason = str(error).strip().split("\n")[0]
         raise BackendError(
@@ -157,7 +160,7 @@ def _outputs(task: Task, format_name: str, path: Path, inputs: tuple[Tensor, ...
     """Of the engine."""
     try:
         found: Outputs = FORMATS[format_name].load(path, task.device)(*inputs)
-    except (Vs3rError, OSError):
+    except (Vs3rError, OSError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # what runs engines raises what it likes
         reason = str(error).strip().split("\n")[0]

@@ -142,6 +142,21 @@ def test_fetch_and_verify(publisher: Publisher) -> None:
     assert len(publisher.asked) == 1, "what is there was fetched again"
 
 
+@pytest.mark.usefixtures("publisher")
+def test_two_at_a_time_do_not_write_one_file() -> None:
+    refused: list[str] = []
+
+    def meanwhile(*_: object) -> None:
+        if not refused:
+            with pytest.raises(BackendError, match=f"^{NAME} is being fetched by another vs3r; wait") as caught:
+                fetch(NAME)
+            refused.append(str(caught.value))
+
+    fetch(NAME, meanwhile)
+    assert refused and (weights_folder(NAME) / "raft.pth").read_bytes() == DATA
+    fetch(NAME)
+
+
 def test_a_broken_off_transfer_is_continued(publisher: Publisher) -> None:
     publisher.breaks_after = 100_000
     with pytest.raises(BackendError, match=r"broke off after 100000 of 300000 bytes.*what has come is kept"):

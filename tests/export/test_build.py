@@ -8,7 +8,7 @@ import json
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -209,6 +209,23 @@ def test_no_room_is_one_line(monkeypatch: pytest.MonkeyPatch, fake: EagerFormat)
     task = tiny_task()
     with pytest.raises(OutputError, match="No space left"):
         build.build(task, task.key("aoti"))
+
+
+@pytest.mark.parametrize("where", ["build", "load", "reference"])
+def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch, fake: EagerFormat, where: str) -> None:
+    """While it is built, while the engine is tried, or by the copy in float32 that it is compared with."""
+
+    def full(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if where == "reference":
+        monkeypatch.setattr(build, "reference_of", full)
+    else:
+        monkeypatch.setattr(fake, where, full)
+    task = tiny_task()
+    with pytest.raises(BackendError, match=r"^not enough GPU memory to build tiny for .*compare it with float32; end"):
+        build.build(task, task.key("aoti"))
+    assert list(engines_folder().iterdir()) == []
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, fake: EagerFormat) -> None:

@@ -327,6 +327,14 @@ def test_several_processes_end_together_and_tell_once(wan_folder: Path, pairs: P
     assert newest is not None and newest[0] == len(told) == len(losses(tmp_path / "out"))
 
 
+def test_a_checkpoint_of_a_wider_model_is_refused() -> None:
+    """As of other weights that were put into the folder with which it was begun."""
+    ours, wider = trainer(make_expert(0)), trainer(make_expert(0, ffn_dim=64))
+    wider.step([draw_pair(0)])
+    with pytest.raises(InputError, match=r"checkpoint of transformer_2 whose .* is \(32, 32\), got \(64, 32\)"):
+        ours.restore(wider.state(), 1)
+
+
 def test_what_was_learnt_before_a_damaged_pair_is_kept(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
     def tell(now: TrainStep) -> None:
         if now.step == 3:

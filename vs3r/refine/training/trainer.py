@@ -185,6 +185,13 @@ class ExpertTrainer:
                 f"expected a checkpoint of {self.part} with {len(wanted)} tensors, got one with {len(state)}; "
                 "use the weights with which it was begun, or another folder"
             )
+        for key, value in state.items():
+            ours = self._names[key.split(".", 1)[1]]
+            if value.shape != ours.shape:
+                raise InputError(
+                    f"expected a checkpoint of {self.part} whose {key} is {tuple(ours.shape)}, "
+                    f"got {tuple(value.shape)}; use the weights with which it was begun, or another folder"
+                )
         for name, value in self._names.items():
             value.copy_(state[f"{_WEIGHTS}.{name}"])
             self._optimizer.state[value] = {
