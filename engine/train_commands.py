@@ -6,6 +6,7 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -70,8 +71,18 @@ def dvdm_command(pairs: str, out: str, as_json: bool, quiet: bool, **values: Any
         except Stopped:
             raise KeyboardInterrupt from None
     if trained:
-        text = f"{out}: LoRAs of {' and '.join(trained)}; use them with: --wan-lora {out}"
+        text = f"{out}: LoRAs of {' and '.join(trained)}; {_use_of(Path(out))}"
         talk.event("result", text, output=out, trained=trained)
+
+
+def _use_of(out: Path) -> str:
+    """What to do with the LoRAs in a folder, where other runs may have left theirs."""
+    from vs3r.refine.wan.checkpoint import HIGH, LOW
+
+    if not (out / LOW).is_dir():
+        return f"refinement needs that of {LOW}, too: train it with --experts low"
+    alone = "" if (out / HIGH).is_dir() else " --wan-experts low"
+    return f"use them with: --wan-lora {out}{alone}"
 
 
 @contextmanager

@@ -432,6 +432,26 @@ def test_from_the_command_line(
     assert lines[2] == f"{out}: LoRAs of transformer and transformer_2; use them with: --wan-lora {out}"
 
 
+def test_what_is_advised_can_be_done(
+    wan_folder: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each expert by itself: refinement with both experts takes no half of the LoRAs."""
+    options = ["--weights", str(wan_folder), "--device", "cpu", "--steps", "1", "--accumulation", "1"]
+    out, other = str(tmp_path / "out"), str(tmp_path / "other")
+    for folder, experts in ((out, "high"), (other, "low"), (out, "low")):
+        assert run(["train", "dvdm", str(pairs), folder, "--validate-every", "0", "--experts", experts, *options]) == 0
+    told = [line.partition("; ")[2] for line in capfd.readouterr().out.splitlines() if "LoRAs of" in line]
+    assert told == [
+        "refinement needs that of transformer_2, too: train it with --experts low",
+        f"use them with: --wan-lora {other} --wan-experts low",
+        f"use them with: --wan-lora {out}",
+    ]
+    load_model(wan_config(wan_folder, wan_lora=other, wan_experts="low"))
+    load_model(wan_config(wan_folder, wan_lora=out))
+    with pytest.raises(InputError, match=r"LoRA of transformer in .* alone: --wan-experts low$"):
+        load_model(wan_config(wan_folder, wan_lora=other))
+
+
 def test_the_first_interrupt_waits_for_the_step() -> None:
     with gentle_interrupt() as check:
         check()

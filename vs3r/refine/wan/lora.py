@@ -31,7 +31,7 @@ def merge_lora(expert: Any, folder: Path) -> None:
     if path is None:
         raise InputError(
             f"expected a LoRA of {folder.name} in {folder}, as {DIFFUSERS_FILE} or {PEFT_FILE}, found none; "
-            "see docs/refine.md"
+            "see docs/refine.md; with that of transformer_2 alone: --wan-experts low"
         )
     prefix = _DIFFUSERS_PREFIX if path.name == DIFFUSERS_FILE else _PEFT_PREFIX
     try:
