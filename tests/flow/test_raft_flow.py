@@ -82,6 +82,20 @@ def test_sizes_that_differ() -> None:
         flow(picture(20, 16), picture(20, 16), (None, np.zeros((16, 21, 2), np.float32)))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_overflow_are_no_flow(value: float) -> None:
+    """As in fp16 they may: they would pass for a film in which nothing is found again."""
+
+    def run(src: Tensor, _dst: Tensor, _start: Tensor) -> Tensor:
+        flow = torch.zeros(2, 2, *src.shape[2:])
+        flow[1, 0, 20, 30] = value
+        return flow
+
+    flow = RaftFlow(Raft(iterations=1).eval().half(), lambda *_: run)
+    with pytest.raises(BackendError, match=r"^RAFT gave .*not finite in float16; use --raft-precision fp32; if"):
+        flow(picture(64, 48), picture(64, 48))
+
+
 def test_no_memory_is_one_line() -> None:
     def full(*_: object) -> Network:
         raise torch.cuda.OutOfMemoryError("a long story")

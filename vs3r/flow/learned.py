@@ -37,7 +37,8 @@ class RaftFlow:
         """
         self._network = network
         self._prepare = prepare
-        self._device = next(network.parameters()).device
+        first = next(network.parameters())
+        self._device, self._dtype = first.device, first.dtype
         self._ready: dict[tuple[int, int], Network] = {}
         self._queue = queue_of_its_own(self._device, ahead=True)
 
@@ -48,7 +49,7 @@ class RaftFlow:
 
         Raises:
             ShapeError: pictures and guesses are not of one size.
-            BackendError: the GPU's memory does not suffice.
+            BackendError: the GPU's memory does not suffice, or the network's numbers overflow.
         """
         given = [guess for guess in guesses if guess is not None]
         if a.shape != b.shape or a.ndim != 2 or any(guess.shape != (*a.shape, 2) for guess in given):
@@ -72,6 +73,12 @@ class RaftFlow:
             raise BackendError(
                 f"not enough GPU memory for RAFT at {width}x{height}; use fewer --analysis-pixels, or --flow dis"
             ) from None
+        # Later it would pass for flow that nothing confirms.
+        if not (np.isfinite(there).all() and np.isfinite(back).all()):
+            raise BackendError(
+                f"RAFT gave numbers that are not finite in {str(self._dtype).removeprefix('torch.')}; use "
+                f"--raft-precision fp32; if that does not help: vs3r weights verify {WEIGHTS}"
+            )
         return there, back
 
     def _colours(self, pictures: npt.NDArray[np.uint8]) -> Tensor:

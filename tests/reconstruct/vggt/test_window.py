@@ -138,6 +138,15 @@ def test_numbers_that_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
         network([np.zeros((42, 84, 3), np.uint8)] * 2, Grid.of(120, 60))
 
 
+def test_numbers_that_overflow_in_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = WindowNetwork(CPU, fmt(84, 42), small())
+    bad = torch.full((4, 9), float("nan"))
+    monkeypatch.setattr(network, "_runners", lambda _: [network._passes[0], lambda *_: (bad, bad)])
+    monkeypatch.setattr("vs3r.reconstruct.vggt.window.confirmed", lambda found, _: torch.ones_like(found.standing_out))
+    with pytest.raises(BackendError, match="not finite in bf16; use --vggt-precision fp32"):
+        network([np.zeros((42, 84, 3), np.uint8)] * 4, Grid.of(120, 60))
+
+
 def test_settings() -> None:
     with pytest.raises(InputError, match="vggt_overlap_frames: expected fewer than vggt_window_frames"):
         VggtConfig(vggt_window_frames=8, vggt_overlap_frames=8)

@@ -148,10 +148,7 @@ class WindowNetwork:
 
     def _estimates(self, window: Tensor, first: Network, second: Network, grid: Grid) -> list[FrameEstimate]:
         pose, depth, confidence, dynamic, features = first(window)
-        if not all(bool(x.isfinite().all()) for x in (pose, depth, confidence, dynamic)):
-            raise BackendError(
-                f"VGGT gave numbers that are not finite in {self._config.vggt_precision}; use --vggt-precision fp32"
-            )
+        self._check_finite(pose, depth, confidence, dynamic)
         cameras = Cameras.decoded(pose, self.size)
         world = Geometry(pictures=window, depth=depth, cam_from_world=cameras.cam_from_world, focal=cameras.focal)
         found = candidates(dynamic, features, self.patches)
@@ -160,8 +157,15 @@ class WindowNetwork:
         if bool(moving.any()):
             keep = (~moving).flatten(1).float()
             pose, still_depth = second(features, keep)
+            self._check_finite(pose, still_depth)
             world = self._still(world, pose, still_depth, moving, confidence)
         return _frames(world, confidence, self._outlined(world, found), grid)
+
+    def _check_finite(self, *values: Tensor) -> None:
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise BackendError(
+                f"VGGT gave numbers that are not finite in {self._config.vggt_precision}; use --vggt-precision fp32"
+            )
 
     def _still(self, world: Geometry, pose: Tensor, depth: Tensor, moving: Tensor, confidence: Tensor) -> Geometry:
         """The window with the cameras of the second pass, in the scale of the first."""
