@@ -386,6 +386,21 @@ def test_a_full_gpu_is_told_what_is_smaller(monkeypatch: pytest.MonkeyPatch) -> 
         ours.step([draw_pair(0)])
 
 
+def test_a_validation_clip_without_room_costs_no_step(
+    wan_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("vs3r.refine.training.setup.load_codec", full)
+    config = settings(wan_folder, checkpoint_every=100, validate_every=3, validation_steps=4)
+    with pytest.raises(BackendError, match=r"for a validation clip of transformer, .* go on with --validate-every 0"):
+        train_dvdm(pairs, tmp_path, config)
+    newest = last_checkpoint(tmp_path, HIGH)
+    assert newest is not None and newest[0] == 3
+    train_dvdm(pairs, tmp_path, replace(config, validate_every=0))
+
+
 def test_what_is_missing_or_does_not_fit_is_said(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected pairs in .* make some with: vs3r train make-pairs"):
         train_dvdm(tmp_path, tmp_path / "out", settings(wan_folder))

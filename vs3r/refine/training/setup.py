@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vs3r.config import TrainConfig
-from vs3r.errors import InputError
+from vs3r.errors import BackendError, InputError
 from vs3r.refine.training.objective import Part
 from vs3r.refine.training.pairs import Pair
 from vs3r.refine.training.preview import preview, side_by_side
@@ -75,7 +75,20 @@ class TrainSetup:
         gc.collect()
 
     def preview(self, trainer: ExpertTrainer, pair: Pair, check: Callable[[], None]) -> npt.NDArray[np.uint8]:
-        """(T, H, W, 3) a pair's render, what the expert makes of it, and the clean clip, side by side."""
+        """(T, H, W, 3) a pair's render, what the expert makes of it, and the clean clip, side by side.
+
+        Raises:
+            BackendError: the GPU is full.
+        """
+        try:
+            return self._preview(trainer, pair, check)
+        except torch.OutOfMemoryError:
+            raise BackendError(
+                f"not enough memory on the GPU for a validation clip of {trainer.part}, whose autoencoder comes on top "
+                "of training; go on with --validate-every 0, or make pairs with fewer --pixels or --frames"
+            ) from None
+
+    def _preview(self, trainer: ExpertTrainer, pair: Pair, check: Callable[[], None]) -> npt.NDArray[np.uint8]:
         device = self.accelerator.device
         pair = pair.to(device)
         trainer.expert.eval()
