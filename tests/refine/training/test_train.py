@@ -376,14 +376,16 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
 
 
 def test_a_full_gpu_is_told_what_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = trainer(make_expert(0))
+    ours, large = trainer(make_expert(0)), make_expert(0)
 
-    def full(**_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(ours.expert, "forward", full)
-    with pytest.raises(BackendError, match=r"to train transformer_2: .* 0 GB.* make pairs with fewer --pixels"):
-        ours.step([draw_pair(0)])
+    monkeypatch.setattr(large, "to", full)
+    for work in (lambda: ours.step([draw_pair(0)]), lambda: trainer(large)):
+        with pytest.raises(BackendError, match=r"to train transformer_2: .* 0 GB.* make pairs with fewer --pixels"):
+            work()
 
 
 def test_a_validation_clip_without_room_costs_no_step(

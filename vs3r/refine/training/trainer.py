@@ -7,7 +7,7 @@ do not depend on how often the run was interrupted, and with several GPUs a step
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +29,17 @@ _CHECK_DRAWS = 8
 """Noise levels at which a clip is checked."""
 
 
-def _weight_gb(expert: Any) -> float:
-    return float(sum(value.numel() * value.element_size() for value in expert.parameters())) / 1e9
+@contextlib.contextmanager
+def _memory_errors(part: Part, expert: Any) -> Iterator[None]:
+    """Turns a full GPU into a BackendError that says what the weights take."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        weights_gb = sum(value.numel() * value.element_size() for value in expert.parameters()) / 1e9
+        raise BackendError(
+            f"not enough memory on the GPU to train {part}: weights take {weights_gb:.0f} GB, "
+            "a clip comes on top; make pairs with fewer --pixels or --frames, and leave --experts at one-by-one"
+        ) from None
 
 
 class Pairs(Protocol):
@@ -66,6 +75,8 @@ class ExpertTrainer:
             text: (1, N, D) embedded prompt.
             config: settings.
             accelerator: see make_accelerator.
+        Raises:
+            BackendError: the GPU is full.
         """
         self.part = part
         self.steps = 0
@@ -77,7 +88,8 @@ class ExpertTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeded(config.seed, _START, self._number).initial_seed())
             add_lora(expert)
-        expert.to(self._device)
+        with _memory_errors(part, expert):
+            expert.to(self._device)
         expert.enable_gradient_checkpointing()
         expert.train()
         self._names = {name: value for name, value in expert.named_parameters() if value.requires_grad}
@@ -99,13 +111,8 @@ class ExpertTrainer:
         Raises:
             BackendError: the loss or its gradient is no number any more, or the GPU is full.
         """
-        try:
+        with _memory_errors(self.part, self.expert):
             return self._step(pairs)
-        except torch.OutOfMemoryError:
-            raise BackendError(
-                f"not enough memory on the GPU to train {self.part}: weights take {_weight_gb(self.expert):.0f} GB, "
-                "a clip comes on top; make pairs with fewer --pixels or --frames, and leave --experts at one-by-one"
-            ) from None
 
     def _step(self, pairs: Pairs) -> float:
         config, accelerator = self._config, self._accelerator
