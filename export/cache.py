@@ -147,9 +147,10 @@ def _read(folder: Path) -> Engine | None:
     try:
         data: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         key = data.pop("key")
-        return Engine(key=EngineKey(**{**key, "inputs": tuple(key["inputs"])}), **data)
-    except (OSError, ValueError, TypeError, KeyError):
+        engine = Engine(key=EngineKey(**{**key, "inputs": tuple(key["inputs"])}), **data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    return engine if isinstance(engine.file, str) else None
 
 
 def _check_owner(folder: Path) -> None:

@@ -175,12 +175,13 @@ def test_an_engine_is_found_where_groups_may_write_by_default() -> None:
 
 
 @pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize("manifest", ["{", "{}", '{"key": {"model": 1}}'])
+@pytest.mark.parametrize("manifest", ["{", "{}", "[]", "3", '"engine"', '{"key": {"model": 1}}', "no file"])
 def test_a_damaged_manifest_is_no_engine(manifest: str) -> None:
     task = tiny_task()
     engine = build.build(task, task.key("aoti"))
-    (engine.key.folder / cache.MANIFEST).write_text(manifest)
-    assert find(engine.key) is None
+    path = engine.key.folder / cache.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"file": None}) if manifest == "no file" else manifest)
+    assert find(engine.key) is None and not cache.has_any("tiny", "aoti") and cache.others(engine.key) == []
     build.build(task, engine.key)
     assert find(engine.key) == engine
 
