@@ -294,10 +294,11 @@ def test_a_full_gpu_is_told_what_is_smaller(values: dict[str, Any], advice: str)
         run(refiner(WanConfig(**values), Full()), [picture(FMT, 90, 4)])
 
 
-def test_numbers_that_overflow_are_no_pictures() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_overflow_are_no_pictures(value: float) -> None:
     class Overflow:
         def velocity(self, model_input: Tensor, _sigma: float, /) -> Tensor:
-            return torch.full_like(model_input[:, :16], float("nan"))
+            return torch.full_like(model_input[:, :16], value)
 
     with pytest.raises(BackendError, match="not finite with --wan-precision bf16; use"):
         run(refiner(SHORT, Overflow()), [picture(FMT, 90, 4)])

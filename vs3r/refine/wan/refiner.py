@@ -139,14 +139,15 @@ class WanRefiner:
                 first_latent=self._first_frame // FRAMES,
             ).to(render.device)
             latents = denoise(self._experts, condition, noise, sigmas=self._sigmas, check=self._check)
-            video = (self._codec.decode(latents)[0] / 2 + 0.5).clamp(0, 1)
-        if not bool(video.isfinite().all()):
+            video = self._codec.decode(latents)[0] / 2 + 0.5
+        # The autoencoder itself makes black or white of what is infinite.
+        if not all(bool(values.isfinite().all()) for values in (latents, video)):
             raise BackendError(
                 f"wan gave numbers that are not finite with --wan-precision {self._config.wan_precision}; use "
                 "--wan-precision bf16 and --wan-attention sdpa, and another LoRA if there is one"
             )
         self._settled = latents[:, :, 1:]
-        pictures = video[:, : len(self._held), :height, :width].permute(1, 2, 3, 0).cpu().numpy()
+        pictures = video[:, : len(self._held), :height, :width].clamp(0, 1).permute(1, 2, 3, 0).cpu().numpy()
         return list(np.ascontiguousarray(pictures, np.float32))
 
     def _shared(self, frames: int) -> Tensor | None:
