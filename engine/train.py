@@ -158,6 +158,9 @@ class _Run:
         try:
             for name in ("checkpoints", "validation"):
                 (self.out / name).mkdir(parents=True, exist_ok=True)
+                # Of a run that was killed as it wrote: gigabytes each.
+                for unfinished in (self.out / name).glob(".*.part"):
+                    unfinished.unlink()
             keep_settings(self.out, fixed | {"pairs": len(self.training), "processes": self.setup.processes})
         except OSError as error:
             raise OutputError(f"cannot write to {self.out}: {error.strerror}; give another folder") from None

@@ -168,7 +168,7 @@ def load_checkpoint(name: str) -> dict[str, Tensor]:
             return load_file(files[0])
         state = torch.load(files[0], map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(
             f"expected a checkpoint, {files[0]} cannot be read ({reason}); fetch it again: vs3r weights fetch {name}"
         ) from None

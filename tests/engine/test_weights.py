@@ -417,6 +417,9 @@ def test_checkpoints_of_either_format(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(InputError, match="cannot be read"):
         load_checkpoint(NAME)
     (folder / "model.safetensors").unlink()
+    (folder / "model.pt").touch()
+    with pytest.raises(InputError, match=r"cannot be read \(EOFError\)"):
+        load_checkpoint(NAME)
     torch.save([1], folder / "model.pt")
     with pytest.raises(InputError, match="expected named tensors"):
         load_checkpoint(NAME)

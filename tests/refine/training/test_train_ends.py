@@ -131,3 +131,11 @@ def test_a_step_that_cannot_be_logged_is_kept(wan_folder: Path, pairs: Path, tmp
         train_dvdm(pairs, tmp_path, settings(wan_folder))
     newest = last_checkpoint(tmp_path, HIGH)
     assert newest is not None and newest[0] == 1
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(wan_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / f".{HIGH}-000001.safetensors.4711.part"
+    left.parent.mkdir()
+    left.touch()
+    train_dvdm(pairs, tmp_path, settings(wan_folder, experts="high", steps=1))
+    assert [path.name for path in left.parent.iterdir()] == [f"{HIGH}-000001.safetensors"]
