@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -343,6 +344,8 @@ def test_a_server_that_ends_waits_for_no_client(serve: Serve) -> None:
         assert drawing.wait(30)
         (run,) = server.state._runs
         server.state.drain()
+        time.sleep(0.3)  # credit for frames that are taken may be on its way
+        wait_until(lambda: not run.waits_for_client())
         run.active_s -= 2 * server.state.config.stream_idle_s
         server.state.sweep()
         go_on.set()
