@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vs3r.engine.certificates import check_authority, check_pair
 from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.errors import BackendError, InputError
@@ -69,19 +69,10 @@ def read_access(
     if token is not None and not _can_be_sent(token):
         raise InputError(f"expected one line of printable characters in {token_file}: the token that the server has")
     if ca_file is not None:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
-        except ssl.SSLError:
-            raise InputError(f"expected a certificate (PEM) in {ca_file}; check the path") from None
+        check_authority(ca_file)
     access = Access(token=token, ca=ca, cert=cert, key=key)
     if cert_file is not None:
-        try:
-            own = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            own.load_cert_chain(cert_file, key_file, password="")  # a password asked for would wait for ever
-        except ssl.SSLError:
-            raise InputError(
-                f"expected a certificate in {cert_file} and its key, without a password, in {key_file} (PEM)"
-            ) from None
+        check_pair(cert_file, key_file)
     return access
 
 

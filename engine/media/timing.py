@@ -77,10 +77,8 @@ class Joins:
         self.shifts: list[Fraction] = [Fraction(0)] if begun is None else list(begun.shifts)
         """Seconds to add to the times of each recording so far, by this stream alone."""
         self._spans: list[list[int]] = [[0, 0] for _ in self.shifts]  # first and last time of each
-        self._alike = (
-            len(self.shifts) - 1,
-            len(self.shifts) - 1,
-        )  # a recording of this stream, the same of the pictures'
+        # A recording of this stream, the same of the pictures'.
+        self._alike = len(self.shifts) - 1, len(self.shifts) - 1
 
     def meet(self, time: int | None, duration: int) -> None:
         """Look at the next packet: its decoding time, and how long it is (0 when unknown)."""

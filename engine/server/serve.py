@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import cv2
 import torch
 
+from vs3r.engine.certificates import check_authority, check_pair
 from vs3r.engine.proto import wire
 from vs3r.engine.proto.vs3r.v1 import engine_pb2 as pb
 from vs3r.engine.server.frame_calls import FrameCalls
@@ -173,16 +173,9 @@ def _tls_credentials(config: ServeConfig) -> Any:
 
     cert, key, authority = config.tls_cert or "", config.tls_key or "", config.tls_client_ca
     pair, root = (_read(key), _read(cert)), None if authority is None else _read(authority)
-    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        trial.load_cert_chain(cert, key, password="")  # a password asked for would wait for ever
-    except ssl.SSLError:
-        raise InputError(f"expected a certificate in {cert} and its key, without a password, in {key} (PEM)") from None
-    try:
-        if authority is not None:
-            trial.load_verify_locations(authority)
-    except ssl.SSLError:
-        raise InputError(f"expected a certificate (PEM) in {authority}; check the path") from None
+    check_pair(cert, key)
+    if authority is not None:
+        check_authority(authority)
     return grpc.ssl_server_credentials([pair], root_certificates=root, require_client_auth=root is not None)
 
 
