@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vs3r.reconstruct.observe import GAPS, Observation
-from vs3r.reconstruct.shots import BLINK_FRAMES, ObservedFrame, Shots
+from vs3r.reconstruct.observe import GAPS, Observation, ObservedFrame
+from vs3r.reconstruct.shots import BLINK_FRAMES, Shots
 
 
 def filmed(shown: str, *, first: int = 0) -> list[ObservedFrame]:

@@ -16,15 +16,15 @@ import numpy.typing as npt
 import torch
 
 from vs3r.config import Config
-from vs3r.flow import analysis_picture, analysis_size, make_flow
+from vs3r.flow import analysis_size, make_flow
 from vs3r.geometry import rigid_inverse
 from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.block import Believe, BlockSolver, Solved
-from vs3r.reconstruct.observe import FlowWindow, Grid, Observation, agreement
+from vs3r.reconstruct.observe import Grid, Observation, ObservedFrame, Observer
 from vs3r.reconstruct.problem import Edges, State
 from vs3r.reconstruct.rolling import REACH, Shutter, bent_points, rectify
-from vs3r.reconstruct.shots import ObservedFrame, Shots
+from vs3r.reconstruct.shots import Shots
 from vs3r.types import ROW_MOTION_ORDER, DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat, read_axis
 
 BLOCK = 8
@@ -35,9 +35,6 @@ OVERLAP = 4
 EVEN_CELLS = 3.0
 LEAST_TRUST = 0.01
 EVEN_TRUST = 0.05
-# A picture is shown again where it differs by less than this on average, and the flow between them is less than that.
-REPEAT_GREY = 0.5
-REPEAT_PX = 0.05
 
 
 class FlowBundleAdjustment:
@@ -59,11 +56,8 @@ class FlowBundleAdjustment:
         self._format = fmt
         self._size = analysis_size(fmt, config.flow.analysis_pixels)
         self._grid = Grid.of(*self._size)
-        self._window = FlowWindow(make_flow(config.flow, prepare), self._grid)
+        self._observer = Observer(make_flow(config.flow, prepare), self._grid)
         self._solver = BlockSolver(config.reconstruct, self._size, self._grid, believe)
-        self._seen = 0
-        self._last_picture: npt.NDArray[np.uint8] | None = None
-        self._exposed_s, self._first_shown = 0.0, 0
         self.reset()
 
     def reset(self) -> None:
@@ -83,23 +77,7 @@ class FlowBundleAdjustment:
 
     def observe(self, frame: Frame, /) -> ObservedFrame:
         """See Reconstructor."""
-        picture = analysis_picture(frame, self._size)
-        index, before = self._seen, self._last_picture
-        found = self._window.push(index, picture)
-        steps = [o for o in found if abs(o.src - o.dst) == 1]
-        self._seen, self._last_picture = index + 1, picture
-        if before is None or not _is_repeat(before, picture, steps):
-            self._exposed_s, self._first_shown = frame.pts_s, index
-        return ObservedFrame(
-            index=index,
-            pts_s=frame.pts_s,
-            exposed_s=self._exposed_s,
-            first_shown=self._first_shown,
-            picture=picture,
-            found=found,
-            agreement=agreement(steps) if steps else 1.0,
-            change=_histogram_change(before, picture) if before is not None else 0.0,
-        )
+        return self._observer.observe(frame)
 
     def push(self, observed: ObservedFrame, /) -> list[FrameGeometry]:
         """See Reconstructor."""
@@ -276,15 +254,3 @@ class FlowBundleAdjustment:
             cell_px=cell,
             distortion=state.distortion,
         )
-
-
-def _histogram_change(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
-    a, b = (cv2.calcHist([picture], [0], None, [32], [0, 256]) / picture.size for picture in (before, after))
-    return float(np.abs(a - b).sum())
-
-
-def _is_repeat(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], steps: list[Observation]) -> bool:
-    """The same picture again, as good as: another exposure differs by its noise at least."""
-    if cv2.norm(before, after, cv2.NORM_L1) > REPEAT_GREY * after.size:
-        return False
-    return all(float(np.median(np.abs(o.flow))) < REPEAT_PX for o in steps)

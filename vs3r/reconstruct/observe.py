@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vs3r.flow import FlowEstimator
-from vs3r.types import DoubleArray, FloatArray
+from vs3r.flow import FlowEstimator, analysis_picture
+from vs3r.types import DoubleArray, FloatArray, Frame
 
 GAPS = (1, 2, 4, 8)
 CELL_PX = 12
@@ -26,6 +26,9 @@ ALIGNED_FEATURES = 8
 ALIGNED_SCALE = 2.0
 ALIGNED_PX = 4.0
 ALIGNED_RATIO = 0.8
+# A picture is shown again where it differs by less than this on average, and the flow between them is less than that.
+REPEAT_GREY = 0.5
+REPEAT_PX = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,6 +77,32 @@ class Observation:
     """(2 rows, 2 cols) trust: forward-backward consistency only."""
     aligned: bool = False
     """The flow was lost, and features of both pictures agree on how one lies in the other: the same shot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ObservedFrame:
+    """What is known of a frame when it has been seen, in the numbers of all frames seen."""
+
+    index: int
+    """Frame number."""
+    pts_s: float
+    """Time in seconds."""
+    exposed_s: float
+    """When the picture was taken: the time of the first frame that shows it."""
+    first_shown: int
+    """Number of that frame."""
+    picture: npt.NDArray[np.uint8]
+    """(H, W) what analysis sees of it."""
+    found: list[Observation]
+    """Flow between it and earlier frames."""
+    agreement: float
+    """Share of the picture on which flow from the frame before and back agree, in [0, 1]."""
+    change: float
+    """How much the histogram differs from that of the frame before, in [0, 2]."""
+    begins: bool = False
+    """It is the first of a shot (Shots)."""
+    blank: bool = False
+    """It shows nothing of its shot (Shots)."""
 
 
 def sample(image: FloatArray, xy: FloatArray) -> FloatArray:
@@ -233,3 +262,51 @@ class FlowWindow:
         margin = 2.0
         inside = (np.minimum(x, y) > margin) & (x < self._grid.width - margin) & (y < self._grid.height - margin)
         return np.asarray(weight * inside, dtype=np.float32)
+
+
+class Observer:
+    """Sees frames in order, as reconstruction has to know of them."""
+
+    def __init__(self, flow: FlowEstimator, grid: Grid) -> None:
+        """
+        Args:
+            flow: between analysis pictures.
+            grid: of an analysis picture, whose size it tells.
+        """
+        self._size = grid.width, grid.height
+        self._window = FlowWindow(flow, grid)
+        self._seen = 0
+        self._last: npt.NDArray[np.uint8] | None = None
+        self._exposed_s, self._first_shown = 0.0, 0
+
+    def observe(self, frame: Frame) -> ObservedFrame:
+        """See the next frame."""
+        picture = analysis_picture(frame, self._size)
+        index, before = self._seen, self._last
+        found = self._window.push(index, picture)
+        steps = [o for o in found if abs(o.src - o.dst) == 1]
+        self._seen, self._last = index + 1, picture
+        if before is None or not _is_repeat(before, picture, steps):
+            self._exposed_s, self._first_shown = frame.pts_s, index
+        return ObservedFrame(
+            index=index,
+            pts_s=frame.pts_s,
+            exposed_s=self._exposed_s,
+            first_shown=self._first_shown,
+            picture=picture,
+            found=found,
+            agreement=agreement(steps) if steps else 1.0,
+            change=_histogram_change(before, picture) if before is not None else 0.0,
+        )
+
+
+def _histogram_change(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
+    a, b = (cv2.calcHist([picture], [0], None, [32], [0, 256]) / picture.size for picture in (before, after))
+    return float(np.abs(a - b).sum())
+
+
+def _is_repeat(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], steps: list[Observation]) -> bool:
+    """The same picture again, as good as: another exposure differs by its noise at least."""
+    if cv2.norm(before, after, cv2.NORM_L1) > REPEAT_GREY * after.size:
+        return False
+    return all(float(np.median(np.abs(o.flow))) < REPEAT_PX for o in steps)

@@ -7,43 +7,14 @@ one of them is joined to what was before, it does not.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
-from vs3r.reconstruct.observe import GAPS, Observation, agreement
+from vs3r.reconstruct.observe import GAPS, Observation, ObservedFrame, agreement
 
 # Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
 CONNECTED = 0.25
 # So many frames in a row may show nothing of their shot.
 BLINK_FRAMES = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ObservedFrame:
-    """What is known of a frame when it has been seen, in the numbers of all frames seen."""
-
-    index: int
-    """Frame number."""
-    pts_s: float
-    """Time in seconds."""
-    exposed_s: float
-    """When the picture was taken: the time of the first frame that shows it."""
-    first_shown: int
-    """Number of that frame."""
-    picture: npt.NDArray[np.uint8]
-    """(H, W) what analysis sees of it."""
-    found: list[Observation]
-    """Flow between it and earlier frames."""
-    agreement: float
-    """Share of the picture on which flow from the frame before and back agree, in [0, 1]."""
-    change: float
-    """How much the histogram differs from that of the frame before, in [0, 2]."""
-    begins: bool = False
-    """It is the first of a shot (Shots)."""
-    blank: bool = False
-    """It shows nothing of its shot (Shots)."""
 
 
 class Shots:

@@ -23,9 +23,9 @@ from vs3r.flow import analysis_size
 from vs3r.geometry import rigid_inverse
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.flow_ba import BLOCK, FlowBundleAdjustment
-from vs3r.reconstruct.observe import Grid, Observation
+from vs3r.reconstruct.observe import Grid, Observation, ObservedFrame
 from vs3r.reconstruct.problem import State
-from vs3r.reconstruct.shots import ObservedFrame, Shots
+from vs3r.reconstruct.shots import Shots
 from vs3r.reconstruct.vggt.chain import Chain, FrameEstimate
 from vs3r.reconstruct.vggt.window import WindowNetwork, load_network
 from vs3r.types import FloatArray, Frame, FrameGeometry, PictureFormat
