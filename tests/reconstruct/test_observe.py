@@ -11,7 +11,8 @@ import pytest
 from tests.metrics.scenes import similarity, view
 from tests.metrics.scenes import texture as some_texture
 from vs3r.flow import Guesses
-from vs3r.reconstruct.observe import ALIGNED_TRUST, FlowWindow, Grid, Observation, align, sample, texture
+from vs3r.reconstruct.features import align, find_features
+from vs3r.reconstruct.observe import ALIGNED_TRUST, FlowWindow, Grid, Observation, sample, texture
 from vs3r.types import FloatArray
 
 Picture = npt.NDArray[np.uint8]
@@ -182,13 +183,28 @@ def leap(deg: float = 4.0, scale: float = 1.3) -> tuple[Picture, Picture, FloatA
 
 def test_pictures_far_apart_are_aligned() -> None:
     a, b, truth = leap()
-    found = align(a, b)
+    seen = find_features(a)
+    found = align(seen, find_features(b))
     assert found is not None
     corners = np.array([[0, 0, 1], [640, 0, 1], [0, 360, 1], [640, 360, 1.0]])
     np.testing.assert_allclose(corners @ found.T, corners @ truth.T, atol=0.7)  # seen: 0.10
-    assert align(a, np.asarray(some_texture(9, 640, 360)[..., 1], np.uint8)) is None, "another scene"
-    assert align(a, leap(scale=2.5)[1]) is None, "further than a zoom goes between two frames"
-    assert align(a, np.full_like(a, 90)) is None
+    another = np.asarray(some_texture(9, 640, 360)[..., 1], np.uint8)
+    assert align(seen, find_features(another)) is None, "another scene"
+    assert align(seen, find_features(leap(scale=2.5)[1])) is None, "further than a zoom goes between two frames"
+    assert align(seen, find_features(np.full_like(a, 90))) is None
+
+
+def test_features_of_a_part() -> None:
+    seen = find_features(leap()[0])
+    mask = np.zeros((360, 640), np.bool_)
+    mask[:, 320:] = True
+    part = seen.within(mask)
+    assert 20 < len(part.points) < len(seen.points)
+    assert (part.points[:, 0] >= 320).all()
+    assert not len(seen.within(mask & ~mask).points)
+    rest = seen.within(~mask)
+    assert len(rest.points) + len(part.points) == len(seen.points)
+    np.testing.assert_array_equal(seen.descriptors[seen.points[:, 0] >= 320], part.descriptors)
 
 
 def test_lost_flow_begins_again_from_the_alignment() -> None:

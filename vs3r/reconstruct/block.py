@@ -19,10 +19,11 @@ from torch import Tensor
 
 from vs3r.config import ReconstructConfig
 from vs3r.geometry import rigid_inverse
-from vs3r.lens import FISHEYE, RECTILINEAR, bent, straightened
+from vs3r.lens import bent, straightened
 from vs3r.networks import chosen_device
 from vs3r.reconstruct.bundle import adjust, reprojection_error
 from vs3r.reconstruct.leap import shared_shift, turn
+from vs3r.reconstruct.lenses import log_focals
 from vs3r.reconstruct.mounted import MountedBelief
 from vs3r.reconstruct.observe import Grid, sample
 from vs3r.reconstruct.problem import Edges, Problem, State
@@ -33,10 +34,6 @@ from vs3r.types import ROW_MOTION_ORDER
 
 log = logging.getLogger(__name__)
 
-# A phone's main camera filming video; a wider or longer lens shows itself once the camera turns.
-DEFAULT_HFOV_DEG = 62.0
-# An action camera's.
-FISHEYE_HFOV_DEG = 110.0
 INLIER_PX = 1.0
 # Of the loss with which the turn between neighbours is found first.
 STEP_WIDTHS_PX = (16.0, 4.0, 1.5)
@@ -149,19 +146,8 @@ class BlockSolver:
         """
         self._size, self._grid, self._believe = size, grid, believe
         self._adjust = functools.partial(adjust, device=chosen_device(config.adjust_device, "adjust_device"))
-        hfov = config.hfov_deg
-        self._focal_known = hfov is not None
-        long_side = size[0] if hfov is not None else max(size)
-        # Of each lens that it may be, by distortion.
-        self._log_focals: dict[float, float] = {}
-        for name, distortion, usual in (
-            ("rectilinear", RECTILINEAR, DEFAULT_HFOV_DEG),
-            ("fisheye", FISHEYE, FISHEYE_HFOV_DEG),
-        ):
-            if config.lens in (name, "auto"):
-                edge = math.tan(math.radians(hfov if hfov is not None else usual) / 2)
-                edge *= bent(distortion, torch.tensor(edge**2)).item()
-                self._log_focals[distortion] = math.log(0.5 * long_side / edge)
+        self._focal_known = config.hfov_deg is not None
+        self._log_focals = log_focals(config, size)
         ms = config.readout_ms
         self._global_shutter = ms == 0
         self._readout = ReadoutBelief(None if ms is None else ms / 1000)

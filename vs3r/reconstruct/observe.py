@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import cv2
@@ -10,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vs3r.flow import FlowEstimator, analysis_picture
+from vs3r.reconstruct.features import Features, align, find_features
 from vs3r.types import DoubleArray, FloatArray, Frame
 
 GAPS = (1, 2, 4, 8)
 CELL_PX = 12
+# Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
+CONNECTED = 0.25
 # Flow between neighbours that agrees with the flow back on less than this share of the picture is looked for again.
 LOST = 0.5
 # A pixel's flow is found where the flow back agrees so well.
@@ -21,11 +23,6 @@ FOUND = 0.5
 # What then agrees on less than this share says nothing: the alignment of the whole pictures is taken, with this trust.
 NOTHING = 0.1
 ALIGNED_TRUST = 0.1
-# Of 920 pairs of pictures of different scenes none had more than 6 features in one similarity of scale 1/2 to 2.
-ALIGNED_FEATURES = 8
-ALIGNED_SCALE = 2.0
-ALIGNED_PX = 4.0
-ALIGNED_RATIO = 0.8
 # A picture is shown again where it differs by less than this on average, and the flow between them is less than that.
 REPEAT_GREY = 0.5
 REPEAT_PX = 0.05
@@ -124,41 +121,17 @@ def agreement(found: list[Observation]) -> float:
     return float(np.mean([o.fine_weight.mean() for o in found]))
 
 
-def align(
-    a: npt.NDArray[np.uint8],
-    b: npt.NDArray[np.uint8],
-    where: tuple[npt.NDArray[np.bool_] | None, npt.NDArray[np.bool_] | None] = (None, None),
-) -> DoubleArray | None:
-    """(3, 3) similarity b_from_a in pixels on which SIFT features of two pictures agree, of those `where` (H, W) says
-    in each of them; None where too few do."""
-    # Blurred pictures have little contrast.
-    sift = cv2.SIFT.create(nfeatures=800, contrastThreshold=0.01)
-    (points_a, seen_a), (points_b, seen_b) = (
-        sift.detectAndCompute(picture, None if mask is None else mask.astype(np.uint8))
-        for picture, mask in zip((a, b), where, strict=True)
-    )
-    if min(len(points_a), len(points_b)) < ALIGNED_FEATURES:
-        return None
-    pairs = cv2.BFMatcher().knnMatch(seen_a, seen_b, k=2)
-    matches = [first for first, second in pairs if first.distance < ALIGNED_RATIO * second.distance]
-    if len(matches) < ALIGNED_FEATURES:
-        return None
-    # OpenCV puts the first pixel's centre at 0.
-    at_a = np.array([points_a[m.queryIdx].pt for m in matches]) + 0.5
-    at_b = np.array([points_b[m.trainIdx].pt for m in matches]) + 0.5
-    found, inlier = cv2.estimateAffinePartial2D(at_a, at_b, method=cv2.RANSAC, ransacReprojThreshold=ALIGNED_PX)
-    if found is None or int(inlier.sum()) < ALIGNED_FEATURES:
-        return None
-    scale = math.hypot(found[0, 0], found[1, 0])
-    if not 1 / ALIGNED_SCALE < scale < ALIGNED_SCALE:
-        return None
-    return np.vstack([found, [0.0, 0.0, 1.0]])
-
-
 class FlowWindow:
     """Flow from each new frame to those 1, 2, 4 and 8 before it and back; long flows start from composed short ones."""
 
-    def __init__(self, flow: FlowEstimator, grid: Grid) -> None:
+    def __init__(self, flow: FlowEstimator, grid: Grid, *, lean: bool = False) -> None:
+        """
+        Args:
+            flow: between analysis pictures.
+            grid: of an analysis picture, whose size it tells.
+            lean: to the frame before alone, and further back only where the two may be of different shots.
+        """
+        self._lean = lean
         self._flow = flow
         self._grid = grid
         self._coarse, self._fine = grid.centres(fine=False), grid.centres(fine=True)
@@ -166,6 +139,7 @@ class FlowWindow:
         self._pixels = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
         self._textures: dict[int, FloatArray] = {}
+        self._features: dict[int, Features] = {}  # of those where flow was lost
         self._dense: dict[tuple[int, int], FloatArray] = {}
 
     def push(self, index: int, picture: npt.NDArray[np.uint8]) -> list[Observation]:
@@ -176,8 +150,10 @@ class FlowWindow:
         for gap in GAPS:
             if index - gap in self._pictures:
                 found += self._pair(index - gap, index, gap)
+            if self._lean and gap == 1 and found and agreement(found) > CONNECTED:
+                break
         oldest = index - max(GAPS)
-        for store in (self._pictures, self._textures):
+        for store in (self._pictures, self._textures, self._features):
             store.pop(oldest, None)
         for key in [k for k in self._dense if min(k) <= oldest]:
             del self._dense[key]
@@ -209,9 +185,10 @@ class FlowWindow:
         is followed by the camera is not lost: features of what is tell how that moves."""
         pictures = self._pictures[a], self._pictures[b]
         agree = self._agree(flows)
-        b_from_a = align(*pictures, where=(agree[0] < FOUND, agree[1] < FOUND))
+        features = self._features_of(a), self._features_of(b)
+        b_from_a = align(*(seen.within(share < FOUND) for seen, share in zip(features, agree, strict=True)))
         if b_from_a is None:
-            b_from_a = align(*pictures)
+            b_from_a = align(*features)
         if b_from_a is None:
             return flows, found
         a_from_b = np.asarray(np.linalg.inv(b_from_a), dtype=np.float64)
@@ -225,6 +202,11 @@ class FlowWindow:
         return flows, [
             replace(o, weight=o.weight * trust, fine_weight=o.fine_weight * trust, aligned=True) for o in found
         ]
+
+    def _features_of(self, index: int) -> Features:
+        if index not in self._features:
+            self._features[index] = find_features(self._pictures[index])
+        return self._features[index]
 
     def _agree(self, flows: tuple[FloatArray, FloatArray]) -> tuple[FloatArray, FloatArray]:
         """(H, W) of flow and of flow back: how well the other agrees, in [0, 1]."""
@@ -267,14 +249,10 @@ class FlowWindow:
 class Observer:
     """Sees frames in order, as reconstruction has to know of them."""
 
-    def __init__(self, flow: FlowEstimator, grid: Grid) -> None:
-        """
-        Args:
-            flow: between analysis pictures.
-            grid: of an analysis picture, whose size it tells.
-        """
+    def __init__(self, flow: FlowEstimator, grid: Grid, *, lean: bool = False) -> None:
+        """See FlowWindow."""
         self._size = grid.width, grid.height
-        self._window = FlowWindow(flow, grid)
+        self._window = FlowWindow(flow, grid, lean=lean)
         self._seen = 0
         self._last: npt.NDArray[np.uint8] | None = None
         self._exposed_s, self._first_shown = 0.0, 0

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from vs3r.reconstruct.observe import GAPS, Observation, ObservedFrame, agreement
+from vs3r.reconstruct.observe import CONNECTED, GAPS, Observation, ObservedFrame, agreement
 
-# Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
-CONNECTED = 0.25
 # So many frames in a row may show nothing of their shot.
 BLINK_FRAMES = 3
 
