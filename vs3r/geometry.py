@@ -83,12 +83,30 @@ def quat_wxyz_from_matrix(R: Tensor) -> Tensor:
     return q
 
 
+# The nine elements of a rotation matrix, in sums of products of two of its unit quaternion's w, x, y and z: with one
+# product of matrices they come several times as fast as one by one.
+_ELEMENTS = (
+    "+ww+xx-yy-zz", "+xy+xy-wz-wz", "+xz+xz+wy+wy",
+    "+xy+xy+wz+wz", "+ww-xx+yy-zz", "+yz+yz-wx-wx",
+    "+xz+xz-wy-wy", "+yz+yz+wx+wx", "+ww-xx-yy+zz",
+)  # fmt: skip
+
+
+def _quadratic_form() -> Tensor:
+    """(16, 9) from the products of all pairs to the elements."""
+    form = torch.zeros(4, 4, 9, dtype=torch.float64)
+    for k, element in enumerate(_ELEMENTS):
+        for sign, i, j in zip(element[::3], element[1::3], element[2::3], strict=True):
+            form["wxyz".index(i), "wxyz".index(j), k] += float(sign + "1")
+    return form.reshape(16, 9)
+
+
+_FORM = _quadratic_form()
+
+
 def matrix_from_quat_wxyz(q: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) of quaternions (..., 4), w first; they need not be normalised."""
-    w, x, y, z = (q / q.norm(dim=-1, keepdim=True)).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).reshape(*q.shape[:-1], 3, 3)
+    unit = q / q.norm(dim=-1, keepdim=True)
+    pairs = (unit[..., :, None] * unit[..., None, :]).flatten(-2)
+    R: Tensor = (pairs @ _FORM.to(pairs)).reshape(*q.shape[:-1], 3, 3)
+    return R

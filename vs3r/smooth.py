@@ -246,7 +246,13 @@ class _Limits:
         self._may_lose = max(1 - min_own_share, 1e-3) if min_own_share > 0 else np.inf
         self._K = np.stack([g.K for g in real])
         self._distortion = np.array([g.distortion for g in real])[:, None]
-        self._cam_from_world = np.stack([g.cam_from_world for g in real])
+        cam_from_world = np.stack([g.cam_from_world for g in real])
+        self._R, self._t = cam_from_world[:, :3, :3], cam_from_world[:, :3, 3:]
+        self._centre = -self._R.transpose(0, 2, 1) @ self._t
+        middles = (np.arange(SHARE_CELLS) + 0.5) / SHARE_CELLS
+        u, v = np.meshgrid(middles * size[0], middles * size[1])
+        # (T, 3, N) through the real cameras; a lens f times as long sees the same points at x / f and y / f.
+        self._rays = np.linalg.inv(self._K) @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
         # All of a segment's frames are seen on one grid.
         inv_depth = np.stack([g.inv_depth for g in real]).reshape(len(real), -1).astype(np.float64)
         self._far, self._middle, self._near = np.percentile(inv_depth, (5, 50, 95), axis=1)
@@ -254,22 +260,20 @@ class _Limits:
     def used(self, virtual: _Path) -> DoubleArray:
         """(T, 2) what is used of the limits, 1 where a camera stands on one: of places, and of turns."""
         virtual_from_world = virtual.cam_from_world()
-        lost = (1 - self._own_share(virtual, virtual_from_world)) / self._may_lose
-        return np.column_stack([np.maximum(lost, self._parallax(virtual_from_world) / MAX_PARALLAX), lost])
+        R, t = virtual_from_world[:, :3, :3], virtual_from_world[:, :3, 3:]
+        lost = (1 - self._own_share(virtual, R, t)) / self._may_lose
+        return np.column_stack([np.maximum(lost, self._parallax(R, t) / MAX_PARALLAX), lost])
 
-    def _own_share(self, virtual: _Path, virtual_from_world: DoubleArray) -> DoubleArray:
-        """(T,) share of each virtual picture that its own frame covers, taking the scene as one distance."""
+    def _own_share(self, virtual: _Path, R: DoubleArray, t: DoubleArray) -> DoubleArray:
+        """(T,) share of each picture of virtual cameras (T, 3, 3) and (T, 3, 1) that its own frame covers, taking the
+        scene as one distance."""
         width, height = self._size
-        middles = (np.arange(SHARE_CELLS) + 0.5) / SHARE_CELLS
-        u, v = np.meshgrid(middles * width, middles * height)
-        pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
-        virtual_K = self._K.copy()
-        virtual_K[:, :2, :2] *= (np.exp(virtual.log_focal) / self._K[:, 0, 0])[:, None, None]
-        real_from_virtual = self._cam_from_world @ np.linalg.inv(virtual_from_world)
-        ray = np.linalg.inv(virtual_K) @ pixels
-        ray[:, :2] *= straightened(self._distortion, (ray[:, :2] ** 2).sum(1))[:, None]
-        moved = self._middle[:, None, None] * real_from_virtual[:, :3, 3:]
-        seen = real_from_virtual[:, :3, :3] @ ray + moved
+        longer = np.exp(virtual.log_focal) / self._K[:, 0, 0]
+        scale = straightened(self._distortion, (self._rays[:, :2] ** 2).sum(1) / longer[:, None] ** 2)
+        ray = self._rays.copy()
+        ray[:, :2] *= (scale / longer[:, None])[:, None]
+        real_R = self._R @ R.transpose(0, 2, 1)
+        seen = real_R @ ray + self._middle[:, None, None] * (self._t - real_R @ t)
         seen /= np.maximum(seen[:, 2:], 1e-9)
         seen[:, :2] *= bent(self._distortion, (seen[:, :2] ** 2).sum(1))[:, None]
         x, y, _ = np.moveaxis(self._K @ seen, 1, 0)
@@ -278,10 +282,9 @@ class _Limits:
         within = np.minimum(np.minimum(x, SHARE_CELLS - x), np.minimum(y, SHARE_CELLS - y))
         return np.asarray(np.clip(within + 0.5, 0, 1).mean(1), dtype=np.float64)
 
-    def _parallax(self, virtual_from_world: DoubleArray) -> DoubleArray:
+    def _parallax(self, R: DoubleArray, t: DoubleArray) -> DoubleArray:
         """(T,) how far near things are moved against far ones, in units of the picture's longer side."""
-        virtual_from_real = virtual_from_world @ np.linalg.inv(self._cam_from_world)
-        x, y, z = virtual_from_real[:, :3, 3].T
+        x, y, z = (R @ self._centre + t)[..., 0].T
         focal = self._K[:, 0, 0] / max(self._size)
         # A step ahead moves what lies a quarter of the picture off its middle by a quarter of the share of its depth.
         return np.asarray((focal * np.hypot(x, y) + 0.25 * np.abs(z)) * (self._near - self._far))

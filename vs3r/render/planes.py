@@ -115,8 +115,14 @@ class CpuDrawer:
                 np.minimum(plane, plane.dtype.type(peak), out=plane)
         empty = [self._format.black(v.number) for v in views]
         for rect in rects:
-            canvas = Canvas(views, rect, keep=keep, feather_px=self._feather_px)
             part = rect.pixels(view.step_y, view.step_x, view.shape)
+            if len(layers) == 1:
+                # It stands alone, however faint.
+                shown = view.alpha(layers[0], *view.positions(layers[0], rect), rect, self._feather_px) > 0
+                for plane, nothing in zip(out, empty, strict=True):
+                    plane[part][~shown] = nothing
+                continue
+            canvas = Canvas(views, rect, keep=keep, feather_px=self._feather_px)
             canvas.add(layers[0], sources[0], sampled=[plane[part] for plane in out])
             for layer, planes in zip(layers[1:], sources[1:], strict=True):
                 canvas.add(layer, planes)
