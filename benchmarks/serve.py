@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.process import run
 from tests.server.conftest import still_models
 from tests.server.relay import BreakingRelay
-from vs3r.config import Config, FlowConfig, RenderConfig, SmoothConfig
+from vs3r.config import Config, FlowConfig, ReconstructConfig, RenderConfig, SmoothConfig
 from vs3r.engine.allocator import keep_freed_memory
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
@@ -45,6 +45,7 @@ from vs3r.types import Frame, Plane
 
 # What docs/server.md names for live pictures: analysis of a smaller picture, and nothing filled from neighbours.
 LIVE = Config(
+    reconstruct=ReconstructConfig(backend="turning"),
     flow=FlowConfig(analysis_pixels=160 * 90),
     smooth=SmoothConfig(lookahead_frames=0),
     render=RenderConfig(fill_window_frames=0),

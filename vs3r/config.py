@@ -81,9 +81,10 @@ class ReconstructConfig:
 
     backend: str = option(
         "flow-ba",
-        "reconstruction method: flow-ba runs everywhere; vggt4d begins with a network, which needs its weights (vs3r "
-        "weights fetch vggt-1b) and a GPU",
-        choices=("flow-ba", "vggt4d"),
+        "reconstruction method: flow-ba runs everywhere; turning, for live pictures, takes the camera only to turn, in "
+        "a part of the time and without waiting; vggt4d begins with a network, which needs its weights (vs3r weights "
+        "fetch vggt-1b) and a GPU",
+        choices=("flow-ba", "turning", "vggt4d"),
     )
     hfov_deg: float | None = option(
         None, "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated", low=5, high=160
@@ -110,6 +111,11 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.backend == "turning" and self.readout_ms:
+            raise InputError(
+                f"readout_ms: turning knows no rolling shutter, expected none or 0, got {self.readout_ms:g}; leave it "
+                "out, or reconstruct with flow-ba"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from tests.server.conftest import (
     still_models,
     wait_until,
 )
-from vs3r.config import Config, EncodeConfig, VggtConfig
+from vs3r.config import Config, EncodeConfig, ReconstructConfig, RenderConfig, SmoothConfig, VggtConfig
 from vs3r.engine.cli import run
 from vs3r.engine.client.errors import ServerError
 from vs3r.engine.client.shared import SharedFrames
@@ -153,6 +153,32 @@ def test_results_come_while_frames_are_sent(client: Client) -> None:
 
     for result in client.stabilize(endless(), CONFIG):
         seen.put(result.sequence)
+
+
+def test_a_camera_that_only_turns_keeps_no_frame_waiting(serve: Serve) -> None:
+    """Live: each frame is sent when the result of the one before has come; the same pictures as all at once."""
+    config = Config(
+        reconstruct=ReconstructConfig(backend="turning"),
+        smooth=SmoothConfig(lookahead_frames=0),
+        render=RenderConfig(fill_window_frames=0),
+    )
+    came = threading.Semaphore(1)
+
+    def one_by_one() -> Iterator[Frame]:
+        for frame in FRAMES:
+            assert came.acquire(timeout=30), "the frame before has no result yet"
+            yield frame
+
+    got: list[Steady] = []
+    with Client(serve(Models()).address) as client:
+        for result in client.stabilize(one_by_one(), config):
+            assert isinstance(result, Steady)
+            got.append(result)
+            came.release()
+    stabilizer = Stabilizer(config, FRAMES[0].format)
+    want = [done for frame in FRAMES for done in stabilizer.push(frame)]
+    assert [pixels(w.frame) for w in want] == [pixels(g.frame) for g in got]
+    assert stabilizer.flush() == []
 
 
 def test_bad_frames_cost_only_themselves(client: Client) -> None:

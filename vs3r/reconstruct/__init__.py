@@ -8,6 +8,7 @@ from vs3r.config import Config
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.flow_ba import BLOCK, OVERLAP, FlowBundleAdjustment
 from vs3r.reconstruct.shots import BLINK_FRAMES
+from vs3r.reconstruct.turning import TurningCamera
 from vs3r.types import Frame, FrameGeometry, PictureFormat
 
 __all__ = ["Reconstructor", "delay_frames", "make_reconstructor"]
@@ -45,6 +46,8 @@ def make_reconstructor(config: Config, fmt: PictureFormat, prepare: Prepare = ea
     """
     if config.reconstruct.backend == "flow-ba":
         return FlowBundleAdjustment(config, fmt, prepare)
+    if config.reconstruct.backend == "turning":
+        return TurningCamera(config, fmt, prepare)
     from vs3r.reconstruct.vggt.reconstructor import Vggt4d
 
     return Vggt4d(config, fmt, prepare)
@@ -52,6 +55,8 @@ def make_reconstructor(config: Config, fmt: PictureFormat, prepare: Prepare = ea
 
 def delay_frames(config: Config) -> int:
     """How many frames at most are pushed before the geometry of the first of them is returned."""
+    if config.reconstruct.backend == "turning":
+        return 0
     adjustment = BLINK_FRAMES + 2 * BLOCK + OVERLAP
     if config.reconstruct.backend == "flow-ba":
         return adjustment

@@ -169,9 +169,9 @@ class FlowWindow:
         return found
 
     def _guess(self, src: int, dst: int) -> FloatArray | None:
-        """Two flows half as far, one after the other; None where they are not known."""
+        """Two flows half as far, one after the other; None where they are not known, or lost."""
         middle = (src + dst) // 2
-        if (src, middle) not in self._dense:
+        if self._lean or (src, middle) not in self._dense:
             return None
         first = self._dense[src, middle]
         guess = sample(self._dense[middle, dst], self._pixels + first)
