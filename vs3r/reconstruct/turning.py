@@ -48,7 +48,8 @@ class TurningCamera:
         # The first frames do not tell a fisheye from a camera that walks.
         self._distortion = min(lenses, key=abs)
         self._focal = math.exp(lenses[self._distortion])
-        self._points = (self._grid.centres(fine=False) - np.array(self._size, np.float32) / 2).astype(np.float64)
+        centres = self._grid.centres(fine=False) - np.array(self._size, np.float32) / 2
+        self._points = centres.reshape(-1, 2).astype(np.float64)
         self.reset()
 
     def reset(self) -> None:
@@ -77,11 +78,7 @@ class TurningCamera:
         known = {frame: found for frame, found in pairs.items() if frame in self._rotation}
         blank = False
         if self._rotation and not any(agreement(found) > CONNECTED for found in known.values()):
-            # A flash, or another shot, which is known when the next frame has come.
-            steps = [o for o in observed.found if abs(o.src - o.dst) == 1]
-            shows = any(float(o.weight.mean()) > PLAIN for o in steps)
-            same_again = self._blanks > 0 and observed.agreement > CONNECTED and shows
-            if same_again or self._blanks == BLINK_FRAMES:
+            if self._goes_on_elsewhere(observed):
                 self._segment += 1
                 self._start_segment()
                 known = {}
@@ -102,6 +99,13 @@ class TurningCamera:
         """See Reconstructor."""
         return []
 
+    def _goes_on_elsewhere(self, observed: ObservedFrame) -> bool:
+        """What was a flash, or another shot, is known to be a shot when the next frame shows it again, or late."""
+        steps = [o for o in observed.found if abs(o.src - o.dst) == 1]
+        shows = any(float(o.weight.mean()) > PLAIN for o in steps)
+        again = self._blanks > 0 and observed.agreement > CONNECTED and shows
+        return again or self._blanks == BLINK_FRAMES
+
     def _rays(self, points: DoubleArray) -> DoubleArray:
         """(N, 3) of points (N, 2) in analysis pixels from the picture's centre, with z = 1."""
         at = points / self._focal
@@ -110,11 +114,10 @@ class TurningCamera:
 
     def _turned(self, index: int, found: list[Observation]) -> DoubleArray:
         """(3, 3) the rotation that flow to and from frames with known ones agrees on best, from the last one on."""
-        centres = self._points.reshape(-1, 2)
         directions, seen, weights = [], [], []
         for o in found:
-            there = centres + o.flow.reshape(-1, 2)
-            before, now = (centres, there) if o.dst == index else (there, centres)
+            there = self._points + o.flow.reshape(-1, 2)
+            before, now = (self._points, there) if o.dst == index else (there, self._points)
             directions.append(self._rays(before) @ self._rotation[min(o.src, o.dst)])
             seen.append(self._rays(now)[:, :2])
             weights.append(o.weight.ravel())
