@@ -87,7 +87,11 @@ class ReconstructConfig:
         choices=("flow-ba", "turning", "vggt4d"),
     )
     hfov_deg: float | None = option(
-        None, "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated", low=5, high=160
+        None,
+        "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated, or with turning taken "
+        "for a phone's",
+        low=5,
+        high=160,
     )
     lens: str = option(
         "auto",

@@ -91,15 +91,16 @@ def test_after_a_reset_all_begins_anew() -> None:
     assert_same(again, found)
 
 
-@pytest.mark.parametrize(("level", "count"), [(255, 1), (255, 2), (16, 3)])
-def test_a_flash_is_no_cut(level: int, count: int) -> None:
+@pytest.mark.parametrize(("level", "count"), [(255, 1), (255, 2), (16, 3), (128, 1)])
+@pytest.mark.parametrize("pixels", [480 * 270, 160 * 90])
+def test_a_flash_is_no_cut(level: int, count: int, pixels: int) -> None:
     """The camera goes on behind it from before it, by flow across it; seen: 0.007 degrees."""
     shown = list(pictures("rotation", 16))
     blank = range(9, 9 + count)
     for k in blank:
         shown[k] = np.full_like(shown[k], level)
     frames = make_frames(shown)
-    found = run(frames, TurningCamera(config(), frames[0].format))
+    found = run(frames, TurningCamera(config(pixels=pixels), frames[0].format))
     check(found, frames)
     assert {g.segment for g in found} == {0}
     assert [g.blank for g in found] == [k in blank for k in range(len(found))]

@@ -16,6 +16,8 @@ GAPS = (1, 2, 4, 8)
 CELL_PX = 12
 # Share of the picture on which flow and flow back agree, below which two frames may be of different shots.
 CONNECTED = 0.25
+# Flow from a picture that is trusted less than this on average: there is nothing to be seen in it.
+PLAIN = 0.02
 # Flow between neighbours that agrees with the flow back on less than this share of the picture is looked for again.
 LOST = 0.5
 # A pixel's flow is found where the flow back agrees so well.
@@ -74,6 +76,12 @@ class Observation:
     """(2 rows, 2 cols) trust: forward-backward consistency only."""
     aligned: bool = False
     """The flow was lost, and features of both pictures agree on how one lies in the other: the same shot."""
+
+
+def joined(found: list[Observation]) -> bool:
+    """The flow between two frames, there and back, is of one shot, and both show something of it: between a scene and a
+    plain picture flow may come out as none at all, both ways."""
+    return agreement(found) > CONNECTED and min(float(o.weight.mean()) for o in found) > PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,7 +158,7 @@ class FlowWindow:
         for gap in GAPS:
             if index - gap in self._pictures:
                 found += self._pair(index - gap, index, gap)
-            if self._lean and gap == 1 and found and agreement(found) > CONNECTED:
+            if self._lean and gap == 1 and found and joined(found):
                 break
         oldest = index - max(GAPS)
         for store in (self._pictures, self._textures, self._features):

@@ -7,6 +7,7 @@ walking camera sees move, near things against far ones, is not explained, nor wh
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,14 +19,12 @@ from vs3r.lens import straightened
 from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, eager
 from vs3r.reconstruct.lenses import log_focals
-from vs3r.reconstruct.observe import CONNECTED, GAPS, Grid, Observation, ObservedFrame, Observer, agreement
+from vs3r.reconstruct.observe import CONNECTED, GAPS, Grid, Observation, ObservedFrame, Observer, joined
 from vs3r.reconstruct.shots import BLINK_FRAMES, is_cut
 from vs3r.types import DoubleArray, FloatArray, Frame, FrameGeometry, PictureFormat
 
 # Geman-McClure's loss: its width in analysis pixels, wide first, and rounds of each.
 WIDTHS_PX = ((12.0, 4), (4.0, 3), (1.5, 6))
-# Flow that is trusted less than this on average is that of a picture in which there is nothing to be seen.
-PLAIN = 0.02
 
 
 class TurningCamera:
@@ -77,13 +76,15 @@ class TurningCamera:
             pairs.setdefault(min(found.src, found.dst), []).append(found)
         known = {frame: found for frame, found in pairs.items() if frame in self._rotation}
         blank = False
-        if self._rotation and not any(agreement(found) > CONNECTED for found in known.values()):
-            if self._goes_on_elsewhere(observed):
+        if self._rotation and not any(map(joined, known.values())):
+            again = self._blanks > 0 and joined(pairs[observed.index - 1])
+            if again or self._blanks == BLINK_FRAMES:
                 self._segment += 1
                 self._start_segment()
                 known = {}
             else:
-                blank = self._blanks > 0 or is_cut(observed)
+                # A flash, or another shot: known when the next frames have come.
+                blank = self._blanks > 0 or is_cut(replace(observed, agreement=min(observed.agreement, CONNECTED)))
         rotation = self._last
         if known and not blank:
             rotation = self._turned(observed.index, [o for found in known.values() for o in found])
@@ -98,13 +99,6 @@ class TurningCamera:
     def flush(self) -> list[FrameGeometry]:
         """See Reconstructor."""
         return []
-
-    def _goes_on_elsewhere(self, observed: ObservedFrame) -> bool:
-        """What was a flash, or another shot, is known to be a shot when the next frame shows it again, or late."""
-        steps = [o for o in observed.found if abs(o.src - o.dst) == 1]
-        shows = any(float(o.weight.mean()) > PLAIN for o in steps)
-        again = self._blanks > 0 and observed.agreement > CONNECTED and shows
-        return again or self._blanks == BLINK_FRAMES
 
     def _rays(self, points: DoubleArray) -> DoubleArray:
         """(N, 3) of points (N, 2) in analysis pixels from the picture's centre, with z = 1."""
