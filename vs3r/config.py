@@ -88,8 +88,8 @@ class ReconstructConfig:
     )
     hfov_deg: float | None = option(
         None,
-        "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated, or with turning taken "
-        "for a phone's",
+        "horizontal field of view of the lens, in degrees, when it is known; otherwise estimated, or, by turning, "
+        "a phone's is taken",
         low=5,
         high=160,
     )
