@@ -12,12 +12,14 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from vs3r.config import Config
 from vs3r.flow import analysis_size, make_flow
 from vs3r.lens import straightened
 from vs3r.mask import OtherFrame, dynamic_probability
 from vs3r.networks import Prepare, eager
+from vs3r.reconstruct.leap import shared_shift, turn
 from vs3r.reconstruct.lenses import log_focals
 from vs3r.reconstruct.observe import CONNECTED, GAPS, Grid, Observation, ObservedFrame, Observer, joined
 from vs3r.reconstruct.shots import BLINK_FRAMES, is_cut
@@ -61,6 +63,7 @@ class TurningCamera:
         self._rotation: dict[int, DoubleArray] = {}  # (3, 3) cam_from_world of the newest frames that show the shot
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
         self._last = np.eye(3)
+        self._shift = torch.zeros(2, dtype=torch.float64)  # of the scene, at the last frame
         self._blanks = 0  # in a row
 
     def observe(self, frame: Frame, /) -> ObservedFrame:
@@ -107,7 +110,7 @@ class TurningCamera:
         return np.column_stack([at, np.ones(len(at))])
 
     def _turned(self, index: int, found: list[Observation]) -> DoubleArray:
-        """(3, 3) the rotation that flow to and from frames with known ones agrees on best, from the last one on."""
+        """(3, 3) the rotation that flow to and from frames with known ones agrees on best."""
         directions, seen, weights = [], [], []
         for o in found:
             there = self._points + o.flow.reshape(-1, 2)
@@ -118,7 +121,7 @@ class TurningCamera:
         direction, target, weight = np.concatenate(directions), np.concatenate(seen), np.concatenate(weights)
         used = weight > 1e-3
         direction, target, weight = direction[used], target[used], weight[used].astype(np.float64)
-        R = self._last
+        R = self._leapt(found)
         if not len(weight):
             return R
         for width, rounds in WIDTHS_PX:
@@ -137,6 +140,17 @@ class TurningCamera:
                 if np.abs(omega).max() < 1e-6:
                     break
         return R
+
+    def _leapt(self, found: list[Observation]) -> DoubleArray:
+        """(3, 3) where to look for a rotation: the newest known one, turned from there if the picture leapt."""
+        o = max((o for o in found if o.src in self._rotation), key=lambda o: o.src)
+        points, flow = torch.from_numpy(self._points), torch.from_numpy(o.flow).double().reshape(-1, 2)
+        weight = torch.from_numpy(o.weight).double().flatten()
+        self._shift = shared_shift(points.T, (points + flow).T, weight, self._shift)
+        R = self._rotation[o.src]
+        if self._shift.norm() <= WIDTHS_PX[0][0]:
+            return R
+        return np.asarray(turn(self._shift, self._focal).numpy() @ R, np.float64)
 
     def _geometry(self, observed: ObservedFrame, known: dict[int, list[Observation]], *, blank: bool) -> FrameGeometry:
         assert self._first is not None
