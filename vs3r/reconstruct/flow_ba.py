@@ -174,8 +174,6 @@ class FlowBundleAdjustment:
         """What the state, of frames numbered from `base`, says of one of them."""
         grid, k = self._grid, seen.index - base
         f = math.exp(float(state.log_focal[k]))
-        scale_x, scale_y = self._format.width / self._size[0], self._format.height / self._size[1]
-        K = np.array([[f * scale_x, 0, self._format.width / 2], [0, f * scale_y, self._format.height / 2], [0, 0, 1]])
         inv_depth = state.inv_depth[k].reshape(grid.rows, grid.cols).numpy()
         readout_s = float(state.readout)
         motion = (
@@ -189,7 +187,7 @@ class FlowBundleAdjustment:
             index=seen.index - self._first,
             pts_s=seen.pts_s,
             segment=self._segment,
-            K=K,
+            K=grid.intrinsics(f, self._format.width, self._format.height),
             cam_from_world=state.cam_from_world[k].numpy(),
             inv_depth=self._evened(seen.index, inv_depth),
             dynamic=np.maximum(self._dynamic(seen.index, inv_depth, state, base), self._mounted()),
@@ -230,8 +228,7 @@ class FlowBundleAdjustment:
         flows = flow.transpose(1, 2).reshape(len(found), *fine[::-1], 2).numpy()
 
         def intrinsics(n: int) -> DoubleArray:
-            f = math.exp(float(state.log_focal[n - base]))
-            return np.array([[f / cell[0], 0, fine[0] / 2], [0, f / cell[1], fine[1] / 2], [0, 0, 1]])
+            return grid.intrinsics(math.exp(float(state.log_focal[n - base])), *fine)
 
         pose = state.cam_from_world
         others = [

@@ -57,6 +57,11 @@ class Grid:
         y = (np.arange(self.rows * k) + 0.5) * self.height / (self.rows * k)
         return np.stack(np.meshgrid(x, y), -1).astype(np.float32)
 
+    def intrinsics(self, focal: float, width: int, height: int) -> DoubleArray:
+        """(3, 3) of a focal length in analysis pixels, for the same picture of another width and height."""
+        fx, fy = focal * (width / self.width), focal * (height / self.height)
+        return np.array([[fx, 0, width / 2], [0, fy, height / 2], [0, 0, 1]])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Observation:
@@ -108,6 +113,13 @@ class ObservedFrame:
     """It is the first of a shot (Shots)."""
     blank: bool = False
     """It shows nothing of its shot (Shots)."""
+
+    def pairs(self) -> dict[int, list[Observation]]:
+        """What was found, there and back, by the earlier frame."""
+        pairs: dict[int, list[Observation]] = {}
+        for found in self.found:
+            pairs.setdefault(min(found.src, found.dst), []).append(found)
+        return pairs
 
 
 def sample(image: FloatArray, xy: FloatArray) -> FloatArray:
@@ -172,14 +184,14 @@ class FlowWindow:
         found = self._both(a, b, flows)
         if gap == 1 and agreement(found) < LOST:
             flows, found = self._again(a, b, flows, found)
-        if gap < max(GAPS):
+        if gap < max(GAPS) and not self._lean:
             self._dense[a, b], self._dense[b, a] = flows
         return found
 
     def _guess(self, src: int, dst: int) -> FloatArray | None:
-        """Two flows half as far, one after the other; None where they are not known, or lost."""
+        """Two flows half as far, one after the other; None where they are not known."""
         middle = (src + dst) // 2
-        if self._lean or (src, middle) not in self._dense:
+        if (src, middle) not in self._dense:
             return None
         first = self._dense[src, middle]
         guess = sample(self._dense[middle, dst], self._pixels + first)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from vs3r.reconstruct.observe import CONNECTED, GAPS, Observation, ObservedFrame, agreement
+from vs3r.reconstruct.observe import CONNECTED, GAPS, ObservedFrame, agreement
 
 # So many frames in a row may show nothing of their shot.
 BLINK_FRAMES = 3
@@ -71,12 +71,9 @@ class Shots:
     def _joined(self, later: ObservedFrame, index: int) -> bool:
         """Flow joins it to a frame before `index` that shows the shot."""
         assert self._first is not None
-        pairs: dict[int, list[Observation]] = {}
-        for found in later.found:
-            pairs.setdefault(min(found.src, found.dst), []).append(found)
         return any(
             self._first <= before < index and before not in self._blank and agreement(found) > CONNECTED
-            for before, found in pairs.items()
+            for before, found in later.pairs().items()
         )
 
 

@@ -74,9 +74,7 @@ class TurningCamera:
         """See Reconstructor."""
         if self._first is None:
             self._first = observed.index
-        pairs: dict[int, list[Observation]] = {}
-        for found in observed.found:
-            pairs.setdefault(min(found.src, found.dst), []).append(found)
+        pairs = observed.pairs()
         known = {frame: found for frame, found in pairs.items() if frame in self._rotation}
         blank = False
         if self._rotation and not any(map(joined, known.values())):
@@ -155,14 +153,13 @@ class TurningCamera:
     def _geometry(self, observed: ObservedFrame, known: dict[int, list[Observation]], *, blank: bool) -> FrameGeometry:
         assert self._first is not None
         grid, fmt = self._grid, self._format
-        fx, fy = self._focal * fmt.width / self._size[0], self._focal * fmt.height / self._size[1]
         cam_from_world = np.eye(4)
         cam_from_world[:3, :3] = self._last
         return FrameGeometry(
             index=observed.index - self._first,
             pts_s=observed.pts_s,
             segment=self._segment,
-            K=np.array([[fx, 0, fmt.width / 2], [0, fy, fmt.height / 2], [0, 0, 1]]),
+            K=grid.intrinsics(self._focal, fmt.width, fmt.height),
             cam_from_world=cam_from_world,
             inv_depth=np.ones((grid.rows, grid.cols), np.float32),
             dynamic=self._dynamic(observed, known, blank=blank),
@@ -176,7 +173,7 @@ class TurningCamera:
         if blank or not onward:
             return np.full((rows, cols), blank, np.float32)
         cell = (self._grid.width / cols, self._grid.height / rows)
-        K = np.array([[self._focal / cell[0], 0, cols / 2], [0, self._focal / cell[1], rows / 2], [0, 0, 1]])
+        K = self._grid.intrinsics(self._focal, cols, rows)
         others = []
         for o in onward:
             dst_from_src = np.eye(4)
